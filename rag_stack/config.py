@@ -1,0 +1,125 @@
+"""The release file: what one deployment serves, pinned together. Fields and validation; it does nothing.
+
+Precedence is flag, environment, file, default; the first two are merged by the command line with `model_copy`.
+Secrets never stand in the file: keys are given as SHA-256 digests, or in the environment as RAG_STACK_API_KEYS.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from rag_stack.errors import ConfigError
+
+# One path component of an artifact's address, so no separators and no leading dot.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ArtifactsConfig(_Frozen):
+    """Where artifacts come from and where this node keeps them."""
+
+    root: str = Field("file://./var/artifacts", description="fsspec URL of the object store")
+    cache: Path = Field(Path("var/cache"), description="this node's cache directory")
+
+
+class ArtifactChoice(_Frozen):
+    """An artifact by name; without a version, the one that is promoted when the release starts."""
+
+    name: Name
+    version: Name | None = None
+
+
+class StoreConfig(_Frozen):
+    """A searchable store and the index that holds its content."""
+
+    name: Name
+    index: Name
+    version: Name | None = None
+    description: str = ""
+
+
+class RetrievalConfig(_Frozen):
+    """How a question is searched, and how much of a node that may take."""
+
+    top_k: int = Field(4, ge=1, le=50)
+    threads: int = Field(1, ge=1, le=64, description="searches that run at once")
+    threads_per_search: int = Field(1, ge=1, le=64, description="FAISS and torch threads of one search")
+    queue: int = Field(256, ge=0, description="searches that may wait; one more is answered 429")
+
+
+class PromptConfig(_Frozen):
+    """What stands around the passages."""
+
+    system: str = (
+        "You answer questions with the help of the documents below. "
+        "If the documents do not contain the answer, say that you do not know."
+    )
+    reserve_tokens: int = Field(256, ge=1, description="left for the answer when a request sets no max_tokens")
+
+
+class ServerConfig(_Frozen):
+    """The HTTP end."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    api_key_sha256: tuple[Sha256Hex, ...] = Field((), description="digests of the keys that may call; none: open")
+
+
+class Release(_Frozen):
+    """What one deployment serves, pinned together: weights, embedder, index versions, prompt and engine settings."""
+
+    name: Name
+    artifacts: ArtifactsConfig = ArtifactsConfig()
+    model: ArtifactChoice
+    embedder: ArtifactChoice
+    stores: tuple[StoreConfig, ...] = ()
+    default_store: Name | None = None
+    retrieval: RetrievalConfig = RetrievalConfig()
+    prompt: PromptConfig = PromptConfig()
+    engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, passed through")
+    engine_env: dict[str, str] = Field(default_factory=dict, description="environment of the engine's processes")
+    server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _stores_are_consistent(self) -> Self:
+        names = [store.name for store in self.stores]
+        if len(names) != len(set(names)):
+            raise ValueError(f"store names must differ, got {names}")
+        if self.default_store is not None and self.default_store not in names:
+            raise ValueError(f"default_store {self.default_store!r} is not one of the stores {names}")
+        return self
+
+
+def load_release(path: Path) -> Release:
+    """Read and validate a release file. Raises ConfigError with the file's name and every field that is wrong."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"cannot read the release file {path}: {exc.strerror or exc}") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is not YAML: {exc}") from exc
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} must hold a mapping at its top, got {type(document).__name__}")
+    try:
+        return Release.model_validate(document)
+    except ValidationError as exc:
+        raise ConfigError(f"{path} is not a valid release: {describe(exc)}") from exc
+
+
+def describe(error: ValidationError) -> str:
+    """One line an error: `engine.port: Input should be ...`."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+
+
+def is_name(text: str) -> bool:
+    """Whether a string may be the name or version of an artifact or store."""
+    return re.match(NAME_PATTERN, text) is not None

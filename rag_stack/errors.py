@@ -1,0 +1,180 @@
+"""Every expected failure.
+
+    RagStackError                    500  server_error
+      InvalidRequestError            400  the request cannot be understood
+        ContextLengthError           400  question and prompt do not fit the model's context
+      AuthenticationError            401  no key, or an unknown one
+      NotFoundError                  404  unknown route, model, store or file
+      MethodNotAllowedError          405  the route exists, for another method
+      PayloadTooLargeError           413  the body is over the limit
+      UnsupportedMediaTypeError      415  the body is not JSON
+      OverloadedError                429  a bounded queue is full: try again after `retry_after_s`
+      UnavailableError               503  nothing can serve yet: try again after `retry_after_s`
+      EngineError                    502  the engine answered something that is not the OpenAI protocol
+      ConfigError                         a release file or index spec is wrong
+      ArtifactError                       what is stored is not what was published
+        ArtifactNotFoundError             no such artifact, or nothing promoted
+        ArtifactCorruptError              a size or digest differs from the manifest
+        ArtifactExistsError               a published version is never changed
+        PromotionConflictError            another writer moved the promoted pointer first
+      IndexVersionError                   an index version cannot be opened or built
+        EmbedderMismatchError             the index was built with another embedder
+        DocumentError                     a source document cannot be read (names it)
+      EngineMissingError                  the server's extras are not installed
+
+HTTP status and OpenAI error code belong to the class. Messages say what was expected, what came and what to do.
+"""
+
+from typing import ClassVar
+
+
+class RagStackError(Exception):
+    """The root of every failure that rag_stack raises on purpose."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequestError(RagStackError):
+    """The request cannot be understood; the same request will never succeed."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class ContextLengthError(InvalidRequestError):
+    """The question and the prompt around it leave no room in the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class AuthenticationError(RagStackError):
+    """No API key, or one that is not configured."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFoundError(RagStackError):
+    """An unknown route, model, store or file."""
+
+    status = 404
+    type = "not_found_error"
+    code = "not_found"
+
+
+class MethodNotAllowedError(RagStackError):
+    """The route exists, for another method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class PayloadTooLargeError(RagStackError):
+    """The body is over the configured limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class UnsupportedMediaTypeError(RagStackError):
+    """The body is not what the route takes."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class OverloadedError(RagStackError):
+    """A bounded queue is full."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+
+
+class UnavailableError(RagStackError):
+    """Nothing can serve this request yet."""
+
+    status = 503
+    type = "server_error"
+    code = "unavailable"
+
+
+class EngineError(RagStackError):
+    """The engine answered something that is not the OpenAI protocol."""
+
+    status = 502
+    code = "engine_error"
+
+
+class ConfigError(RagStackError):
+    """A release file or an index spec is wrong."""
+
+    code = "config_error"
+
+
+class ArtifactError(RagStackError):
+    """What is stored is not what was published."""
+
+    code = "artifact_error"
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """No such artifact, or nothing promoted under that name."""
+
+    code = "artifact_not_found"
+
+
+class ArtifactCorruptError(ArtifactError):
+    """A size or digest differs from the manifest."""
+
+    code = "artifact_corrupt"
+
+
+class ArtifactExistsError(ArtifactError):
+    """A published version is never changed."""
+
+    code = "artifact_exists"
+
+
+class PromotionConflictError(ArtifactError):
+    """Another writer moved the promoted pointer first."""
+
+    status = 409
+    code = "promotion_conflict"
+
+
+class IndexVersionError(RagStackError):
+    """An index version cannot be opened or built."""
+
+    code = "index_error"
+
+
+class EmbedderMismatchError(IndexVersionError):
+    """The index was built with another embedder than the one that would query it."""
+
+    code = "embedder_mismatch"
+
+
+class DocumentError(IndexVersionError):
+    """A source document cannot be read; the message names it."""
+
+    code = "document_error"
+
+
+class EngineMissingError(RagStackError):
+    """The server's extras are not installed."""
+
+    code = "engine_missing"
