@@ -122,4 +122,4 @@ def describe(error: ValidationError) -> str:
 
 def is_name(text: str) -> bool:
     """Whether a string may be the name or version of an artifact or store."""
-    return re.match(NAME_PATTERN, text) is not None
+    return re.fullmatch(NAME_PATTERN, text) is not None

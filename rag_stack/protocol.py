@@ -1,6 +1,6 @@
 """Wire models shared by the API layer and the SDK. What OpenAI's API defines keeps OpenAI's names and shapes."""
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,7 +22,7 @@ class ComparisonFilter(Wire):
     model_config = ConfigDict(frozen=True, extra="forbid")
     type: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin"]
     key: str = Field(min_length=1, max_length=64)
-    value: Annotated[Scalar, Field(union_mode="left_to_right")] | list[Scalar]
+    value: Scalar | list[Scalar]
 
 
 class CompoundFilter(Wire):

@@ -1,0 +1,213 @@
+"""The engine's answer on its way to the client: sources early, citations when the text is complete."""
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from starlette.types import Message, Send
+
+from rag_stack.api import encoding, sse
+from rag_stack.api.engine import json_start, shape_error
+from rag_stack.api.http import dumps
+from rag_stack.errors import EngineError
+from rag_stack.rag.pipeline import Grounding
+from rag_stack.types import Citation
+
+Kind = Literal["chat", "completion"]
+Cite = Callable[[str], Awaitable[tuple[Citation, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dressing:
+    """What is put on an answer, and how the answer's text is found in it."""
+
+    kind: Kind
+    release: str
+    grounding: Grounding
+    cite: Cite
+    with_text: bool
+    with_messages: bool
+
+    def rag(self, citations: Sequence[Citation] = ()) -> dict[str, Any]:
+        """The `rag` object."""
+        return encoding.rag_block(
+            self.grounding,
+            release=self.release,
+            citations=citations,
+            with_text=self.with_text,
+            with_messages=self.with_messages,
+        )
+
+    def annotations(self, citations: Sequence[Citation]) -> list[dict[str, Any]]:
+        """The citations as annotations."""
+        return encoding.annotations(citations, self.grounding.sources)
+
+    async def dress(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A complete answer with annotations on every choice and `rag` for the first."""
+        first: tuple[Citation, ...] = ()
+        for choice in body.get("choices", []):
+            message = choice["message"] if self.kind == "chat" else choice
+            citations = await self.cite(message.get("content" if self.kind == "chat" else "text") or "")
+            if choice.get("index", 0) == 0:
+                first = citations
+            if self.kind == "chat":
+                message["annotations"] = self.annotations(citations)
+                if self.with_text:
+                    results = encoding.search_results(self.grounding.sources)
+                    message["provider_specific_fields"] = {"search_results": results}
+        return {**body, "rag": self.rag(first)}
+
+
+class AnswerSender:
+    """A `send` for the engine. Errors before the first event keep their status; later ones are error frames."""
+
+    def __init__(self, send: Send, dressing: Dressing) -> None:
+        self._send = send
+        self._dressing = dressing
+        self._start: Message | None = None
+        self._stream: _Stream | None = None
+        self._body = b""
+        self.streaming = False
+
+    async def __call__(self, message: Message) -> None:
+        match message["type"]:
+            case "http.response.start":
+                self._start = message
+                if message["status"] < 400 and _is_event_stream(message):
+                    self._stream = _Stream(self._dressing)
+            case "http.response.body" if self._stream is not None:
+                await self._send_frames(self._stream, message)
+            case "http.response.body":
+                await self._send_whole(message)
+            case _:
+                await self._send(message)
+
+    async def _send_whole(self, message: Message) -> None:
+        self._body += message.get("body", b"")
+        if message.get("more_body", False) or self._start is None:
+            return
+        if self._start["status"] >= 400:
+            await self._send_json(shape_error(self._body, status=self._start["status"]))
+            return
+        try:
+            body = json.loads(self._body)
+        except ValueError as exc:
+            raise EngineError("the engine's answer is not JSON") from exc
+        await self._send_json(await self._dressing.dress(body))
+
+    async def _send_json(self, body: dict[str, Any], *, status: int | None = None) -> None:
+        if self._start is None:
+            raise EngineError("the engine sent a body before its headers")
+        data = dumps(body)
+        start = self._start if status is None else {**self._start, "status": status}
+        await self._send(json_start(start, data))
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def _send_frames(self, stream: "_Stream", message: Message) -> None:
+        more = message.get("more_body", False)
+        frames = await stream.frames(message.get("body", b""), last=not more)
+        if not self.streaming:
+            if stream.failed_first is not None:
+                status = _status_of(stream.failed_first)
+                await self._send_json(shape_error(dumps(stream.failed_first), status=status), status=status)
+                stream.closed = True
+            if stream.closed or (not frames and more) or self._start is None:
+                return
+            self.streaming = True
+            await self._send(self._start)
+        await self._send({"type": "http.response.body", "body": frames, "more_body": more})
+
+    async def fail(self, error: EngineError) -> None:
+        """End a stream that broke with an error frame, as clients expect it."""
+        frame = sse.encode(
+            {"error": {"message": error.message, "type": error.type, "param": None, "code": error.code}}
+        )
+        await self._send({"type": "http.response.body", "body": frame})
+
+
+class _Stream:
+    """Dresses a stream of chunks. Chunks with nothing to add pass through byte for byte."""
+
+    def __init__(self, dressing: Dressing) -> None:
+        self._dressing = dressing
+        self._splitter = sse.FrameSplitter()
+        self._texts: dict[int, list[str]] = {}
+        self._annotated: dict[int, int] = {}
+        self.failed_first: dict[str, Any] | None = None
+        self.closed = False
+
+    async def frames(self, data: bytes, *, last: bool) -> bytes:
+        """What to send for the next piece of the engine's stream."""
+        out = [await self._frame(frame) for frame in self._splitter.feed(data)]
+        if last:
+            out.append(self._splitter.rest())
+        return b"".join(out)
+
+    async def _frame(self, frame: bytes) -> bytes:
+        data = sse.data_of(frame)
+        if data is None or data == sse.DONE:
+            return frame
+        try:
+            chunk = json.loads(data)
+        except ValueError as exc:
+            raise EngineError("the engine's stream is not JSON") from exc
+        if "error" in chunk:
+            if not self._texts:
+                self.failed_first = chunk
+            return sse.encode(shape_error(data, status=_status_of(chunk)))
+        return sse.encode(chunk) if await self._dress(chunk) else frame
+
+    async def _dress(self, chunk: dict[str, Any]) -> bool:
+        """Add to a chunk what it is the right one for; say whether it was changed."""
+        changed = False
+        for choice in chunk.get("choices", []):
+            index = choice.get("index", 0)
+            if index not in self._texts:
+                self._texts[index] = []
+                self._announce(chunk, choice, index)
+                changed = True
+            self._texts[index].append(self._text(choice))
+            if choice.get("finish_reason") is not None:
+                await self._finish(chunk, choice, index)
+                changed = True
+        return changed
+
+    def _text(self, choice: dict[str, Any]) -> str:
+        if self._dressing.kind == "completion":
+            return choice.get("text") or ""
+        return (choice.get("delta") or {}).get("content") or ""
+
+    def _announce(self, chunk: dict[str, Any], choice: dict[str, Any], index: int) -> None:
+        """The sources, on the first chunk: they are known before the first word."""
+        rag = self._dressing.rag()
+        entries = [{"type": "source", "source": source} for source in rag["sources"]]
+        self._annotate(choice, index, entries)
+        if index == 0:
+            chunk["rag"] = rag
+
+    async def _finish(self, chunk: dict[str, Any], choice: dict[str, Any], index: int) -> None:
+        citations = await self._dressing.cite("".join(self._texts[index]))
+        self._annotate(choice, index, self._dressing.annotations(citations))
+        if index == 0:
+            chunk["rag"] = self._dressing.rag(citations)
+
+    def _annotate(self, choice: dict[str, Any], index: int, entries: list[dict[str, Any]]) -> None:
+        """Add to `delta.annotations`. Clients merge lists of deltas by `index`, so it counts on over all chunks."""
+        if self._dressing.kind == "completion" or not entries:
+            return
+        start = self._annotated.get(index, 0)
+        numbered = [{"index": n, **entry} for n, entry in enumerate(entries, start=start)]
+        delta = choice.setdefault("delta", {})
+        delta["annotations"] = [*(delta.get("annotations") or []), *numbered]
+        self._annotated[index] = start + len(entries)
+
+
+def _is_event_stream(start: Message) -> bool:
+    return any(k.lower() == b"content-type" and v.startswith(b"text/event-stream") for k, v in start["headers"])
+
+
+def _status_of(chunk: dict[str, Any]) -> int:
+    error = chunk.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500

@@ -1,0 +1,113 @@
+"""From the nouns to the wire: sources, citations and annotations as clients read them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from rag_stack.protocol import RagBlock, RagCitation, RagSource, SearchResult, TextContent
+from rag_stack.rag.pipeline import Grounding
+from rag_stack.types import Citation, Hit, Source, Timings
+
+
+def filename(hit: Hit) -> str:
+    """What a document is called: the file it came from, else its title."""
+    return str(hit.passage.attributes.get("filename") or hit.passage.title or hit.passage.document_id)
+
+
+def search_result(hit: Hit) -> SearchResult:
+    """A hit as the search endpoint gives it."""
+    passage = hit.passage
+    return SearchResult(
+        file_id=passage.document_id,
+        filename=filename(hit),
+        score=round(hit.score, 6),
+        attributes=dict(passage.attributes),
+        content=[TextContent(text=passage.text)],
+        passage_id=passage.passage_id,
+        title=passage.title,
+        url=passage.uri,
+        start=passage.start,
+        end=passage.end,
+    )
+
+
+def rag_source(source: Source, *, with_text: bool) -> RagSource:
+    """A source for the `rag` block; the text only on request."""
+    hit, passage = source.hit, source.hit.passage
+    return RagSource(
+        number=source.number,
+        file_id=passage.document_id,
+        filename=filename(hit),
+        passage_id=passage.passage_id,
+        title=passage.title,
+        url=passage.uri,
+        score=round(hit.score, 6),
+        start=passage.start,
+        end=passage.end,
+        text=passage.text if with_text else None,
+    )
+
+
+def rag_citation(citation: Citation) -> RagCitation:
+    """A citation for the `rag` block."""
+    return RagCitation(
+        method=citation.method,
+        source=citation.source,
+        start_index=citation.answer_start,
+        end_index=citation.answer_end,
+        quote=citation.quote,
+        quote_start=citation.quote_start,
+        quote_end=citation.quote_end,
+    )
+
+
+def annotations(citations: Sequence[Citation], sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """Citations as annotations: a `url_citation` where the document has a URL, and a `file_citation` always."""
+    by_number = {source.number: source.hit for source in sources}
+    found: list[dict[str, Any]] = []
+    for citation in citations:
+        hit = by_number[citation.source]
+        span = {"start_index": citation.answer_start, "end_index": citation.answer_end}
+        if hit.passage.uri:
+            url = {"url": hit.passage.uri, "title": hit.passage.title, **span}
+            found.append({"type": "url_citation", "url_citation": url})
+        file = {"file_id": hit.passage.document_id, "filename": filename(hit), "quote": citation.quote, **span}
+        found.append({"type": "file_citation", "file_citation": file})
+    return found
+
+
+def search_results(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """The sources in the place where LiteLLM's users look for them."""
+    return [
+        {
+            "object": "vector_store.search_results.page",
+            "search_query": "",
+            "data": [search_result(source.hit).model_dump() for source in sources],
+        }
+    ]
+
+
+def rag_block(
+    grounding: Grounding,
+    *,
+    release: str,
+    citations: Sequence[Citation] = (),
+    with_text: bool = False,
+    with_messages: bool = False,
+) -> dict[str, Any]:
+    """The `rag` object of an answer."""
+    block = RagBlock(
+        release=release,
+        store=grounding.store,
+        index_version=grounding.index_version,
+        timings_ms=timings_ms(grounding.timings),
+        sources=[rag_source(source, with_text=with_text) for source in grounding.sources],
+        citations=[rag_citation(citation) for citation in citations],
+        messages=[dict(message) for message in grounding.messages] if with_messages else None,
+    )
+    return block.model_dump(exclude_none=True)
+
+
+def timings_ms(timings: Timings) -> dict[str, float]:
+    """`{"embed": 8.1, ...}`, milliseconds."""
+    return {name.removesuffix("_ms"): round(value, 3) for name, value in dataclasses.asdict(timings).items()}

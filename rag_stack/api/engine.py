@@ -1,0 +1,99 @@
+"""The way into the engine's app, and what its failures look like on the way out."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rag_stack.api.http import dumps, read_json
+from rag_stack.errors import InvalidRequestError
+
+# What Starlette's router of ours left in the scope must not reach the engine's router.
+_OURS = frozenset({"app", "endpoint", "path_params", "route", "router"})
+
+
+async def forward(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, body: Mapping[str, Any]) -> None:
+    """Call the engine's app with another body. It hears of a closed client through `receive`, and aborts."""
+    data = dumps(body)
+    headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"transfer-encoding")]
+    inner = {k: v for k, v in scope.items() if k not in _OURS}
+    inner["headers"] = [*headers, (b"content-length", str(len(data)).encode())]
+    sent = False
+
+    async def receive_body() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": data, "more_body": False}
+
+    await app(inner, receive_body, send)
+
+
+class EngineErrors:
+    """A `send` that gives every failed answer of the engine OpenAI's shape; the rest passes untouched."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            self._start = message
+            return
+        if self._start is None or message["type"] != "http.response.body":
+            await self._send(message)
+            return
+        self._body += message.get("body", b"")
+        if message.get("more_body", False):
+            return
+        body = dumps(shape_error(self._body, status=self._start["status"]))
+        await self._send(json_start(self._start, body))
+        await self._send({"type": "http.response.body", "body": body})
+        self._start = None
+
+
+def shape_error(body: bytes, *, status: int) -> dict[str, Any]:
+    """An engine's error body with all of `message, type, param, code`."""
+    try:
+        given = json.loads(body)
+    except ValueError:
+        given = None
+    error = given.get("error") if isinstance(given, dict) else None
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return {"error": {"type": "server_error", "param": None, "code": status, **error}}
+    detail = given.get("detail") if isinstance(given, dict) else None
+    text = detail if isinstance(detail, str) else body.decode("utf-8", "replace")[:500]
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": text or f"the engine answered {status}", "type": kind, "param": None, "code": status}}
+
+
+def json_start(start: Message, body: bytes) -> Message:
+    """A response start for another JSON body."""
+    drop = (b"content-length", b"content-type", b"transfer-encoding")
+    headers = [(k, v) for k, v in start.get("headers", []) if k.lower() not in drop]
+    length = (b"content-length", str(len(body)).encode())
+    return {**start, "headers": [*headers, (b"content-type", b"application/json"), length]}
+
+
+class PassThrough:
+    """A route that the engine answers alone: its body is checked for size and shape, not changed."""
+
+    def __init__(self, engine: ASGIApp, *, max_body_bytes: int) -> None:
+        self._engine = engine
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            inner = {k: v for k, v in scope.items() if k not in _OURS}
+            await self._engine(inner, receive, EngineErrors(send))
+            return
+        body = await read_json(scope, receive, max_bytes=self._max_body_bytes)
+        tools = body.get("tools")
+        if isinstance(tools, list) and any(isinstance(t, Mapping) and t.get("type") == "file_search" for t in tools):
+            raise InvalidRequestError(
+                f"{scope['path']} does not search yet: ask for file_search in /v1/chat/completions", param="tools"
+            )
+        await forward(self._engine, scope, receive, EngineErrors(send), body=body)

@@ -1,0 +1,121 @@
+"""Chat and text completions with retrieval: read, ground, forward, dress."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rag_stack.api.answer import AnswerSender, Dressing, Kind
+from rag_stack.api.engine import forward
+from rag_stack.api.http import read_json
+from rag_stack.api.retrieval_request import INCLUDE_MESSAGES, INCLUDE_TEXT, RequestReader, RetrievalRequest
+from rag_stack.errors import EngineError, InvalidRequestError, RagStackError
+from rag_stack.protocol import MAX_QUERY_CHARS
+from rag_stack.rag.pipeline import Grounding, Pipeline, Question
+from rag_stack.rag.prompt import text_of
+
+
+class GroundedEndpoint:
+    """POST /v1/chat/completions or /v1/completions."""
+
+    def __init__(
+        self,
+        engine: ASGIApp,
+        *,
+        kind: Kind,
+        reader: RequestReader,
+        pipeline: Pipeline,
+        release: str,
+        max_body_bytes: int,
+    ) -> None:
+        self._engine = engine
+        self._kind: Kind = kind
+        self._reader = reader
+        self._pipeline = pipeline
+        self._release = release
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_json(scope, receive, max_bytes=self._max_body_bytes)
+        # A text completion is a raw prompt: it is grounded when it asks to be, not because the release has a default.
+        request = self._reader.read(body, default=self._kind == "chat")
+        grounding = await self._pipeline.ground(self._question(request))
+        sender = AnswerSender(send, self._dressing(request, grounding))
+        try:
+            await forward(self._engine, scope, receive, sender, body=self._engine_body(request, grounding))
+        except Exception as exc:
+            if not sender.streaming:
+                raise
+            error = exc if isinstance(exc, EngineError) else EngineError("the engine failed in the middle of an answer")
+            await sender.fail(error)
+            if not isinstance(exc, RagStackError):
+                raise
+
+    def _dressing(self, request: RetrievalRequest, grounding: Grounding) -> Dressing:
+        return Dressing(
+            kind=self._kind,
+            release=self._release,
+            grounding=grounding,
+            cite=lambda text: self._pipeline.cite(text, grounding),
+            with_text=INCLUDE_TEXT in request.include,
+            with_messages=INCLUDE_MESSAGES in request.include,
+        )
+
+    def _question(self, request: RetrievalRequest) -> Question:
+        body = request.engine_body
+        retrieves = request.store is not None or bool(request.hits)
+        messages = _messages(body) if self._kind == "chat" else _prompt(body, retrieves=retrieves)
+        return Question(
+            messages=messages,
+            query=_query(messages) if retrieves else "",
+            store=request.store,
+            hits=request.hits,
+            top_k=request.top_k,
+            filters=request.filters,
+            score_threshold=request.score_threshold,
+            max_tokens=_max_tokens(body),
+        )
+
+    def _engine_body(self, request: RetrievalRequest, grounding: Grounding) -> dict[str, Any]:
+        if self._kind == "chat":
+            return {**request.engine_body, "messages": list(grounding.messages)}
+        if request.store is None and not request.hits:
+            return request.engine_body
+        return {**request.engine_body, "prompt": "\n\n".join(text_of(message) for message in grounding.messages)}
+
+
+def _messages(body: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise InvalidRequestError("`messages` must be a list of at least one message", param="messages")
+    return tuple(messages)
+
+
+def _prompt(body: Mapping[str, Any], *, retrieves: bool) -> tuple[Mapping[str, Any], ...]:
+    """A completion's prompt as a message to ground; left alone when nothing is retrieved for it."""
+    if not retrieves:
+        return ()
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        raise InvalidRequestError("with retrieval, `prompt` must be one string", param="prompt")
+    return ({"role": "user", "content": prompt},)
+
+
+def _query(messages: tuple[Mapping[str, Any], ...]) -> str:
+    """The last user message is what is searched for."""
+    text = next((text_of(m) for m in reversed(messages) if m.get("role") == "user"), "").strip()
+    if not text:
+        raise InvalidRequestError("there is no question: no user message has text", param="messages")
+    if len(text) > MAX_QUERY_CHARS:
+        raise InvalidRequestError(
+            f"the question has {len(text)} characters; at most {MAX_QUERY_CHARS} can be searched for", param="messages"
+        )
+    return text
+
+
+def _max_tokens(body: Mapping[str, Any]) -> int | None:
+    """`max_completion_tokens` or `max_tokens`; what is not a positive number is left for the engine to refuse."""
+    given = body.get("max_completion_tokens") or body.get("max_tokens")
+    return given if isinstance(given, int) and given > 0 else None

@@ -1,0 +1,46 @@
+"""GET /v1/models and /v1/models/{id}: the release's model and its `model@store` aliases, awake or not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from rag_stack.errors import NotFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The handlers."""
+
+    model: str
+    stores: Sequence[str]
+    created_at: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def routes(self) -> list[Route]:
+        """What this owns."""
+        return [
+            Route("/v1/models", self.list_models, methods=["GET"]),
+            Route("/v1/models/{model:path}", self.get_model, methods=["GET"]),
+        ]
+
+    async def list_models(self, _: Request) -> JSONResponse:
+        """All names that a request may give as its model."""
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._names()]})
+
+    async def get_model(self, request: Request) -> JSONResponse:
+        """One of them."""
+        name = request.path_params["model"]
+        if name not in self._names():
+            raise NotFoundError(f"the model {name!r} does not exist; there are {self._names()}", param="model")
+        return JSONResponse(self._card(name))
+
+    def _names(self) -> list[str]:
+        return [self.model, *(f"{self.model}@{store}" for store in self.stores)]
+
+    def _card(self, name: str) -> dict[str, Any]:
+        card = {"id": name, "object": "model", "created": self.created_at, "owned_by": "rag_stack"}
+        return {**card, **self.details}

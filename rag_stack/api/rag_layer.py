@@ -1,0 +1,93 @@
+"""Our layer around an engine's app. The routes here are all that a client can reach; the rest of the engine is a 404."""
+
+from dataclasses import dataclass
+
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from rag_stack.api.answer import Kind
+from rag_stack.api.auth import KeyRing
+from rag_stack.api.engine import PassThrough
+from rag_stack.api.gate import Gate
+from rag_stack.api.grounded import GroundedEndpoint
+from rag_stack.api.health import OPEN_PATHS, Health
+from rag_stack.api.models import Models
+from rag_stack.api.retrieval_request import RequestReader
+from rag_stack.api.vector_stores import VectorStores
+from rag_stack.metrics import Recorder
+from rag_stack.rag.pipeline import Pipeline
+
+# (method, path) of the engine's own app that clients may reach as it is.
+PASSED = (
+    ("POST", "/v1/responses"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("GET", "/version"),
+)
+# Known routes of vLLM 0.29 that stay closed. The test that walks the live openapi fails on one that is in neither list.
+DENIED = frozenset(
+    {
+        "/docs",
+        "/generative_scoring",
+        "/inference/v1/generate",
+        "/invocations",
+        "/is_scaling_elastic_ep",
+        "/load",
+        "/metrics",
+        "/openapi.json",
+        "/ping",
+        "/scale_elastic_ep",
+        "/v1/chat/completions/batch",
+        "/v1/chat/completions/derender",
+        "/v1/chat/completions/render",
+        "/v1/completions/derender",
+        "/v1/completions/render",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/messages/render",
+        "/v1/responses/{response_id}",
+        "/v1/responses/{response_id}/cancel",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RagLayer:
+    """What the layer is made of."""
+
+    pipeline: Pipeline
+    reader: RequestReader
+    vector_stores: VectorStores
+    models: Models
+    health: Health
+    keys: KeyRing
+    recorder: Recorder
+    release: str
+    max_body_bytes: int
+
+    def around(self, engine: ASGIApp) -> ASGIApp:
+        """The engine's app with retrieval, citations, keys and the allow-list around it."""
+        routes: list[BaseRoute] = [
+            Route("/v1/chat/completions", self._grounded(engine, "chat"), methods=["POST"]),
+            Route("/v1/completions", self._grounded(engine, "completion"), methods=["POST"]),
+            *self.vector_stores.routes(),
+            *self.models.routes(),
+            *self.health.routes(),
+            *_passed(engine, max_body_bytes=self.max_body_bytes),
+        ]
+        return Gate(routes, keys=self.keys, open_paths=OPEN_PATHS, recorder=self.recorder, lifespan=engine)
+
+    def _grounded(self, engine: ASGIApp, kind: Kind) -> GroundedEndpoint:
+        return GroundedEndpoint(
+            engine,
+            kind=kind,
+            reader=self.reader,
+            pipeline=self.pipeline,
+            release=self.release,
+            max_body_bytes=self.max_body_bytes,
+        )
+
+
+def _passed(engine: ASGIApp, *, max_body_bytes: int) -> list[BaseRoute]:
+    endpoint = PassThrough(engine, max_body_bytes=max_body_bytes)
+    return [Route(path, endpoint, methods=[method]) for method, path in PASSED]

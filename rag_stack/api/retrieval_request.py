@@ -1,0 +1,177 @@
+"""What retrieval a request asks for. Five ways, first match wins:
+
+1. `tools: [{"type": "file_search", "vector_store_ids": [...]}]`
+2. `vector_store_ids: [...]` at the top
+3. `model: "<model>@<store>"`, for user interfaces that can only choose a model
+4. `documents: [{title, text}]`: the caller's own passages, no search
+5. nothing: the release's default store, if it names one
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from rag_stack.config import describe
+from rag_stack.errors import InvalidRequestError, NotFoundError
+from rag_stack.protocol import Filter, RankingOptions
+from rag_stack.types import Hit, Passage
+
+MAX_DOCUMENTS = 50
+INCLUDE_TEXT = "file_search_call.results"
+INCLUDE_MESSAGES = "rag.messages"
+
+
+class _FileSearch(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    vector_store_ids: list[str] = Field(min_length=1)
+    max_num_results: int | None = Field(None, ge=1, le=50)
+    filters: Filter | None = None
+    ranking_options: RankingOptions = RankingOptions()
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    text: str = Field(min_length=1)
+    title: str = ""
+    url: str = ""
+    id: str | None = None
+
+
+_DOCUMENTS = TypeAdapter(list[_Document])
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalRequest:
+    """The retrieval that a body asked for, and the body without it, as the engine may see it."""
+
+    engine_body: dict[str, Any]
+    store: str | None = None
+    hits: tuple[Hit, ...] = ()
+    top_k: int | None = None
+    filters: Filter | None = None
+    score_threshold: float = 0.0
+    include: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReader:
+    """Reads retrieval requests for one release: its model, its stores, its default."""
+
+    model: str
+    stores: tuple[str, ...]
+    default_store: str | None
+
+    def read(self, body: Mapping[str, Any], *, default: bool) -> RetrievalRequest:
+        """Split a body. `default`: whether a body that asks for nothing gets the default store.
+
+        Raises NotFoundError for an unknown model or store, InvalidRequestError for anything malformed.
+        """
+        engine = {k: v for k, v in body.items() if k not in ("vector_store_ids", "documents", "include")}
+        include = frozenset(_include(body.get("include")))
+        engine["model"], alias_store = self._model(body.get("model"))
+        search = _file_search(engine)
+        if search is not None:
+            return RetrievalRequest(
+                engine,
+                store=self._one_store(search.vector_store_ids, "tools"),
+                top_k=search.max_num_results,
+                filters=search.filters,
+                score_threshold=search.ranking_options.score_threshold,
+                include=include,
+            )
+        if body.get("vector_store_ids") is not None:
+            store = self._one_store(body["vector_store_ids"], "vector_store_ids")
+            return RetrievalRequest(engine, store=store, include=include)
+        if alias_store is not None:
+            return RetrievalRequest(engine, store=self._known(alias_store, "model"), include=include)
+        if body.get("documents") is not None:
+            return RetrievalRequest(engine, hits=_given(body["documents"]), include=include)
+        return RetrievalRequest(engine, store=self.default_store if default else None, include=include)
+
+    def _model(self, given: object) -> tuple[str, str | None]:
+        if not isinstance(given, str) or not given:
+            raise InvalidRequestError(
+                f"`model` must name a model; this server has {self.model!r}", param="model"
+            )
+        if given == self.model:
+            return given, None
+        model, at, store = given.rpartition("@")
+        if at and model == self.model:
+            return model, store
+        raise NotFoundError(f"the model {given!r} does not exist; this server has {self.model!r}", param="model")
+
+    def _one_store(self, ids: object, param: str) -> str:
+        if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids) or not ids:
+            raise InvalidRequestError("`vector_store_ids` must be a list with the id of a store", param=param)
+        if len(set(ids)) > 1:
+            raise InvalidRequestError("one store a question is what this server can search", param=param)
+        return self._known(ids[0], param)
+
+    def _known(self, store: str, param: str) -> str:
+        if store not in self.stores:
+            raise NotFoundError(
+                f"the vector store {store!r} does not exist; there are {list(self.stores)}", param=param
+            )
+        return store
+
+
+def _include(given: object) -> Sequence[str]:
+    if given is None:
+        return ()
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        raise InvalidRequestError("`include` must be a list of strings", param="include")
+    return given
+
+
+def _file_search(engine: dict[str, Any]) -> _FileSearch | None:
+    """Take a file_search tool out of the body; function tools stay for the engine."""
+    tools = engine.get("tools")
+    if not isinstance(tools, list):
+        return None
+    searches = [tool for tool in tools if isinstance(tool, Mapping) and tool.get("type") == "file_search"]
+    if not searches:
+        return None
+    others = [tool for tool in tools if tool not in searches]
+    if others:
+        engine["tools"] = others
+    else:
+        engine.pop("tools")
+    choice = engine.get("tool_choice")
+    if not others or (isinstance(choice, Mapping) and choice.get("type") == "file_search"):
+        engine.pop("tool_choice", None)
+    if len(searches) > 1:
+        raise InvalidRequestError("give one file_search tool, not several", param="tools")
+    search = searches[0]
+    # Chat clients that know only function tools nest the settings one level down.
+    settings = search["file_search"] if isinstance(search.get("file_search"), Mapping) else search
+    try:
+        return _FileSearch.model_validate(settings)
+    except ValidationError as exc:
+        raise InvalidRequestError(f"file_search: {describe(exc)}", param="tools") from exc
+
+
+def _given(documents: object) -> tuple[Hit, ...]:
+    """The caller's own passages, in the caller's order, as hits."""
+    try:
+        parsed = _DOCUMENTS.validate_python(documents)
+    except ValidationError as exc:
+        raise InvalidRequestError(f"documents: {describe(exc)}", param="documents") from exc
+    if not 1 <= len(parsed) <= MAX_DOCUMENTS:
+        raise InvalidRequestError(f"`documents` takes 1 to {MAX_DOCUMENTS} entries", param="documents")
+    return tuple(
+        Hit(
+            Passage(
+                passage_id=document.id or f"document-{n:02d}",
+                document_id=document.id or f"document-{n:02d}",
+                text=document.text,
+                title=document.title,
+                uri=document.url,
+                start=0,
+                end=len(document.text),
+            ),
+            score=1.0,
+        )
+        for n, document in enumerate(parsed, start=1)
+    )

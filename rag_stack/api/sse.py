@@ -1,0 +1,37 @@
+"""Server-sent events: cut a byte stream into frames, read a frame's data, write a frame."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rag_stack.api.http import dumps
+
+DONE = b"[DONE]"
+
+
+class FrameSplitter:
+    """Cuts a stream of bytes, however it is chunked, into frames that end with an empty line."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The frames that `data` completes, each with its closing empty line."""
+        self._buffer += data.replace(b"\r\n", b"\n")
+        while (end := self._buffer.find(b"\n\n")) >= 0:
+            frame, self._buffer = self._buffer[: end + 2], self._buffer[end + 2 :]
+            yield frame
+
+    def rest(self) -> bytes:
+        """What came after the last complete frame."""
+        return self._buffer
+
+
+def data_of(frame: bytes) -> bytes | None:
+    """The frame's data, or None for a comment or another event type."""
+    lines = [line[5:].lstrip(b" ") for line in frame.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """A data frame."""
+    return b"data: " + dumps(body) + b"\n\n"

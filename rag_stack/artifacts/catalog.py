@@ -1,0 +1,227 @@
+"""What is published, and which version is promoted. The promoted pointer is the only thing that ever changes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from rag_stack.artifacts.manifest import (
+    MANIFEST_NAME,
+    POINTER_NAME,
+    ArtifactKind,
+    ArtifactRef,
+    Digest,
+    FileEntry,
+    Manifest,
+    canonical_json,
+    check_address,
+    describe_files,
+    parse_json_object,
+)
+from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.config import describe, is_name
+from rag_stack.errors import (
+    ArtifactCorruptError,
+    ArtifactError,
+    ArtifactExistsError,
+    ArtifactNotFoundError,
+    PromotionConflictError,
+)
+
+_PUBLISHED_BY: Final[Mapping[str, str]] = {"models": "rag-stack model import", "indexes": "rag-stack index build"}
+_VERSION_HEX = 12
+
+
+class Expected(Enum):
+    """What `promote` may expect beside a version: whatever is promoted at the time of the call."""
+
+    CURRENT = "current"
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """The promoted version, its manifest's digest, the version before it, and when it was promoted (ISO 8601, UTC)."""
+
+    version: str
+    digest: Digest
+    previous: str | None
+    promoted_at: str
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+_POINTER: Final = TypeAdapter(Pointer)
+
+
+class Catalog:
+    """The artifacts of one object store."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+
+    def publish(
+        self,
+        directory: Path,
+        *,
+        kind: ArtifactKind,
+        name: str,
+        metadata: Mapping[str, Any],
+        version: str | None = None,
+        parent: str | None = None,
+    ) -> Manifest:
+        """Upload a directory's files, then the manifest, last: a version without a manifest does not exist.
+
+        Without a version, it is made from the content. Publishing what is there already changes nothing and
+        returns the published manifest. Raises ArtifactExistsError when the version holds something else.
+        """
+        check_address(kind, name)
+        if not directory.is_dir():
+            raise ArtifactError(f"{str(directory)!r} is not a directory; expected one that holds the artifact's files")
+        files = describe_files(directory)
+        metadata = json.loads(canonical_json(metadata))
+        wanted = Manifest(
+            kind=kind,
+            name=name,
+            version=version or _content_version(files, metadata),
+            files=files,
+            metadata=metadata,
+            parent=parent,
+        )
+        if not self._is_published(wanted):
+            with self.store.exclusive(_manifest_key(wanted.ref)):
+                if not self._is_published(wanted):
+                    self._upload(directory, wanted)
+                    return wanted
+        return self._same(wanted)
+
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        """A published manifest. Raises ArtifactNotFoundError, or ArtifactCorruptError when it is another's."""
+        try:
+            data = self.store.read_bytes(_manifest_key(ref))
+        except ArtifactNotFoundError as exc:
+            raise ArtifactNotFoundError(f"no artifact {str(ref)!r} in {self.store.url}; {self._advice(ref)}") from exc
+        try:
+            manifest = Manifest.from_bytes(data)
+        except ArtifactCorruptError as exc:
+            raise ArtifactCorruptError(f"{self.store.url}/{_manifest_key(ref)}: {exc}") from exc
+        if manifest.ref != ref:
+            raise ArtifactCorruptError(
+                f"{self.store.url}/{_manifest_key(ref)} is the manifest of {str(manifest.ref)!r}; "
+                "was it copied by hand? Publish the artifact again"
+            )
+        return manifest
+
+    def names(self, kind: ArtifactKind) -> list[str]:
+        """The names under which something is published, sorted."""
+        return [name for name in self.store.list_names(kind) if is_name(name) and self.versions(kind, name)]
+
+    def versions(self, kind: ArtifactKind, name: str) -> list[str]:
+        """The published versions of a name, sorted; an interrupted publish is none."""
+        check_address(kind, name)
+        found = [v for v in self.store.list_names(f"{kind}/{name}") if is_name(v) and v != POINTER_NAME]
+        return [v for v in found if self.store.exists(_manifest_key(ArtifactRef(kind, name, v)))]
+
+    def promoted(self, kind: ArtifactKind, name: str) -> Pointer | None:
+        """What is promoted under a name, or None. Raises ArtifactCorruptError."""
+        return self._read_pointer(kind, name)[0]
+
+    def promote(self, ref: ArtifactRef, *, expected_version: str | Expected | None = Expected.CURRENT) -> Pointer:
+        """Move the promoted pointer to a published version; rolling back is promoting `previous`.
+
+        `expected_version` is what must be promoted now (None: nothing). Promoting what is promoted changes nothing.
+        Raises PromotionConflictError when something else is promoted, or another writer is faster.
+        """
+        digest = self.manifest(ref).digest
+        current, data = self._read_pointer(ref.kind, ref.name)
+        version = current.version if current else None
+        if expected_version is not Expected.CURRENT and version != expected_version:
+            raise PromotionConflictError(
+                f"{ref.kind}/{ref.name} has {version!r} promoted, expected {expected_version!r}; "
+                "look at what is promoted now and promote again"
+            )
+        if current and (current.version, current.digest) == (ref.version, digest):
+            return current
+        previous = current.previous if current and version == ref.version else version
+        pointer = Pointer(ref.version, digest, previous, datetime.now(UTC).isoformat(timespec="seconds"))
+        self.store.compare_and_set(_pointer_key(ref.kind, ref.name), canonical_json(asdict(pointer)), expected=data)
+        return pointer
+
+    def resolve(self, kind: ArtifactKind, name: str, version: str | None = None) -> Manifest:
+        """The manifest of a version, or of the promoted one. Raises ArtifactNotFoundError, ArtifactCorruptError."""
+        if version is not None:
+            return self.manifest(ArtifactRef(kind, name, version))
+        check_address(kind, name)
+        pointer = self.promoted(kind, name)
+        if pointer is None:
+            known = self.versions(kind, name)
+            state = f"published but not promoted: {', '.join(known)}" if known else self._advice_for(kind)
+            raise ArtifactNotFoundError(f"nothing is promoted as {kind}/{name} in {self.store.url}; {state}")
+        manifest = self.manifest(ArtifactRef(kind, name, pointer.version))
+        if manifest.digest != pointer.digest:
+            raise ArtifactCorruptError(
+                f"the manifest of {str(manifest.ref)!r} has digest {manifest.digest}, but {pointer.digest} was "
+                "promoted; it was changed after that: publish the artifact again and promote the new version"
+            )
+        return manifest
+
+    def _is_published(self, wanted: Manifest) -> bool:
+        return self.store.exists(_manifest_key(wanted.ref))
+
+    def _same(self, wanted: Manifest) -> Manifest:
+        found = self.manifest(wanted.ref)
+        if (found.files, found.metadata) != (wanted.files, wanted.metadata):
+            raise ArtifactExistsError(
+                f"{str(wanted.ref)!r} is published with other content, and a published version is never changed; "
+                "publish under another version, or leave the version out to have one made from the content"
+            )
+        return found
+
+    def _upload(self, directory: Path, manifest: Manifest) -> None:
+        for entry in manifest.files:
+            self.store.upload(directory / entry.path, f"{manifest.ref}/{entry.path}")
+        if describe_files(directory) != manifest.files:
+            raise ArtifactError(f"{str(directory)!r} changed while it was being published; let its writer finish first")
+        self.store.put_bytes(_manifest_key(manifest.ref), manifest.to_bytes())
+
+    def _read_pointer(self, kind: ArtifactKind, name: str) -> tuple[Pointer | None, bytes | None]:
+        check_address(kind, name)
+        key = _pointer_key(kind, name)
+        if not self.store.exists(key):
+            return None, None
+        data = self.store.read_bytes(key)
+        try:
+            return _POINTER.validate_python(parse_json_object(data, what=f"{self.store.url}/{key}")), data
+        except ValidationError as exc:
+            raise ArtifactCorruptError(
+                f"{self.store.url}/{key} is not a promoted pointer: {describe(exc)}; delete it and promote again"
+            ) from exc
+
+    def _advice(self, ref: ArtifactRef) -> str:
+        versions = self.versions(ref.kind, ref.name)
+        if versions:
+            return f"published versions of {ref.name!r}: {', '.join(versions)}"
+        return self._advice_for(ref.kind)
+
+    def _advice_for(self, kind: ArtifactKind) -> str:
+        names = self.names(kind)
+        listed = f"published {kind}: {', '.join(names)}" if names else f"no {kind} are published there"
+        return f"{listed}; publish with `{_PUBLISHED_BY[kind]}`"
+
+
+def _content_version(files: tuple[FileEntry, ...], metadata: Mapping[str, Any]) -> str:
+    content = {"files": [(entry.path, entry.digest) for entry in files], "metadata": metadata}
+    return hashlib.sha256(canonical_json(content)).hexdigest()[:_VERSION_HEX]
+
+
+def _manifest_key(ref: ArtifactRef) -> str:
+    return f"{ref}/{MANIFEST_NAME}"
+
+
+def _pointer_key(kind: ArtifactKind, name: str) -> str:
+    return f"{kind}/{name}/{POINTER_NAME}"

@@ -1,0 +1,103 @@
+"""Local files that survive bad days: written whole or not at all, by one process at a time."""
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from rag_stack.errors import ArtifactError
+
+_ADVICE = {
+    errno.ENOSPC: "free some space there or choose another place",
+    errno.EDQUOT: "raise the quota or choose another place",
+    errno.EFBIG: "raise the limit on file sizes or choose another place",
+    errno.EACCES: "give this user access to it or choose another place",
+    errno.EPERM: "give this user access to it or choose another place",
+    errno.EROFS: "mount it writable or choose another place",
+}
+
+
+@contextmanager
+def translated(action: str, path: Path | str) -> Iterator[None]:
+    """Turn an OSError inside the block into an ArtifactError that says what failed, where, and what to do."""
+    try:
+        yield
+    except OSError as exc:
+        advice = _ADVICE.get(exc.errno or 0, "check the path and try again")
+        raise ArtifactError(f"cannot {action} {str(path)!r}: {exc.strerror or exc}; {advice}") from exc
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears at `path` when the block ends, whole and on disk, or not at all.
+
+    Writers of one path take turns; what a killed one left is overwritten by the next. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with _locked(partial) as file:
+        try:
+            file.truncate(0)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, waiting for whoever has it. It ends with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames inside a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:<hex>` of a file's content. Raises OSError."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    file = _open_locked(path)
+    try:
+        yield file
+    finally:
+        # Explicitly, because a forked child may still hold a copy of the descriptor.
+        fcntl.flock(file, fcntl.LOCK_UN)
+        file.close()
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # The holder before us may have renamed or removed the file: then our lock is on nothing.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()

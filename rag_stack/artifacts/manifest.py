@@ -1,0 +1,197 @@
+"""What an artifact is: its address, its files with their digests, and what they mean."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from rag_stack.artifacts.local_file import file_digest, translated
+from rag_stack.config import describe, is_name
+from rag_stack.errors import ArtifactCorruptError, ArtifactError
+
+ArtifactKind: TypeAlias = Literal["models", "indexes"]
+
+SCHEMA_VERSION: Final = 1
+MANIFEST_NAME: Final = "manifest.json"
+POINTER_NAME: Final = "PROMOTED"
+
+
+def _posix_relative(path: str) -> str:
+    pure = PurePosixPath(path)
+    if path == MANIFEST_NAME:
+        raise ValueError(f"{MANIFEST_NAME!r} is the name of the manifest itself")
+    if path in ("", ".") or pure.is_absolute() or ".." in pure.parts or pure.as_posix() != path:
+        raise ValueError(f"{path!r} is not a plain relative path inside the artifact")
+    if "\0" in path:
+        raise ValueError(f"{path!r} holds a NUL character")
+    return path
+
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRef:
+    """The address of one artifact. Raises ArtifactError for a kind, name or version that cannot be one."""
+
+    kind: ArtifactKind
+    name: str
+    version: str
+
+    def __post_init__(self) -> None:
+        check_address(self.kind, self.name)
+        if not is_name(self.version) or self.version == POINTER_NAME:
+            raise ArtifactError(_wrong_name("version", self.version))
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file: its path relative to the artifact (posix), its size and `sha256:<hex>`."""
+
+    path: Annotated[str, AfterValidator(_posix_relative)]
+    size_bytes: Annotated[int, Field(strict=True, ge=0)]
+    digest: Digest
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """An artifact's files and what they mean. `metadata` is JSON; `parent` is the version it was made from."""
+
+    kind: ArtifactKind
+    name: str
+    version: str
+    files: tuple[FileEntry, ...]
+    metadata: Mapping[str, Any]
+    parent: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @property
+    def ref(self) -> ArtifactRef:
+        """The artifact's address."""
+        return ArtifactRef(self.kind, self.name, self.version)
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of the canonical bytes: it pins every file and all metadata."""
+        return f"sha256:{hashlib.sha256(self.to_bytes()).hexdigest()}"
+
+    @property
+    def size_bytes(self) -> int:
+        """The sum of the files' sizes."""
+        return sum(entry.size_bytes for entry in self.files)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: sorted keys, no spaces, UTF-8. Raises ArtifactError when the metadata is not JSON."""
+        return canonical_json({**asdict(self), "metadata": self.metadata})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Manifest":
+        """Parse and check a manifest. Raises ArtifactCorruptError for anything that `to_bytes` would not write."""
+        document = parse_json_object(data, what="manifest")
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise ArtifactCorruptError(
+                f"manifest has schema version {document.get('schema_version')!r}, this release reads {SCHEMA_VERSION}; "
+                "upgrade rag_stack or publish the artifact again"
+            )
+        try:
+            manifest = _MANIFEST.validate_python(document)
+            _ = manifest.ref
+        except ValidationError as exc:
+            raise ArtifactCorruptError(f"manifest is not valid: {describe(exc)}; publish the artifact again") from exc
+        except ArtifactError as exc:
+            raise ArtifactCorruptError(f"manifest is not valid: {exc}; publish the artifact again") from exc
+        paths = [entry.path for entry in manifest.files]
+        if not paths or len(paths) != len(set(paths)):
+            raise ArtifactCorruptError(f"manifest must list each of its files once, got {paths}")
+        return manifest
+
+
+_MANIFEST: Final = TypeAdapter(Manifest)
+
+
+def check_address(kind: str, name: str) -> None:
+    """Raise ArtifactError unless `kind` and `name` can address artifacts."""
+    if kind not in ("models", "indexes"):
+        raise ArtifactError(f"artifact kind must be 'models' or 'indexes', got {kind!r}")
+    if not is_name(name):
+        raise ArtifactError(_wrong_name("name", name))
+
+
+def canonical_json(document: Mapping[str, Any]) -> bytes:
+    """The one encoding of a JSON object that digests are taken over. Raises ArtifactError when it is not JSON."""
+    try:
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ArtifactError(f"artifact metadata must be JSON (no NaN, no objects): {exc}") from exc
+
+
+def parse_json_object(data: bytes, *, what: str) -> dict[str, Any]:
+    """Parse a JSON object. Raises ArtifactCorruptError, naming `what` was read."""
+    try:
+        document = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise ArtifactCorruptError(f"{what} is not JSON ({exc}); publish or promote again") from exc
+    if not isinstance(document, dict):
+        raise ArtifactCorruptError(f"{what} must be a JSON object, got {type(document).__name__}")
+    return document
+
+
+def describe_files(directory: Path) -> tuple[FileEntry, ...]:
+    """Every file below a directory, sorted by path. Links are followed, names with a leading dot skipped.
+
+    Raises ArtifactError when there is none, or one that cannot be published.
+    """
+    with translated("read", directory):
+        entries = [
+            FileEntry(path=_published_path(path, directory), size_bytes=path.stat().st_size, digest=file_digest(path))
+            for path in _walk(directory)
+        ]
+    if not entries:
+        raise ArtifactError(f"{str(directory)!r} holds no files to publish (names with a leading dot do not count)")
+    return tuple(sorted(entries, key=lambda entry: entry.path))
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    with os.scandir(directory) as scan:
+        children = [child for child in scan if not child.name.startswith(".")]
+    for child in children:
+        path = Path(child.path)
+        if child.is_file():
+            yield path
+        elif not child.is_dir():
+            raise ArtifactError(f"{child.path!r} is neither a file nor a directory (a broken link?); remove it")
+        elif directory.resolve().is_relative_to(path.resolve()):
+            raise ArtifactError(f"{child.path!r} is a link to a directory that holds it; remove it")
+        else:
+            yield from _walk(path)
+
+
+def _published_path(path: Path, directory: Path) -> str:
+    relative = path.relative_to(directory).as_posix()
+    try:
+        relative.encode("utf-8")
+        return _posix_relative(relative)
+    except UnicodeEncodeError as exc:
+        raise ArtifactError(f"the file name {os.fsencode(relative)!r} is not UTF-8; rename it") from exc
+    except ValueError as exc:
+        raise ArtifactError(f"{str(path)!r} cannot be published: {exc}; rename it") from exc
+
+
+def _wrong_name(what: str, text: str) -> str:
+    return (
+        f"artifact {what} {text!r} must be 1 to 128 letters, digits, '.', '_' or '-', begin with a letter or digit, "
+        f"and not be {POINTER_NAME!r}"
+    )

@@ -1,0 +1,125 @@
+"""`rag-stack model`: bring models into the object store and see what is there."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.manifest import ArtifactRef, Manifest
+from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.cli.failure import one_line_failures
+from rag_stack.config import ArtifactsConfig
+from rag_stack.errors import ArtifactNotFoundError
+from rag_stack.generation.model_import import import_model
+
+app = typer.Typer(help="Models in the object store.", no_args_is_help=True)
+
+_PACKAGE = "package:"
+
+Root = Annotated[
+    str | None,
+    typer.Option("--root", envvar="RAG_STACK_ROOT", help="URL of the object store [default: file://./var/artifacts]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A model directory, a .gguf file, or package:NAME[/PATH] inside an installed Python package."
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="The name to publish it under.")],
+    root: Root = None,
+    *,
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Do nothing if the name has a promoted version.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish and promote a model. A GGUF file is converted once to bfloat16 safetensors."""
+    messages = Console(stderr=True)
+    started = time.perf_counter()
+    with one_line_failures():
+        catalog = _open_catalog(root)
+        if if_missing and catalog.promoted("models", name) is not None:
+            manifest = catalog.resolve("models", name, None)
+        else:
+            manifest = import_model(
+                _locate(source),
+                catalog=catalog,
+                name=name,
+                progress=lambda message: messages.print(
+                    message, style="dim", markup=False, highlight=False, soft_wrap=True
+                ),
+            )
+    _report({**_row(manifest), "digest": manifest.digest, "seconds": time.perf_counter() - started}, as_json=as_json)
+
+
+@app.command("ls")
+def ls_command(root: Root = None, *, as_json: AsJson = False) -> None:
+    """List the published models and which version of each is promoted."""
+    with one_line_failures():
+        catalog = _open_catalog(root)
+        rows = [row for name in catalog.names("models") for row in _versions(catalog, name=name)]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("name", "version", "promoted", "task", "files", "bytes", box=None, header_style="bold")
+    for row in rows:
+        promoted = "yes" if row["promoted"] else ""
+        table.add_row(
+            row["name"], row["version"], promoted, row["task"] or "", str(row["files"]), f"{row['size_bytes']:,}"
+        )
+    empty = f"no models in {catalog.store.url}; publish one with `rag-stack model import`"
+    Console().print(table if rows else empty, markup=False, soft_wrap=not rows)
+
+
+def _versions(catalog: Catalog, *, name: str) -> list[dict[str, Any]]:
+    pointer = catalog.promoted("models", name)
+    manifests = [catalog.manifest(ArtifactRef("models", name, v)) for v in catalog.versions("models", name)]
+    return [{**_row(m), "promoted": pointer is not None and pointer.version == m.version} for m in manifests]
+
+
+def _row(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "task": manifest.metadata.get("task"),
+        "files": len(manifest.files),
+        "size_bytes": manifest.size_bytes,
+    }
+
+
+def _report(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    size = f"{result['files']} files, {result['size_bytes']:,} bytes, {result['seconds']:.1f} s"
+    Console().print(f"[bold]models/{result['name']}/{result['version']}[/bold]  {size}", highlight=False)
+
+
+def _open_catalog(root: str | None) -> Catalog:
+    return Catalog(ObjectStore(root or ArtifactsConfig().root))
+
+
+def _locate(source: str) -> Path:
+    """The path that SOURCE means. A package is found without being imported."""
+    if not source.startswith(_PACKAGE):
+        return Path(source)
+    package, _, inside = source.removeprefix(_PACKAGE).partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ArtifactNotFoundError(
+            f"no Python package {package!r} is installed; install it (the demo's models come "
+            "with rag-stack's extra `demo`) or give a path"
+        )
+    return Path(spec.submodule_search_locations[0], inside)

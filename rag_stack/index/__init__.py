@@ -1,0 +1,12 @@
+"""What one index version is, how it is built and how it is read.
+
+spec       the declarative description of an index (YAML)
+documents  source files -> documents; what cannot be read is named
+sections   the parts of a document between its headings
+chunking   a document -> chunks that fit the embedder, each a verbatim slice
+builder    documents -> index.faiss, passages.arrow, documents.arrow
+format     file names, Arrow schemas, metadata
+passages   the memory-mapped passage table
+selector   how each kind of FAISS index is told which rows may be found
+reader     one open index version: mapped, prefaulted, searched
+"""

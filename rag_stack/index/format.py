@@ -1,0 +1,138 @@
+"""The files of an index version and what its manifest says about them.
+
+index.faiss      the vectors; row i belongs to passage i
+passages.arrow   one row a passage (Arrow IPC, uncompressed, so that it can be memory-mapped)
+documents.arrow  one row a document, with the digest of its content
+
+Nothing in the files or the metadata depends on when or where they were built: the same documents, embedder and
+settings give the same version. When a version was promoted is in the catalog.
+"""
+
+from typing import Annotated, Any, Final, Self
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rag_stack.artifacts.manifest import Manifest
+from rag_stack.config import describe
+from rag_stack.errors import IndexVersionError
+from rag_stack.types import AttributeValue
+
+FORMAT_VERSION: Final = 1
+INDEX_FILE: Final = "index.faiss"
+PASSAGES_FILE: Final = "passages.arrow"
+DOCUMENTS_FILE: Final = "documents.arrow"
+
+PASSAGES_SCHEMA: Final = pa.schema(
+    [
+        ("passage_id", pa.string()),
+        ("document_id", pa.string()),
+        # 64-bit offsets: the texts of a large store pass 2 GB.
+        ("text", pa.large_string()),
+        ("title", pa.string()),
+        ("uri", pa.string()),
+        ("start", pa.int64()),
+        ("end", pa.int64()),
+    ]
+)
+DOCUMENTS_SCHEMA: Final = pa.schema(
+    [
+        ("document_id", pa.string()),
+        ("filename", pa.string()),
+        ("title", pa.string()),
+        ("uri", pa.string()),
+        ("digest", pa.string()),
+        ("characters", pa.int64()),
+        ("first_row", pa.int64()),
+        ("passages", pa.int64()),
+    ]
+)
+
+_ATTRIBUTE = "attribute"
+_ARROW_TYPES: Final = {"string": pa.string(), "number": pa.float64(), "boolean": pa.bool_()}
+
+
+def type_name(value: AttributeValue) -> str:
+    """`string`, `number` or `boolean`."""
+    if isinstance(value, bool):
+        return "boolean"
+    return "string" if isinstance(value, str) else "number"
+
+
+def attribute_column(key: str, type_: str) -> str:
+    """The column that holds an attribute's values of one type; null where a passage has none of that type.
+
+    Documents may give the same key values of different types, so there is a column for each.
+    """
+    return f"{_ATTRIBUTE}:{type_}:{key}"
+
+
+def attribute_field(key: str, type_: str) -> pa.Field:
+    """The Arrow field of such a column."""
+    return pa.field(attribute_column(key, type_), _ARROW_TYPES[type_])
+
+
+def attribute_key(column: str) -> str | None:
+    """The key of an attribute column; None for any other column."""
+    parts = column.split(":", 2)
+    return parts[2] if len(parts) == 3 and parts[0] == _ATTRIBUTE else None
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EmbedderRef(_Frozen):
+    """The embedder that made the vectors, by its artifact's name and digest."""
+
+    name: str
+    digest: str
+
+
+class Chunking(_Frozen):
+    """How documents are cut, in tokens of the embedder."""
+
+    max_tokens: int = Field(200, ge=16)
+    overlap_tokens: int = Field(30, ge=0)
+
+
+class Skipped(_Frozen):
+    """A document that is not in the index, and why."""
+
+    document: str
+    reason: str
+
+
+class IndexMetadata(_Frozen):
+    """The metadata of an index version's manifest."""
+
+    format_version: int = FORMAT_VERSION
+    embedder: EmbedderRef
+    dimension: Annotated[int, Field(ge=1)]
+    metric: str = "cosine"
+    recipe: str
+    search_parameters: str = ""
+    passages: Annotated[int, Field(ge=0)]
+    documents: Annotated[int, Field(ge=0)]
+    chunking: Chunking | None = None
+    skipped: tuple[Skipped, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What goes into the manifest."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """The metadata of a published index version. Raises IndexVersionError."""
+        version = manifest.metadata.get("format_version")
+        if version != FORMAT_VERSION:
+            raise IndexVersionError(
+                f"{str(manifest.ref)!r} has index format {version!r}, this release reads {FORMAT_VERSION}; "
+                "build it again with `rag-stack index build`"
+            )
+        try:
+            return cls.model_validate(dict(manifest.metadata))
+        except ValidationError as exc:
+            raise IndexVersionError(
+                f"the manifest of {str(manifest.ref)!r} is not an index's: {describe(exc)}"
+            ) from exc

@@ -1,0 +1,1 @@
+"""Work that is done once and published: building index versions."""

@@ -1,0 +1,1 @@
+"""From a question to a grounded prompt, and from an answer to its citations."""

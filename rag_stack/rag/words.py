@@ -1,0 +1,96 @@
+"""The words of a sentence that carry its claim: stems, with what is negated and what must be matched exactly."""
+
+import re
+from dataclasses import dataclass
+
+_TOKEN = re.compile(r"\w+(?:['’]\w+)*")
+_OPENING, _CLOSING = "`\"'“‘", "`\"'”’"
+_NUMBERS = {
+    "zero": "0", "two": "2", "three": "3", "four": "4", "five": "5",
+    "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
+_NEGATION_REACH = 3  # words after "not" that it can speak of: "is not normally called"
+
+
+def _listed(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_NEGATIONS = _listed("not no never without neither nor cannot unless")
+
+# Words that turn a claim round when they are missing or added, as "before" for "after" does.
+_POLAR = _listed("""
+    all always ascending before after beginning both close decrease descending different end equal false fewer first
+    greater highest immutable increase inside largest last left less lowest max maximum min minimum more mutable never
+    only open outside read right same smallest start true unlike write
+""")
+_STOP_WORDS = _listed("""
+    a about above also am an and any are as at be because been being below between but by can could did do does doing
+    done down during each either else etc for from further get gets given has have having he hence her here hers him his
+    how however i if in into is it its itself just let like made make makes many may me might much must my namely of off
+    often on once one or other others otherwise our ours out over own per quite rather s shall she should simply since
+    so some such t than that the their them then there therefore these they this those through thus to too under until
+    up upon us use used uses using usually very via was way we well were what when where whereas whether which while who
+    whom whose why will with within would yet you your yours
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A content word. An `exact` one (number, identifier, polar word) may not be missing from what supports it."""
+
+    stem: str
+    negated: bool
+    exact: bool
+    identifier: bool
+
+
+def content_words(text: str) -> tuple[Word, ...]:
+    """The content words of a text in order; stop words and negations themselves are left out."""
+    words: list[Word] = []
+    reach = 0
+    for match in _TOKEN.finditer(text):
+        token = match.group()
+        lower = token.lower().replace("’", "'")
+        if lower in _NEGATIONS or lower.endswith("n't"):
+            reach = _NEGATION_REACH + 1
+        reach = max(0, reach - 1)
+        if lower in _STOP_WORDS or lower in _NEGATIONS or lower.endswith("n't"):
+            continue
+        words.append(_word(token, lower, text, match, negated=reach > 0))
+    return tuple(words)
+
+
+def _word(token: str, lower: str, text: str, match: re.Match[str], *, negated: bool) -> Word:
+    identifier = _is_identifier(token) or _is_written_as_code(text, match)
+    number = _NUMBERS.get(lower, lower)
+    exact = identifier or lower in _POLAR or number.isdecimal()
+    stem = number if number.isdecimal() or "_" in lower else _stem(lower)
+    return Word(stem=stem, negated=negated, exact=exact, identifier=identifier)
+
+
+def _is_identifier(token: str) -> bool:
+    """`__enter__`, `lru_cache`, `KeyError`, `utf8`: spelled as prose is not."""
+    mixed_case = token[1:] != token[1:].lower() and not token.isupper()
+    return "_" in token or mixed_case or (any(map(str.isdigit, token)) and not token.isdecimal())
+
+
+def _is_written_as_code(text: str, match: re.Match[str]) -> bool:
+    """Whether the word is called, part of a dotted name, or alone in quotation marks or backticks."""
+    before, after = text[max(0, match.start() - 2) : match.start()], text[match.end() : match.end() + 2]
+    dotted = (before[-1:] == "." and before[:1].isalnum()) or (after[:1] == "." and after[1:].isalnum())
+    quoted = before[-1:] in _OPENING and after[:1] in _CLOSING
+    return after[:1] == "(" or dotted or (quoted and before != "" and after != "")
+
+
+def _stem(word: str) -> str:
+    """A light English stem: raises, raised, raising and raise are one word."""
+    if word.endswith("'s"):
+        word = word[:-2]
+    for suffix, shortest in (("ies", 5), ("ing", 6), ("edly", 7), ("ed", 5), ("ly", 6), ("es", 5), ("s", 4)):
+        if word.endswith(suffix) and len(word) >= shortest and not word.endswith(("ss", "us", "is")):
+            word = word[: -len(suffix)] + ("y" if suffix == "ies" else "")
+            break
+    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "aeiousl":
+        word = word[:-1]
+    return word[:-1] if len(word) > 3 and word.endswith("e") else word

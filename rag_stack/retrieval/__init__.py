@@ -1,0 +1,6 @@
+"""From a question to passages: embed, search, cut.
+
+retriever  the path on one page, in a bounded pool of threads
+embedder   texts -> unit vectors
+filters    a request's filter -> the rows that may be found
+"""

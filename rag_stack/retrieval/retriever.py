@@ -1,0 +1,137 @@
+"""The search path on one page: wait for a thread, embed the query, search the store, cut the list."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
+import numpy as np
+
+from rag_stack.errors import NotFoundError, OverloadedError, UnavailableError
+from rag_stack.index.reader import IndexVersion, Rows, Vectors
+from rag_stack.metrics import RETRIEVAL_MS, RETRIEVAL_QUEUE, Recorder
+from rag_stack.protocol import Filter
+from rag_stack.retrieval.embedder import Embedder
+from rag_stack.retrieval.filters import Mask, MaskCache, check
+from rag_stack.types import Hit, Retrieval, Timings
+
+
+class Retriever:
+    """Searches open stores. At most `threads` searches run and `queue` wait; the event loop is never blocked."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        stores: Mapping[str, IndexVersion],
+        *,
+        threads: int,
+        queue: int,
+        recorder: Recorder,
+    ) -> None:
+        self._embedder = embedder
+        self._stores = dict(stores)
+        self._masks = {name: MaskCache(index.passages) for name, index in stores.items()}
+        self._capacity = threads + queue
+        self._held = 0
+        self._lock = Lock()
+        self._recorder = recorder
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retrieval")
+
+    async def retrieve(
+        self,
+        query: str | Sequence[str],
+        *,
+        store: str,
+        top_k: int,
+        filters: Filter | None = None,
+        score_threshold: float = 0.0,
+    ) -> Retrieval:
+        """The best passages of a store for a query, best first; of several queries, each passage's best score counts.
+
+        Texts that are the same to the character are given once. Raises NotFoundError, InvalidRequestError for a filter
+        that makes no sense, and OverloadedError when too many searches wait already.
+        """
+        index = self._stores.get(store)
+        if index is None:
+            raise NotFoundError(f"the store {store!r} does not exist; there are {sorted(self._stores)}")
+        if filters is not None:
+            check(filters)
+        queries = [query] if isinstance(query, str) else list(query)
+        self._enter()
+        queued = time.perf_counter()
+        try:
+            future = self._threads.submit(
+                self._search, queries, index, self._masks[store], filters, top_k, score_threshold, queued
+            )
+        except RuntimeError as exc:
+            self._leave()
+            raise UnavailableError("this server is shutting down; try again", retry_after_s=1) from exc
+        # A caller that goes away frees its place in the queue at once; a search that runs keeps it until it ends.
+        future.add_done_callback(lambda _: self._leave())
+        hits, timings = await asyncio.wrap_future(future)
+        for stage in ("queue", "embed", "search"):
+            self._recorder.record(RETRIEVAL_MS, getattr(timings, f"{stage}_ms"), {"stage": stage})
+        return Retrieval(hits=hits, store=store, index_version=index.version, timings=timings)
+
+    def close(self) -> None:
+        """Drop what waits and let what runs end. Blocking."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._held >= self._capacity:
+                raise OverloadedError(f"{self._held} searches run or wait, no more can; try again", retry_after_s=1)
+            self._held += 1
+            self._recorder.record(RETRIEVAL_QUEUE, self._held)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._held -= 1
+            self._recorder.record(RETRIEVAL_QUEUE, self._held)
+
+    def _search(
+        self,
+        queries: list[str],
+        index: IndexVersion,
+        masks: MaskCache,
+        filters: Filter | None,
+        top_k: int,
+        score_threshold: float,
+        queued: float,
+    ) -> tuple[tuple[Hit, ...], Timings]:
+        started = time.perf_counter()
+        vectors = self._embedder.encode(queries)
+        embedded = time.perf_counter()
+        allowed = masks.row_mask(filters) if filters is not None else None
+        hits = _best(index, vectors, top_k=top_k, allowed=allowed)
+        found = time.perf_counter()
+        timings = Timings(
+            queue_ms=(started - queued) * 1e3, embed_ms=(embedded - started) * 1e3, search_ms=(found - embedded) * 1e3
+        )
+        return tuple(hit for hit in hits if hit.score >= score_threshold), timings
+
+
+def _best(index: IndexVersion, vectors: Vectors, *, top_k: int, allowed: Mask | None) -> list[Hit]:
+    """The best passages with different texts; looks further where equal texts leave places empty."""
+    k = min(2 * top_k, index.ntotal)
+    while True:
+        scores, rows = index.search(vectors, k, allowed=allowed)
+        hits: dict[str, Hit] = {}
+        for row, score in _merged(scores, rows):
+            passage = index.passages.get(row)
+            hits.setdefault(passage.text, Hit(passage, min(1.0, max(0.0, score))))
+            if len(hits) == top_k:
+                return list(hits.values())
+        if k >= index.ntotal or (rows < 0).any():
+            return list(hits.values())
+        k = min(2 * k, index.ntotal)
+
+
+def _merged(scores: Vectors, rows: Rows) -> list[tuple[int, float]]:
+    """Each row once, with its best score, best first; equal scores in the order of rows."""
+    best: dict[int, float] = {}
+    for row, score in zip(rows.ravel().tolist(), scores.ravel().tolist(), strict=True):
+        if row >= 0 and np.isfinite(score):
+            best[row] = max(score, best.get(row, score))
+    return sorted(best.items(), key=lambda item: (-item[1], item[0]))

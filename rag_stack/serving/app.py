@@ -1,0 +1,59 @@
+"""Builds the Serve applications of a release: one engine, and small control applications, a route prefix each."""
+
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.llm import LLMConfig, build_openai_app
+
+from rag_stack.config import Release
+from rag_stack.serving.control import ENGINE_APP, SEARCH_APP, HealthServer, ModelsServer, SearchServer
+from rag_stack.serving.environment import offline_environment
+from rag_stack.serving.pinning import PinnedRelease
+from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
+
+_CONTROL: tuple[tuple[str, str, type], ...] = (
+    (SEARCH_APP, "/v1/vector_stores", SearchServer),
+    ("models", "/v1/models", ModelsServer),
+    ("health", "/health", HealthServer),
+    ("ready", "/ready", HealthServer),
+)
+
+
+def build_targets(pinned: PinnedRelease, *, model_directory: Path) -> list[serve.RunTarget]:
+    """All applications of a release, ready for `serve.run_many`."""
+    targets = [serve.RunTarget(_engine(pinned, model_directory), name=ENGINE_APP, route_prefix="/")]
+    for name, prefix, server in _CONTROL:
+        deployment = serve.deployment(
+            serve.ingress()(server),
+            name=server.__name__,
+            max_ongoing_requests=100,
+            ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": offline_environment()}},
+        )
+        targets.append(serve.RunTarget(deployment.bind(pinned), name=name, route_prefix=prefix))
+    return targets
+
+
+def _engine(pinned: PinnedRelease, model_directory: Path) -> Any:
+    """Ray Serve LLM in direct streaming mode, with our server class."""
+    release = pinned.release
+    config = LLMConfig(
+        model_loading_config={"model_id": release.model.name, "model_source": str(model_directory)},
+        engine_kwargs=dict(release.engine),
+        server_cls=RagServer,
+        callback_config={"callback_class": LocalWeights},
+        runtime_env={"env_vars": {**offline_environment(), **release.engine_env}},
+        experimental_configs={RELEASE_KEY: pinned.model_dump(mode="json")},
+        **_hardware(release),
+    )
+    return build_openai_app({"llm_configs": [config]})
+
+
+def _hardware(release: Release) -> dict[str, Any]:
+    """On a machine without an accelerator, vLLM's CPU platform; else Ray's own defaults for GPUs."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {}
+    workers = release.engine.get("tensor_parallel_size", 1) * release.engine.get("pipeline_parallel_size", 1)
+    return {"accelerator_config": {"kind": "cpu"}, "placement_group_config": {"bundles": [{"CPU": 1}] * workers}}

@@ -1,0 +1,78 @@
+"""The control applications: always on, CPU only, one route prefix each. Shells; torch only where a search is done."""
+
+import asyncio
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from rag_stack.api.auth import KeyRing
+from rag_stack.api.gate import Gate
+from rag_stack.api.health import OPEN_PATHS, Health, Readiness
+from rag_stack.api.models import Models
+from rag_stack.serving.pinning import PinnedRelease
+from rag_stack.serving.ray_recorder import RayRecorder
+from rag_stack.serving.stages import StageClock
+
+ENGINE_APP = "engine"
+SEARCH_APP = "vector_stores"
+
+
+class SearchServer:
+    """/v1/vector_stores: search answers while the generator sleeps."""
+
+    async def __init__(self, pinned: PinnedRelease) -> None:
+        # Imported here: the other control processes share this module and do no search.
+        from rag_stack.artifacts.tiers import open_tiers
+        from rag_stack.serving.opening import open_retrieval
+
+        self._pinned = pinned
+        self._recorder = RayRecorder()
+        tiers = open_tiers(pinned.release.artifacts, self._recorder)
+        self._retrieval = await asyncio.to_thread(
+            open_retrieval, pinned, tiers, clock=StageClock(self._recorder), recorder=self._recorder
+        )
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The stores' routes behind the gate."""
+        from rag_stack.serving.opening import vector_stores
+
+        routes = vector_stores(self._pinned, self._retrieval).routes()
+        return Gate(routes, keys=_keys(self._pinned), open_paths=(), recorder=self._recorder)
+
+
+class ModelsServer:
+    """/v1/models: known models stay listed at zero replicas."""
+
+    def __init__(self, pinned: PinnedRelease) -> None:
+        self._pinned = pinned
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The models' routes behind the gate."""
+        release = self._pinned.release
+        stores = tuple(store.name for store in release.stores)
+        routes = Models(release.model.name, stores, self._pinned.created_at).routes()
+        return Gate(routes, keys=_keys(self._pinned), open_paths=(), recorder=RayRecorder())
+
+
+class HealthServer:
+    """/health or /ready, whichever prefix it is mounted at."""
+
+    def __init__(self, pinned: PinnedRelease) -> None:
+        self._pinned = pinned
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Both routes; neither asks for a key."""
+        routes = Health(_cluster_readiness).routes()
+        return Gate(routes, keys=_keys(self._pinned), open_paths=OPEN_PATHS, recorder=RayRecorder())
+
+
+def _keys(pinned: PinnedRelease) -> KeyRing:
+    return KeyRing(pinned.release.server.api_key_sha256)
+
+
+async def _cluster_readiness() -> Readiness:
+    """What Serve's controller says of the applications; asking it wakes nobody up, as a request would."""
+    applications = (await asyncio.to_thread(serve.status)).applications
+    parts = {name: str(applications[name].status.value) for name in (ENGINE_APP, SEARCH_APP) if name in applications}
+    ready = len(parts) == 2 and set(parts.values()) == {"RUNNING"}
+    return Readiness(ready=ready, parts={name: state.lower() for name, state in parts.items()})

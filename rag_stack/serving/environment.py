@@ -1,0 +1,48 @@
+"""The environment of every process of ours: offline, no usage statistics, direct streaming. Set before Ray is imported."""
+
+import os
+import socket
+from collections.abc import MutableMapping
+
+
+def offline_environment() -> dict[str, str]:
+    """Nothing reaches a model hub, nothing reports usage."""
+    return {
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Make this process and its children ready for Ray Serve LLM's direct streaming; what is set already stays."""
+    defaults = {
+        **offline_environment(),
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+        # HAProxy's ports are fixed by default, and a second server on this machine would collide.
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port(9101)),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port(8404)),
+        # A new replica is marked up after two checks; five seconds apart they would be most of a short start.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        "RAY_DEDUP_LOGS": "1",
+    }
+    for name, value in defaults.items():
+        environ.setdefault(name, value)
+
+
+def free_port(preferred: int) -> int:
+    """The preferred port where it is free, else one that the system picks."""
+    for port in (preferred, 0):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError("no free port")
