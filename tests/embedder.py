@@ -14,7 +14,7 @@ _WORD = re.compile(r"\w+")
 
 
 class WordEmbedder:
-    """Hashes words into a vector: what `rag_stack.retrieval.embedder.Embedder` does, as far as indexes and searches go."""
+    """Hashes words into a vector: what `rag_stack.retrieval.embedder.Embedder` is to indexes and searches."""
 
     def __init__(self, *, dimension: int = 128, max_tokens: int = 256) -> None:
         self.name = "words"

@@ -15,7 +15,7 @@ from rag_stack.api.vector_stores import StoreCard, VectorStores
 from rag_stack.artifacts.manifest import Manifest, describe_files
 from rag_stack.index.builder import cut_documents, write_index
 from rag_stack.index.documents import Document
-from rag_stack.index.format import Chunking, EmbedderRef
+from rag_stack.index.format import EmbedderRef
 from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import MemoryRecorder, Recorder
 from rag_stack.rag.citations import Citer
@@ -27,7 +27,7 @@ from tests.embedder import WordEmbedder
 CREATED_AT = 1_700_000_000
 LIGHTHOUSE = Document(
     document_id="lighthouse",
-    text="The lighthouse of Alden burns whale oil in nine copper lamps. Its keeper climbs two hundred steps every night.",
+    text="The lighthouse of Alden burns whale oil in nine copper lamps. Its keeper climbs 200 steps every night.",
     title="The lighthouse",
     uri="https://docs.example/lighthouse",
     attributes={"filename": "lighthouse.txt", "year": 1901.0},
@@ -50,12 +50,11 @@ TOWN = (LIGHTHOUSE, HARBOUR, BAKERY)
 
 
 def build_index(directory: Path, documents: Sequence[Document], *, embedder: WordEmbedder, name: str) -> IndexVersion:
-    """Build an index version in `directory` and open it."""
+    """Build an index version in `directory`, a passage a document, and open it."""
     directory.mkdir(parents=True)
-    chunking = Chunking(max_tokens=64, overlap_tokens=0)
-    cut = cut_documents(documents, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=chunking)
+    cut = cut_documents(documents, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=None)
     ref = EmbedderRef(name=embedder.name, digest=embedder.digest)
-    metadata = write_index(directory, cut, embedder.encode(cut.inputs), embedder=ref, chunking=chunking)
+    metadata = write_index(directory, cut, embedder.encode(cut.inputs), embedder=ref)
     manifest = Manifest(
         kind="indexes", name=name, version="v1", files=describe_files(directory), metadata=metadata.to_json()
     )

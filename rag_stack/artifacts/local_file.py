@@ -95,9 +95,16 @@ def _open_locked(path: Path) -> BinaryIO:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             # The holder before us may have renamed or removed the file: then our lock is on nothing.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if _is_at(file, path):
                 return file
         except BaseException:
             file.close()
             raise
         file.close()
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

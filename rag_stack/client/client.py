@@ -153,11 +153,11 @@ class AsyncClient:
 
 
 def _settings(endpoint: Endpoint, *, timeout: float | None, max_retries: int) -> dict[str, Any]:
-    """What both official clients are made with."""
+    """What both official clients are made with. What the environment holds for OpenAI itself must not reach a server."""
     return {
         "base_url": endpoint.base_url,
-        "api_key": endpoint.api_key or "",
-        "default_headers": endpoint.headers(),
+        "api_key": endpoint.api_key or "none",
+        "default_headers": {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()},
         "timeout": openai.NOT_GIVEN if timeout is None else timeout,
         "max_retries": max_retries,
     }

@@ -4,8 +4,6 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
-from openai import Omit
-
 from rag_stack.errors import InvalidRequestError
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
@@ -19,11 +17,6 @@ class Endpoint:
 
     base_url: str
     api_key: str | None
-
-    def headers(self) -> dict[str, str | Omit]:
-        """What must not go to this server: OpenAI's own organization and project, and a key that there is not."""
-        private: dict[str, str | Omit] = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
-        return private if self.api_key else {**private, "Authorization": Omit()}
 
 
 def resolve_endpoint(base_url: str | None, *, api_key: str | None) -> Endpoint:

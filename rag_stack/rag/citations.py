@@ -19,7 +19,7 @@ class Citer:
     The defaults were chosen on the dev split of loadtests/data/citations.jsonl.
     """
 
-    threshold: float = 0.65
+    threshold: float = 0.7
     min_words: int = 4
 
     def cite(self, answer: str, sources: Sequence[Source]) -> tuple[Citation, ...]:

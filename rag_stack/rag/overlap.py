@@ -14,7 +14,8 @@ from rag_stack.types import Passage
 _IDENTIFIER_WEIGHT = 1.5  # `__enter__` says more about what a sentence is about than "method" does
 
 
-_DENSITY = 0.5  # the share of a stretch's content words that must be the claim's
+_DENSITY = 0.4  # the share of a stretch's content words that must be the claim's
+_LEAD = 2  # so many words at the claim's beginning that the span lacks are another subject
 _Pair: TypeAlias = tuple[int, int]
 """A word of the claim and the same word in a passage, by their places."""
 
@@ -85,13 +86,10 @@ class PassageOverlap:
                 continue
             pairs = _common_subsequence(asked, window.words, weights)
             score = sum(weights[asked[i].stem] for i, _ in pairs)
-            if score >= floor and not self._is_refuted(asked, window.words, pairs):
+            if score >= floor and not _is_refuted(asked, window.words, pairs):
                 best = Support(start=window.span[0], end=window.span[1], score=score / total)
         return best
 
-    def _is_refuted(self, asked, said, pairs):
-        return (F["c"] and _contradicts(asked, said, pairs)) or (F["r"] and _replaces(asked, said, pairs)) or (F["s"] and _is_scattered(pairs)) or (F["f"] and pairs[0][0] >= F["f"])
-F={"c":1,"r":1,"s":1,"f":2}
 
 def _read(passage: Passage) -> _Evidence:
     """Every sentence of the passage, and every two that follow each other, as windows."""
@@ -127,25 +125,39 @@ def _trace(table: Sequence[Sequence[float]]) -> Iterator[_Pair]:
             i, j = i + 1, j + 1
 
 
-def _contradicts(claim: Sequence[Word], said: Sequence[Word], pairs: Sequence[_Pair]) -> bool:
-    """Whether the span lacks a number, identifier or polar word of the claim, or denies what the claim affirms."""
-    stems = {word.stem for word in said}
-    matched = {i for i, _ in pairs}
-    missing = any(word.exact and word.stem not in stems for word in claim)
-    denied = any(word.negated and i not in matched for i, word in enumerate(claim))
-    return missing or denied or any(claim[i].negated != said[j].negated for i, j in pairs)
-
-
-def _replaces(claim: Sequence[Word], said: Sequence[Word], pairs: Sequence[_Pair]) -> bool:
-    """Whether the claim puts another word where the span has one: "population variance" for "sample variance"."""
-    stems = {word.stem for word in said}
-    for (i, j), (next_i, next_j) in pairwise(pairs):
-        other = any(claim[k].stem not in stems for k in range(i + 1, next_i))
-        if other and next_j > j + 1:
-            return True
-    return False
+def _is_refuted(claim: Sequence[Word], said: Sequence[Word], pairs: Sequence[_Pair]) -> bool:
+    """Whether the span shares the claim's words and yet says something else."""
+    return (
+        pairs[0][0] >= _LEAD
+        or _is_scattered(pairs)
+        or _lacks_exact(claim, said)
+        or _is_denied(claim, said, pairs)
+        or _is_replaced(claim, said, pairs)
+    )
 
 
 def _is_scattered(pairs: Sequence[_Pair]) -> bool:
-    """Whether the words are shared, but strewn over a long stretch that says something else."""
+    """The words are there, but strewn over a long stretch that is about something else."""
     return len(pairs) < _DENSITY * (pairs[-1][1] - pairs[0][1] + 1)
+
+
+def _lacks_exact(claim: Sequence[Word], said: Sequence[Word]) -> bool:
+    """A number, an identifier or a polar word of the claim is not in the span."""
+    stems = {word.stem for word in said}
+    return any(word.exact and word.stem not in stems for word in claim)
+
+
+def _is_denied(claim: Sequence[Word], said: Sequence[Word], pairs: Sequence[_Pair]) -> bool:
+    """One of the two negates what the other affirms."""
+    matched = {i for i, _ in pairs}
+    unmatched = any(word.negated and i not in matched for i, word in enumerate(claim))
+    return unmatched or any(claim[i].negated != said[j].negated for i, j in pairs)
+
+
+def _is_replaced(claim: Sequence[Word], said: Sequence[Word], pairs: Sequence[_Pair]) -> bool:
+    """Between two shared words the claim has another word than the span: "population variance", "sample variance"."""
+    stems = {word.stem for word in said}
+    return any(
+        next_j > j + 1 and any(claim[k].stem not in stems for k in range(i + 1, next_i))
+        for (i, j), (next_i, next_j) in pairwise(pairs)
+    )

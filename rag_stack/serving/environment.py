@@ -29,7 +29,8 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port(8404)),
         # A new replica is marked up after two checks; five seconds apart they would be most of a short start.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
-        "RAY_DEDUP_LOGS": "1",
+        # Thirty seconds by default, which a server on a laptop would spend at every Ctrl-C.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
     for name, value in defaults.items():
         environ.setdefault(name, value)

@@ -5,7 +5,6 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import Release
@@ -30,11 +29,7 @@ class Server:
 
     def stop(self) -> None:
         """Drain the applications and end this Ray."""
-        import ray
-        from ray import serve
-
-        serve.shutdown()
-        ray.shutdown()
+        _shut_down()
 
 
 def start(release: Release, *, tell: Callable[[str], None]) -> Server:
@@ -54,14 +49,14 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
         model_directory = preflight(pinned, tiers, clock=clock)
         tell("importing Ray and vLLM")
         with clock.time("import Ray and vLLM"):
-            targets = _targets(pinned, model_directory)
-        tell("starting Ray")
-        with clock.time("start Ray"):
-            metrics = _start_ray(pinned.release)
-        tell("starting the engine and the index (this takes a while)")
+            _check_engine(pinned.release)
         try:
+            tell("starting Ray")
+            with clock.time("start Ray"):
+                metrics = _start_ray(pinned.release)
+            tell("starting the engine and the index (this takes a while)")
             with clock.time("start applications"):
-                replica_stages = _run(targets)
+                replica_stages = _run(pinned, model_directory)
         except BaseException:
             _shut_down()
             raise
@@ -104,14 +99,10 @@ def preflight(pinned: PinnedRelease, tiers: Tiers, *, clock: StageClock) -> Path
     return model.path
 
 
-def _targets(pinned: PinnedRelease, model_directory: Path) -> list[Any]:
+def _check_engine(release: Release) -> None:
     from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
 
-    check_engine_settings(pinned.release.engine, fields=vllm_fields())
-    from rag_stack.serving.app import build_targets
-
-    # Building asks Ray for the current runtime environment, which needs no running Ray.
-    return build_targets(pinned, model_directory=model_directory)
+    check_engine_settings(release.engine, fields=vllm_fields())
 
 
 def _start_ray(release: Release) -> str:
@@ -135,13 +126,14 @@ def _start_ray(release: Release) -> str:
     return f"http://127.0.0.1:{port}/metrics"
 
 
-def _run(targets: list[Any]) -> tuple[Stage, ...]:
+def _run(pinned: PinnedRelease, model_directory: Path) -> tuple[Stage, ...]:
     from ray import serve
 
+    from rag_stack.serving.app import build_targets
     from rag_stack.serving.control import ENGINE_APP
 
     try:
-        serve.run_many(targets)
+        serve.run_many(build_targets(pinned, model_directory=model_directory))
     except RuntimeError as exc:
         failed = {
             name: app.message for name, app in serve.status().applications.items() if "FAILED" in app.status.value
