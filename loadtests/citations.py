@@ -7,9 +7,10 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -47,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a citer did on one split. `right` of `cited` citations; `found` of `supported` sentences; and the unrelated."""
+    """What was found on one split: `right` of `cited` citations, `found` of `supported` sentences."""
 
     answers: int
     sentences: int
@@ -110,10 +111,10 @@ def main() -> int:
             samples.append({"round": number, "arm": split, **sample})
             outcomes[split].append(counts)
     agree = all(len(set(counts)) == 1 for counts in outcomes.values())
-    counts = {split: outcomes[split][0] for split in SPLITS}
-    result = _report(counts, samples)
-    _print(counts, result)
-    report.write(result, _figure(counts))
+    found = {split: outcomes[split][0] for split in SPLITS}
+    result = _report(found, samples)
+    _print(found, result)
+    report.write(result, _figure(found))
     return report.exit_code(result, arms_agree=agree)
 
 
@@ -240,7 +241,7 @@ def _is_verbatim(citation: Citation, answer: Answer) -> bool:
     return 0 <= start < end <= len(passage.text) and passage.text[start:end] == citation.quote
 
 
-def _answer(row: dict) -> Answer:  # type: ignore[type-arg]
+def _answer(row: Mapping[str, Any]) -> Answer:
     sources = []
     for number, passage in enumerate(row["passages"], 1):
         text, title = passage["text"], passage["title"]

@@ -50,14 +50,15 @@ class ProcessTree:
 
     def cpu_seconds(self) -> float:
         """User and system time of all members so far, with what their ended children used."""
-        return sum(map(_cpu_seconds, self.members()))
+        self.members()
+        # An ended child that its parent has not reaped yet still has its time to itself.
+        return sum(map(_cpu_seconds, self._members.values()))
 
     def members(self) -> list[psutil.Process]:
         """The processes of this tree that run now. Once a member, always a member: titles may overwrite the mark."""
-        roots = [p for p in psutil.process_iter() if p.pid == self.pid or p.pid in self._members or self._is_marked(p)]
-        found = {p.pid: p for root in roots for p in (root, *_descendants(root))}
-        known = {pid: p for pid, p in self._members.items() if p.is_running()}
-        self._members = {**found, **known}
+        known = {pid: process for pid, process in self._members.items() if process.is_running()}
+        roots = [p for p in psutil.process_iter() if p.pid == self.pid or p.pid in known or self._is_marked(p)]
+        self._members = {p.pid: p for root in roots for p in (root, *_descendants(root))} | known
         return [p for p in self._members.values() if _runs(p)]
 
     def tail(self, *, lines: int = 15) -> str:
@@ -90,8 +91,8 @@ class ProcessTree:
 
 
 def inherited_environment() -> dict[str, str]:
-    """This process's environment without what would change how a server of ours behaves."""
-    return {k: v for k, v in os.environ.items() if k != "RAG_STACK_API_KEYS" and k != "RAY_ADDRESS"}
+    """This process's environment without what would change whom the server lets in or which Ray it joins."""
+    return {name: value for name, value in os.environ.items() if name not in ("RAG_STACK_API_KEYS", "RAY_ADDRESS")}
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

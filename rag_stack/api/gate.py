@@ -20,7 +20,7 @@ from rag_stack.errors import (
 from rag_stack.metrics import REQUESTS, Recorder
 
 _log = logging.getLogger(__name__)
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Gate:
@@ -46,14 +46,16 @@ class Gate:
         self._recorder = recorder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
             return
         if scope["type"] != "http":  # no route of ours is a websocket
             await send({"type": "websocket.close", "code": 1008})
             return
-        scope = self._at_root(scope)
-        exchange = _Exchange(send, request_id=_request_id(scope))
+        request_id = _request_id(scope)
+        scope = self._at_root(scope, request_id=request_id)
+        exchange = _Exchange(send, request_id=request_id)
         try:
             if scope["path"] not in self._open_paths:
                 self._keys.check(header(scope, b"authorization"))
@@ -70,14 +72,17 @@ class Gate:
         finally:
             self._recorder.record(REQUESTS, 1, {"route": _route(scope), "status": str(exchange.status)})
 
-    def _at_root(self, scope: Scope) -> Scope:
+    def _at_root(self, scope: Scope, *, request_id: str) -> Scope:
         """The scope with the whole path in `path`: routes are written as clients see them, wherever we are mounted.
 
         `app` makes Starlette's router raise for a wrong method and not answer in plain text.
         """
         root, path = scope.get("root_path", "").rstrip("/"), scope["path"]
         whole = path if path == root or path.startswith(root + "/") else root + path
-        return {**scope, "path": whole, "root_path": "", "app": self._router}
+        # The engine's log and ours then speak of the same request.
+        headers = [(k, v) for k, v in scope["headers"] if k != b"x-request-id"]
+        headers.append((b"x-request-id", request_id.encode()))
+        return {**scope, "path": whole, "root_path": "", "app": self._router, "headers": headers}
 
     async def _fail(self, scope: Scope, receive: Receive, exchange: "_Exchange", error: RagStackError) -> None:
         if exchange.started:  # too late for a status: the closed connection is all that is left to say
@@ -105,7 +110,7 @@ class _Exchange:
 
 def _request_id(scope: Scope) -> str:
     given = header(scope, b"x-request-id")
-    return given if _REQUEST_ID.match(given) else f"req_{uuid.uuid4().hex}"
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
 
 
 def _route(scope: Scope) -> str:

@@ -1,5 +1,6 @@
 """Chat and text completions with retrieval: read, ground, forward, dress."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rag_stack.api.answer import AnswerSender, Dressing, Kind
 from rag_stack.api.engine import forward
-from rag_stack.api.http import read_json
+from rag_stack.api.http import read_json, while_connected
 from rag_stack.api.retrieval_request import INCLUDE_MESSAGES, INCLUDE_TEXT, RequestReader, RetrievalRequest
 from rag_stack.errors import EngineError, InvalidRequestError, RagStackError
 from rag_stack.protocol import MAX_QUERY_CHARS
@@ -36,10 +37,12 @@ class GroundedEndpoint:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         body = await read_json(scope, receive, max_bytes=self._max_body_bytes)
         # A text completion is a raw prompt: it is grounded when it asks to be, not because the release has a default.
         request = self._reader.read(body, default=self._kind == "chat")
-        grounding = await self._pipeline.ground(self._question(request))
+        _check_stream(body)
+        grounding = await while_connected(self._pipeline.ground(self._question(request)), receive)
         sender = AnswerSender(send, self._dressing(request, grounding))
         try:
             await forward(self._engine, scope, receive, sender, body=self._engine_body(request, grounding))
@@ -74,6 +77,7 @@ class GroundedEndpoint:
             filters=request.filters,
             score_threshold=request.score_threshold,
             max_tokens=_max_tokens(body),
+            tools=json.dumps(body["tools"], ensure_ascii=False) if body.get("tools") else "",
         )
 
     def _engine_body(self, request: RetrievalRequest, grounding: Grounding) -> dict[str, Any]:
@@ -88,7 +92,17 @@ def _messages(body: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise InvalidRequestError("`messages` must be a list of at least one message", param="messages")
+    for n, message in enumerate(messages):
+        content = message.get("content")
+        parts = content if isinstance(content, list) else []
+        if not isinstance(content, str | list | None) or not all(isinstance(part, dict) for part in parts):
+            raise InvalidRequestError(f"messages[{n}]: `content` must be a string or a list of parts", param="messages")
     return tuple(messages)
+
+
+def _check_stream(body: Mapping[str, Any]) -> None:
+    if not isinstance(body.get("stream"), bool | None):
+        raise InvalidRequestError(f"`stream` must be true or false, got {body['stream']!r:.50}", param="stream")
 
 
 def _prompt(body: Mapping[str, Any], *, retrieves: bool) -> tuple[Mapping[str, Any], ...]:

@@ -1,13 +1,20 @@
 """JSON bodies in, JSON and OpenAI-shaped errors out."""
 
+import asyncio
 import json
-from collections.abc import Mapping
-from typing import Any
+import math
+import re
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope
 
 from rag_stack.errors import InvalidRequestError, PayloadTooLargeError, RagStackError, UnsupportedMediaTypeError
+
+T = TypeVar("T")
+
+_HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class ClientDisconnectedError(Exception):
@@ -22,8 +29,12 @@ async def read_json(scope: Scope, receive: Receive, *, max_bytes: int) -> dict[s
     content_type = header(scope, b"content-type").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise UnsupportedMediaTypeError(f"expected Content-Type application/json, got {content_type or 'none'}")
+    encoding = header(scope, b"content-encoding").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaTypeError(f"expected a body without Content-Encoding, got {encoding}")
+    data = await _read(scope, receive, max_bytes=max_bytes)
     try:
-        body = json.loads(await _read(scope, receive, max_bytes=max_bytes))
+        body = _parse(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as exc:
         raise InvalidRequestError(f"the body is not valid JSON: {exc}") from exc
     if not isinstance(body, dict):
@@ -31,22 +42,64 @@ async def read_json(scope: Scope, receive: Receive, *, max_bytes: int) -> dict[s
     return body
 
 
-async def _read(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
+def _parse(text: str) -> object:
+    """Python reads more than JSON allows: NaN, infinities and halves of surrogate pairs could not be passed on."""
+    body = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    if _HALF_A_PAIR.search(text):
+        try:
+            dumps(body)
+        except UnicodeEncodeError as exc:
+            raise ValueError("a string holds half a surrogate pair") from exc
+    return body
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is out of range")
+    return value
+
+
+async def _read(scope: Scope, receive: Receive, *, max_bytes: int) -> bytearray:
     declared = header(scope, b"content-length")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise PayloadTooLargeError(f"the body has {declared} bytes; the limit is {max_bytes}")
-    chunks: list[bytes] = []
-    size, more = 0, True
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > max_bytes):
+        raise PayloadTooLargeError(f"the body has {declared[:32]} bytes; the limit is {max_bytes}")
+    body, more = bytearray(), True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > max_bytes:
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
             raise PayloadTooLargeError(f"the body is over the limit of {max_bytes} bytes")
         more = message.get("more_body", False)
-    return b"".join(chunks)
+    return body
+
+
+async def while_connected(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The result of `work`, which is cancelled when the client goes away first: then ClientDisconnectedError.
+
+    Only for a request whose body has been read: what `receive` gives until then would be lost.
+    """
+    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnectedError
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def header(scope: Scope, name: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Our layer around an engine's app. The routes here are all that a client can reach; the rest of the engine is a 404."""
+"""Our layer around an engine's app. Clients reach the routes that stand here; the rest of the engine is a 404."""
 
 from dataclasses import dataclass
 

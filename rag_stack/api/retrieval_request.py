@@ -1,4 +1,6 @@
-"""What retrieval a request asks for. Five ways, first match wins:
+"""What retrieval a request asks for.
+
+There are five ways to ask, and the first match wins:
 
 1. `tools: [{"type": "file_search", "vector_store_ids": [...]}]`
 2. `vector_store_ids: [...]` at the top
@@ -11,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from rag_stack.config import describe
+from rag_stack.api.validation import validated
 from rag_stack.errors import InvalidRequestError, NotFoundError
 from rag_stack.protocol import Filter, RankingOptions
 from rag_stack.types import Hit, Passage
@@ -37,9 +39,6 @@ class _Document(BaseModel):
     title: str = ""
     url: str = ""
     id: str | None = None
-
-
-_DOCUMENTS = TypeAdapter(list[_Document])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +91,7 @@ class RequestReader:
 
     def _model(self, given: object) -> tuple[str, str | None]:
         if not isinstance(given, str) or not given:
-            raise InvalidRequestError(
-                f"`model` must name a model; this server has {self.model!r}", param="model"
-            )
+            raise InvalidRequestError(f"`model` must name a model; this server has {self.model!r}", param="model")
         if given == self.model:
             return given, None
         model, at, store = given.rpartition("@")
@@ -130,10 +127,10 @@ def _file_search(engine: dict[str, Any]) -> _FileSearch | None:
     tools = engine.get("tools")
     if not isinstance(tools, list):
         return None
-    searches = [tool for tool in tools if isinstance(tool, Mapping) and tool.get("type") == "file_search"]
+    searches = [tool for tool in tools if _is_file_search(tool)]
     if not searches:
         return None
-    others = [tool for tool in tools if tool not in searches]
+    others = [tool for tool in tools if not _is_file_search(tool)]
     if others:
         engine["tools"] = others
     else:
@@ -146,20 +143,20 @@ def _file_search(engine: dict[str, Any]) -> _FileSearch | None:
     search = searches[0]
     # Chat clients that know only function tools nest the settings one level down.
     settings = search["file_search"] if isinstance(search.get("file_search"), Mapping) else search
-    try:
-        return _FileSearch.model_validate(settings)
-    except ValidationError as exc:
-        raise InvalidRequestError(f"file_search: {describe(exc)}", param="tools") from exc
+    return validated(_FileSearch, settings, where="file_search", param="tools")
+
+
+def _is_file_search(tool: object) -> bool:
+    return isinstance(tool, Mapping) and tool.get("type") == "file_search"
 
 
 def _given(documents: object) -> tuple[Hit, ...]:
     """The caller's own passages, in the caller's order, as hits."""
-    try:
-        parsed = _DOCUMENTS.validate_python(documents)
-    except ValidationError as exc:
-        raise InvalidRequestError(f"documents: {describe(exc)}", param="documents") from exc
-    if not 1 <= len(parsed) <= MAX_DOCUMENTS:
-        raise InvalidRequestError(f"`documents` takes 1 to {MAX_DOCUMENTS} entries", param="documents")
+    if not isinstance(documents, list) or not 1 <= len(documents) <= MAX_DOCUMENTS:
+        raise InvalidRequestError(f"`documents` must be a list of 1 to {MAX_DOCUMENTS} entries", param="documents")
+    parsed = [
+        validated(_Document, each, where=f"documents[{n}]", param="documents") for n, each in enumerate(documents)
+    ]
     return tuple(
         Hit(
             Passage(

@@ -1,6 +1,6 @@
 """Server-sent events: cut a byte stream into frames, read a frame's data, write a frame."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rag_stack.api.http import dumps
@@ -14,12 +14,11 @@ class FrameSplitter:
     def __init__(self) -> None:
         self._buffer = b""
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> list[bytes]:
         """The frames that `data` completes, each with its closing empty line."""
-        self._buffer += data.replace(b"\r\n", b"\n")
-        while (end := self._buffer.find(b"\n\n")) >= 0:
-            frame, self._buffer = self._buffer[: end + 2], self._buffer[end + 2 :]
-            yield frame
+        # Joined first: a line end of two bytes may come in two pieces.
+        *frames, self._buffer = (self._buffer + data).replace(b"\r\n", b"\n").split(b"\n\n")
+        return [frame + b"\n\n" for frame in frames]
 
     def rest(self) -> bytes:
         """What came after the last complete frame."""

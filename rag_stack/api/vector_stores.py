@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from rag_stack.api import encoding
-from rag_stack.api.http import read_json
-from rag_stack.config import describe
+from rag_stack.api.http import read_json, while_connected
+from rag_stack.api.validation import validated
 from rag_stack.errors import InvalidRequestError, NotFoundError
 from rag_stack.protocol import MAX_QUERY_CHARS, FileCounts, SearchPage, SearchRequest, VectorStore
 from rag_stack.retrieval.retriever import Retriever
@@ -60,24 +59,15 @@ class VectorStores:
 
     async def list_stores(self, request: Request) -> JSONResponse:
         """A page of stores, by name."""
-        limit = request.query_params.get("limit", "20")
-        if not limit.isdigit() or not 1 <= int(limit) <= 100:
-            raise InvalidRequestError(f"`limit` must be 1 to 100, got {limit!r}", param="limit")
+        limit = _limit(request)
         ordered = sorted(self.cards, key=lambda card: card.name, reverse=request.query_params.get("order") == "desc")
         if (before := request.query_params.get("before")) is not None:
             ordered = ordered[: next((n for n, card in enumerate(ordered) if card.name == before), 0)]
+            # The page that ends where the other one begins.
+            return _page(ordered[-limit:], has_more=len(ordered) > limit)
         if (after := request.query_params.get("after")) is not None:
             ordered = ordered[next((n + 1 for n, card in enumerate(ordered) if card.name == after), len(ordered)) :]
-        page = ordered[: int(limit)]
-        return JSONResponse(
-            {
-                "object": "list",
-                "data": [card.to_wire().model_dump() for card in page],
-                "first_id": page[0].name if page else None,
-                "last_id": page[-1].name if page else None,
-                "has_more": len(ordered) > len(page),
-            }
-        )
+        return _page(ordered[:limit], has_more=len(ordered) > limit)
 
     async def get_store(self, request: Request) -> JSONResponse:
         """One store."""
@@ -87,19 +77,16 @@ class VectorStores:
         """Passages for a query, best first."""
         card = self._card(request)
         body = await read_json(request.scope, request.receive, max_bytes=self.max_body_bytes)
-        try:
-            asked = SearchRequest.model_validate(body)
-        except ValidationError as exc:
-            param = str(exc.errors()[0]["loc"][0]) if exc.errors()[0]["loc"] else None
-            raise InvalidRequestError(describe(exc), param=param) from exc
+        asked = validated(SearchRequest, body)
         queries = _queries(asked.query)
-        found = await self.retriever.retrieve(
+        search = self.retriever.retrieve(
             queries,
             store=card.name,
             top_k=asked.max_num_results,
             filters=asked.filters,
             score_threshold=asked.ranking_options.score_threshold,
         )
+        found = await while_connected(search, request.receive)
         page = SearchPage(
             search_query=queries,
             data=[encoding.search_result(hit) for hit in found.hits],
@@ -117,6 +104,25 @@ class VectorStores:
             f"the vector store {name!r} does not exist; there are {[card.name for card in self.cards]}",
             param="vector_store_id",
         )
+
+
+def _limit(request: Request) -> int:
+    given = request.query_params.get("limit", "20")
+    if not (given.isascii() and given.isdigit() and len(given) <= 3 and 1 <= int(given) <= 100):
+        raise InvalidRequestError(f"`limit` must be 1 to 100, got {given[:20]!r}", param="limit")
+    return int(given)
+
+
+def _page(cards: Sequence[StoreCard], *, has_more: bool) -> JSONResponse:
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": [card.to_wire().model_dump() for card in cards],
+            "first_id": cards[0].name if cards else None,
+            "last_id": cards[-1].name if cards else None,
+            "has_more": has_more,
+        }
+    )
 
 
 def _queries(query: str | list[str]) -> list[str]:

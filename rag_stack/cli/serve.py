@@ -5,13 +5,18 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from rag_stack.cli.ask import ask as ask_server
+from rag_stack.cli.failure import one_line_failures
 from rag_stack.config import Release, load_release
+
+if TYPE_CHECKING:
+    from rag_stack.serving.startup import Server
 
 
 def serve(
@@ -29,12 +34,13 @@ def serve(
     from rag_stack.serving import startup
 
     console = Console(stderr=True)
-    chosen = _with_overrides(load_release(release), host=host, port=port, root=root, cache=cache)
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _interrupt(stopped))
-    with console.status("starting") as status:
-        server = startup.start(chosen, tell=status.update)
+    _on_interrupt(stopped)
+    with one_line_failures():
+        chosen = _with_overrides(load_release(release), host=host, port=port, root=root, cache=cache)
+        with console.status("starting") as status:
+            server = startup.start(chosen, tell=status.update)
+    _on_interrupt(stopped)  # again: Ray has put handlers of its own in place of ours
     console.print(start_table(server))
     if chosen.server.host not in ("127.0.0.1", "localhost", "::1") and not chosen.server.api_key_sha256:
         console.print("[yellow]open to the network without a key: set RAG_STACK_API_KEYS[/yellow]")
@@ -42,7 +48,8 @@ def serve(
     console.print(f"[bold green]ready[/bold green] {server.url}/v1   Ctrl-C stops it")
     try:
         if ask is not None:
-            ask_once(ask, server=server)
+            console.print(f"\n[bold]{ask}[/bold]")
+            ask_server(ask, max_tokens=160, base_url=f"{server.url}/v1")
         stopped.wait()
     except KeyboardInterrupt:
         pass
@@ -51,7 +58,7 @@ def serve(
         server.stop()
 
 
-def start_table(server: "startup.Server") -> Table:  # noqa: F821 - imported where it is used: Ray comes with it
+def start_table(server: "Server") -> Table:
     """Where the start went: seconds, bytes, GB/s and source of each stage."""
     table = Table(title="start", title_justify="left")
     table.add_column("stage")
@@ -71,17 +78,22 @@ def start_table(server: "startup.Server") -> Table:  # noqa: F821 - imported whe
     return table
 
 
-def _interrupt(stopped: threading.Event) -> None:
-    """During the start, Ctrl-C must break it off; once serving, it ends the wait."""
-    stopped.set()
-    raise KeyboardInterrupt
+def _on_interrupt(stopped: threading.Event) -> None:
+    """Ctrl-C and SIGTERM break off a start, and end the wait once it serves."""
+
+    def interrupt(*_: object) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
 
 
 def _with_overrides(
     release: Release, *, host: str | None, port: int | None, root: str | None, cache: Path | None
 ) -> Release:
     """The release with flags and environment on top of the file."""
-    server = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
+    server: dict[str, Any] = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
     artifacts = {k: v for k, v in (("root", root), ("cache", cache)) if v is not None}
     keys = [key.strip() for key in os.environ.get("RAG_STACK_API_KEYS", "").split(",") if key.strip()]
     if keys:

@@ -153,7 +153,7 @@ class AsyncClient:
 
 
 def _settings(endpoint: Endpoint, *, timeout: float | None, max_retries: int) -> dict[str, Any]:
-    """What both official clients are made with. What the environment holds for OpenAI itself must not reach a server."""
+    """What both official clients are made with. What the environment holds for OpenAI itself is not sent."""
     return {
         "base_url": endpoint.base_url,
         "api_key": endpoint.api_key or "none",

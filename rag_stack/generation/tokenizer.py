@@ -14,6 +14,11 @@ class GeneratorTokenizer:
 
         self._tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
 
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What the chat template marks turns with: in a prompt's text the engine reads them as the marks themselves."""
+        return tuple(token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special)
+
     def count(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """Tokens of the messages under the chat template, with the turn marker that asks for the answer."""
         if self._tokenizer.chat_template is None:

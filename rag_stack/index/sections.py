@@ -43,10 +43,10 @@ def sections(text: str, *, text_format: TextFormat) -> list[Section]:
     headings = list(_underlined(lines) if text_format == "text" else _markdown(text))
     found: list[Section] = []
     start = 0
+    if headings and text[: offsets[headings[0].line]].strip():
+        start = offsets[headings[0].line]
+        found.append(Section(0, start, ""))
     for path, heading, following in _paths(headings):
-        if not found and start == 0 and text[: offsets[heading.line]].strip():
-            found.append(Section(0, offsets[heading.line], ""))
-            start = offsets[heading.line]
         end = offsets[following.line] if following else len(text)
         if following and not text[offsets[heading.body_line] : end].strip():
             continue
@@ -58,7 +58,7 @@ def sections(text: str, *, text_format: TextFormat) -> list[Section]:
 def _paths(headings: list[_Heading]) -> Iterator[tuple[list[str], _Heading, _Heading | None]]:
     """Each heading with the titles that lead to it and the heading that follows."""
     stack: list[_Heading] = []
-    for heading, following in zip(headings, [*headings[1:], None], strict=True):
+    for heading, following in zip(headings, [*headings[1:], None], strict=False):
         while stack and stack[-1].level >= heading.level:
             stack.pop()
         stack.append(heading)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from rag_stack.errors import ConfigError
 from rag_stack.rag.markers import Marker, blank_markers, find_markers
 from rag_stack.rag.overlap import PassageOverlap
 from rag_stack.rag.sentences import Span, mask_fences, split_sentences
@@ -21,6 +22,12 @@ class Citer:
 
     threshold: float = 0.7
     min_words: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1 or self.min_words < 1:
+            raise ConfigError(
+                f"a citer needs 0 < threshold <= 1 and min_words >= 1, got {self.threshold} and {self.min_words}"
+            )
 
     def cite(self, answer: str, sources: Sequence[Source]) -> tuple[Citation, ...]:
         """The citations of an answer, ordered by answer_start, then source.

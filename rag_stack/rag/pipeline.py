@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rag_stack.metrics import CITATIONS, RETRIEVAL_MS, Recorder
 from rag_stack.protocol import Filter
@@ -25,6 +25,7 @@ class Question:
     filters: Filter | None = None
     score_threshold: float = 0.0
     max_tokens: int | None = None
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Grounding:
     sources: tuple[Source, ...] = ()
     store: str | None = None
     index_version: str | None = None
-    timings: Timings = Timings()
+    timings: Timings = field(default_factory=Timings)
 
 
 class Pipeline:
@@ -66,7 +67,10 @@ class Pipeline:
         elif not hits:
             return Grounding(messages=question.messages)
         started = time.perf_counter()
-        prompt = self._prompt.build(question.messages, hits, max_tokens=question.max_tokens)
+        # A long prompt takes its tokenizer many milliseconds: off the event loop, as below.
+        prompt = await asyncio.to_thread(
+            self._prompt.build, question.messages, hits, max_tokens=question.max_tokens, tools=question.tools
+        )
         prompt_ms = (time.perf_counter() - started) * 1e3
         self._recorder.record(RETRIEVAL_MS, prompt_ms, {"stage": "prompt"})
         return Grounding(

@@ -1,6 +1,8 @@
 """The prompt: `system | documents | question`, with passages as data and in an order that does not depend on scores."""
 
+import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,8 +12,10 @@ from rag_stack.types import Hit, Source
 
 Message = Mapping[str, Any]
 
-# A passage is data: it may neither open nor close the element that holds it.
-_TAG = re.compile(r"<(?=/?\s*documents?\b)", re.IGNORECASE)
+# A passage is data: it may neither open nor close the element that holds it. Some tokenizers fold what looks like `<`.
+_OPENING = re.compile("[<\uff1c\ufe64]")
+_TAG_NAME = re.compile(r"[\s/]*documents?\b")
+_TAG_CHARS = 64
 # What a chat template may add around messages, in tokens, on top of their text; checked exactly when it matters.
 _TEMPLATE_TOKENS_PER_MESSAGE = 16
 _TEMPLATE_TOKENS = 64
@@ -41,26 +45,39 @@ class PromptBuilder:
     context_tokens: int
     reserve_tokens: int
     tokenizer: Tokenizer
+    # What ends a message or opens another one for this model; a passage may hold none of it.
+    special_tokens: tuple[str, ...] = ()
 
-    def build(self, messages: Sequence[Message], hits: Sequence[Hit], *, max_tokens: int | None) -> GroundedPrompt:
-        """Ground `messages` in `hits` (best first), leaving `max_tokens` for the answer.
+    def build(
+        self, messages: Sequence[Message], hits: Sequence[Hit], *, max_tokens: int | None, tools: str = ""
+    ) -> GroundedPrompt:
+        """Ground `messages` in `hits` (best first), leaving `max_tokens` for the answer. Blocking: it may tokenize.
 
-        Raises ContextLengthError when the messages alone do not fit.
+        `tools` is the JSON that the chat template puts into the prompt beside the messages. Raises ContextLengthError
+        when messages and tools alone do not fit.
         """
         budget = self.context_tokens - (max_tokens or self.reserve_tokens)
-        best = list(hits)
-        while True:
-            prompt = self._ground(messages, best)
-            tokens = self._tokens(prompt.messages, budget)
-            if tokens <= budget:
-                return prompt
-            if not best:
-                raise ContextLengthError(
-                    f"This model's context is {self.context_tokens} tokens; the messages take {tokens} and "
-                    f"{self.context_tokens - budget} are kept for the answer. Shorten the messages or lower max_tokens.",
-                    param="messages",
-                )
-            best.pop()
+        prompt = self._ground(messages, hits)
+        if self._tokens(prompt.messages, tools, budget) <= budget:
+            return prompt
+        prompt = self._ground(messages, ())
+        tokens = self._tokens(prompt.messages, tools, budget)
+        if tokens > budget:
+            raise ContextLengthError(
+                f"This model's context is {self.context_tokens} tokens; the messages take {tokens} and "
+                f"{self.context_tokens - budget} are kept for the answer. Shorten the messages or lower max_tokens.",
+                param="messages",
+            )
+        # Halved, not counted down: every try tokenizes the whole prompt.
+        fits, too_many = 0, len(hits)
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            tried = self._ground(messages, hits[:middle])
+            if self._tokens(tried.messages, tools, budget) <= budget:
+                fits, prompt = middle, tried
+            else:
+                too_many = middle
+        return prompt
 
     def _ground(self, messages: Sequence[Message], hits: Sequence[Hit]) -> GroundedPrompt:
         # Canonical order, not score order: questions that share documents then share a prefix in the engine's cache.
@@ -69,7 +86,9 @@ class PromptBuilder:
         grounded = self._with_system(messages)
         if sources:
             last = _last_user(grounded)
-            grounded[last] = _prepend(grounded[last], render_documents(sources) + "\n\n")
+            grounded[last] = _prepend(
+                grounded[last], render_documents(sources, special_tokens=self.special_tokens) + "\n\n"
+            )
         return GroundedPrompt(messages=tuple(grounded), sources=sources)
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
@@ -79,21 +98,28 @@ class PromptBuilder:
             return [_prepend({**first, "role": "system"}, self.system + "\n\n"), *rest]
         return [{"role": "system", "content": self.system}, *messages]
 
-    def _tokens(self, messages: Sequence[Message], budget: int) -> int:
-        """Tokens of the messages; an upper bound where that already fits, since counting costs milliseconds.
+    def _tokens(self, messages: Sequence[Message], tools: str, budget: int) -> int:
+        """Tokens of messages and tools; an upper bound where that already fits, since counting costs milliseconds.
 
-        A byte-level tokenizer never makes more tokens than there are UTF-8 bytes.
+        A byte-level tokenizer never makes more tokens than there are UTF-8 bytes. All of a message counts, not its
+        text alone: templates render tool calls too.
         """
-        size = sum(len(text_of(message).encode()) for message in messages)
+        size = len(json.dumps(list(messages), ensure_ascii=False).encode()) + len(tools.encode())
         bound = size + _TEMPLATE_TOKENS + _TEMPLATE_TOKENS_PER_MESSAGE * len(messages)
-        return bound if bound <= budget else self.tokenizer.count(messages)
+        return bound if bound <= budget else self.tokenizer.count(_as_text(messages, tools))
 
 
-def render_documents(sources: Sequence[Source]) -> str:
+def _as_text(messages: Sequence[Message], tools: str) -> list[Message]:
+    """The messages as every chat template takes them: parts joined, and the tools at the end of the first message."""
+    flat = [{**m, "content": text_of(m)} if isinstance(m.get("content"), list) else m for m in messages]
+    return [{**flat[0], "content": f"{text_of(flat[0])}\n{tools}"}, *flat[1:]] if tools else flat
+
+
+def render_documents(sources: Sequence[Source], *, special_tokens: Sequence[str] = ()) -> str:
     """The passages as delimited data, each under its number."""
     blocks = [
-        f'<document number="{source.number}" title="{_attribute(source.hit.passage.title)}">\n'
-        f"{_data(source.hit.passage.text)}\n</document>"
+        f'<document number="{source.number}" title="{_attribute(source.hit.passage.title, special_tokens)}">\n'
+        f"{_data(source.hit.passage.text, special_tokens)}\n</document>"
         for source in sources
     ]
     return "\n".join(["<documents>", *blocks, "</documents>"])
@@ -111,12 +137,21 @@ def text_of(message: Message) -> str:
     return ""
 
 
-def _data(text: str) -> str:
-    return _TAG.sub("&lt;", text)
+def _data(text: str, special_tokens: Sequence[str]) -> str:
+    for token in special_tokens:
+        text = text.replace(token, ("&lt;" if token[0] == "<" else f"&#{ord(token[0])};") + token[1:])
+    return _OPENING.sub(lambda found: "&lt;" if _opens_tag(text, found.end()) else found.group(), text)
 
 
-def _attribute(text: str) -> str:
-    return _data(" ".join(text.split())).replace('"', "'")
+def _opens_tag(text: str, after: int) -> bool:
+    """Whether what follows a `<` reads as our delimiter, however it is spelled."""
+    folded = unicodedata.normalize("NFKC", text[after : after + _TAG_CHARS]).casefold()
+    visible = "".join(c for c in folded if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf"))
+    return _TAG_NAME.match(visible) is not None
+
+
+def _attribute(text: str, special_tokens: Sequence[str]) -> str:
+    return _data(" ".join(text.split()), special_tokens).replace('"', "'")
 
 
 def _last_user(messages: Sequence[Message]) -> int:

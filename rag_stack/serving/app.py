@@ -34,7 +34,7 @@ def build_targets(pinned: PinnedRelease, *, model_directory: Path) -> list[serve
     return targets
 
 
-def _engine(pinned: PinnedRelease, model_directory: Path) -> Any:
+def _engine(pinned: PinnedRelease, model_directory: Path) -> serve.Application:
     """Ray Serve LLM in direct streaming mode, with our server class."""
     release = pinned.release
     config = LLMConfig(

@@ -1,16 +1,20 @@
 """The control applications: always on, CPU only, one route prefix each. Shells; torch only where a search is done."""
 
 import asyncio
+from collections.abc import Sequence
 
 from ray import serve
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from rag_stack.api.auth import KeyRing
 from rag_stack.api.gate import Gate
 from rag_stack.api.health import OPEN_PATHS, Health, Readiness
 from rag_stack.api.models import Models
+from rag_stack.metrics import Recorder
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
+from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.stages import StageClock
 
 ENGINE_APP = "engine"
@@ -20,7 +24,7 @@ SEARCH_APP = "vector_stores"
 class SearchServer:
     """/v1/vector_stores: search answers while the generator sleeps."""
 
-    async def __init__(self, pinned: PinnedRelease) -> None:
+    async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
         # Imported here: the other control processes share this module and do no search.
         from rag_stack.artifacts.tiers import open_tiers
         from rag_stack.serving.opening import open_retrieval
@@ -37,7 +41,7 @@ class SearchServer:
         from rag_stack.serving.opening import vector_stores
 
         routes = vector_stores(self._pinned, self._retrieval).routes()
-        return Gate(routes, keys=_keys(self._pinned), open_paths=(), recorder=self._recorder)
+        return _served(routes, self._pinned, recorder=self._recorder)
 
 
 class ModelsServer:
@@ -51,7 +55,7 @@ class ModelsServer:
         release = self._pinned.release
         stores = tuple(store.name for store in release.stores)
         routes = Models(release.model.name, stores, self._pinned.created_at).routes()
-        return Gate(routes, keys=_keys(self._pinned), open_paths=(), recorder=RayRecorder())
+        return _served(routes, self._pinned, recorder=RayRecorder())
 
 
 class HealthServer:
@@ -63,11 +67,12 @@ class HealthServer:
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Both routes; neither asks for a key."""
         routes = Health(_cluster_readiness).routes()
-        return Gate(routes, keys=_keys(self._pinned), open_paths=OPEN_PATHS, recorder=RayRecorder())
+        return _served(routes, self._pinned, recorder=RayRecorder())
 
 
-def _keys(pinned: PinnedRelease) -> KeyRing:
-    return KeyRing(pinned.release.server.api_key_sha256)
+def _served(routes: Sequence[BaseRoute], pinned: PinnedRelease, *, recorder: Recorder) -> ASGIApp:
+    gate = Gate(routes, keys=KeyRing(pinned.release.server.api_key_sha256), open_paths=OPEN_PATHS, recorder=recorder)
+    return NamedByServe(gate)
 
 
 async def _cluster_readiness() -> Readiness:

@@ -1,4 +1,4 @@
-"""The environment of every process of ours: offline, no usage statistics, direct streaming. Set before Ray is imported."""
+"""The environment of every process of ours: offline, no usage statistics, direct streaming."""
 
 import os
 import socket
@@ -19,7 +19,10 @@ def offline_environment() -> dict[str, str]:
 
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Make this process and its children ready for Ray Serve LLM's direct streaming; what is set already stays."""
+    """Make this process and its children ready for Ray Serve LLM's direct streaming, before Ray is imported.
+
+    What is set already stays.
+    """
     defaults = {
         **offline_environment(),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

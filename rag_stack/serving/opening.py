@@ -70,9 +70,7 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, clock: StageClock, re
     return OpenRetrieval(retriever, _cards(pinned, indexes))
 
 
-def open_indexes(
-    release: Release, tiers: Tiers, *, embedder_digest: str, clock: StageClock
-) -> dict[str, IndexVersion]:
+def open_indexes(release: Release, tiers: Tiers, *, embedder_digest: str, clock: StageClock) -> dict[str, IndexVersion]:
     """The index version of every store, opened and checked, by the store's name."""
     indexes: dict[str, IndexVersion] = {}
     for store in release.stores:

@@ -15,6 +15,7 @@ from rag_stack.metrics import MemoryRecorder
 from rag_stack.serving.opening import OpenRetrieval, build_layer, fetch, open_retrieval
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
+from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.stages import StageClock
 
 # Where the release travels inside LLMConfig; Ray Serve LLM binds its server class to that alone.
@@ -36,19 +37,17 @@ class LocalWeights(CallbackBase):  # type: ignore[misc]  # Ray is untyped here
 class RagServer(LLMServer):  # type: ignore[misc]
     """An LLMServer whose HTTP app is vLLM's own, wrapped in our layer."""
 
-    async def __init__(self, llm_config: LLMConfig) -> None:
+    async def __init__(self, llm_config: LLMConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         self._recorder = RayRecorder()
         self._clock = StageClock(self._recorder)
         self._pinned = PinnedRelease.model_validate(llm_config.experimental_configs[RELEASE_KEY])
         self._model_directory: Path | None = None
         # Side by side: the index and the embedder open while the engine's processes import and load.
         with self._clock.time("replica"):
-            self._retrieval, _ = await asyncio.gather(
-                asyncio.to_thread(self._open), self._start_timed(llm_config)
-            )
+            self._retrieval, _ = await asyncio.gather(asyncio.to_thread(self._open), self._start_timed(llm_config))
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """vLLM's app inside our layer."""
+        """VLLM's app inside our layer."""
         engine = await super().__serve_build_asgi_app__()
         if self._model_directory is None:
             raise RuntimeError("the replica builds its app after it has started")
@@ -59,7 +58,7 @@ class RagServer(LLMServer):  # type: ignore[misc]
             readiness=self._readiness,
             recorder=self._recorder,
         )
-        return layer.around(engine)
+        return NamedByServe(layer.around(engine))
 
     async def start_report(self) -> list[dict[str, Any]]:
         """The stages of this replica's start."""

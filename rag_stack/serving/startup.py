@@ -1,4 +1,4 @@
-"""`rag-stack serve`: check everything that can be checked without a replica, then start, and say what each stage took."""
+"""`rag-stack serve`: check all that can be checked without a replica, start, and say what each stage took."""
 
 import importlib.util
 import os
@@ -100,6 +100,7 @@ def preflight(pinned: PinnedRelease, tiers: Tiers, *, clock: StageClock) -> Path
 
 
 def _check_engine(release: Release) -> None:
+    import rag_stack.serving.app  # noqa: F401 - the slow import of the start, timed here
     from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
 
     check_engine_settings(release.engine, fields=vllm_fields())
@@ -120,9 +121,7 @@ def _start_ray(release: Release) -> str:
         logging_level="WARNING",
         _metrics_export_port=port,
     )
-    serve.start(
-        proxy_location="HeadOnly", http_options={"host": release.server.host, "port": release.server.port}
-    )
+    serve.start(proxy_location="HeadOnly", http_options={"host": release.server.host, "port": release.server.port})
     return f"http://127.0.0.1:{port}/metrics"
 
 
