@@ -162,29 +162,17 @@ def _report(counts: dict[str, Counts], samples: list[dict[str, Value]]) -> Repor
 
 
 def _print(counts: dict[str, Counts], result: Report) -> None:
-    table = Table(title="Overlap citations, held against labels (95 % Wilson intervals)")
-    for heading in (
-        "split",
-        "answers",
-        "sentences",
-        "citations",
-        "precision",
-        "recall",
-        "cited though unrelated",
-        "ms",
-    ):
-        table.add_column(heading, justify="left" if heading == "split" else "right")
-    for split, found in counts.items():
-        table.add_row(
-            split,
-            str(found.answers),
-            str(found.sentences),
-            str(found.cited),
-            _share(found.right, found.cited),
-            _share(found.found, found.supported),
-            _share(found.unrelated_cited, found.unrelated),
-            f"{result.arms[split]['wall_ms']:.2f}",
-        )
+    table = Table("figure", title="Overlap citations, held against hand labels (95 % Wilson intervals)")
+    for split in counts:
+        table.add_column(split, justify="right", no_wrap=True)
+    arms = [result.arms[split] for split in counts]
+    table.add_row("answers / sentences", *(f"{found.answers} / {found.sentences}" for found in counts.values()))
+    table.add_row("precision of citations", *(_share(c.right, c.cited) for c in counts.values()))
+    table.add_row("recall of supported sentences", *(_share(c.found, c.supported) for c in counts.values()))
+    table.add_row("unrelated, cited all the same", *(_share(c.unrelated_cited, c.unrelated) for c in counts.values()))
+    table.add_row("wall ms an answer, median", *(f"{arm['wall_ms']:.2f}" for arm in arms))
+    table.add_row("wall ms an answer, slowest", *(f"{arm['wall_ms_max']:.2f}" for arm in arms))
+    table.add_row("CPU ms an answer, median", *(f"{arm['cpu_ms']:.2f}" for arm in arms))
     console = Console()
     console.print(table)
     for line in report.goal_lines(result):
@@ -199,17 +187,21 @@ def _figure(counts: dict[str, Counts]) -> Figure:
         shares = ((found.right, found.cited), (found.found, found.supported), (found.unrelated_cited, found.unrelated))
         values = [successes / trials if trials else 0.0 for successes, trials in shares]
         bounds = [report.wilson_interval(*share) for share in shares]
-        spans = [[v - low for v, (low, _) in zip(values, bounds, strict=True)],
-                 [high - v for v, (_, high) in zip(values, bounds, strict=True)]]  # fmt: skip
+        below = [max(0.0, value - low) for value, (low, _) in zip(values, bounds, strict=True)]
+        above = [max(0.0, high - value) for value, (_, high) in zip(values, bounds, strict=True)]
         places = [place + offset for place in range(3)]
-        axes.bar(places, values, width=0.3, yerr=spans, capsize=4, label=f"{split} ({found.sentences} sentences)")
+        axes.bar(
+            places, values, width=0.3, yerr=(below, above), capsize=4, label=f"{split} ({found.sentences} sentences)"
+        )
         for place, (successes, trials), (_, high) in zip(places, shares, bounds, strict=True):
-            axes.annotate(f"{successes}/{trials}", (place, high), (0, 3), textcoords="offset points", ha="center")
+            note = axes.annotate(
+                f"{successes}/{trials}", (place, high), (0, 4), textcoords="offset points", ha="center"
+            )
+            note.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})  # the goal's line may cross it
     axes.hlines(0.9, -0.4, 0.4, colors="black", linestyles="dashed", label="goal (of test)")
     axes.hlines(0.02, 1.6, 2.4, colors="black", linestyles="dashed")
-    axes.set_xticks(
-        range(3), ["precision\n(citations)", "recall\n(supported sentences)", "cited though unrelated\n(sentences)"]
-    )
+    names = ["precision\n(citations)", "recall\n(supported sentences)", "unrelated, cited all the same\n(sentences)"]
+    axes.set_xticks(range(3), names)
     axes.set_ylim(0, 1.12)
     axes.set_ylabel("share, with 95 % Wilson interval")
     axes.set_title("Overlap citations held against hand labels")

@@ -37,7 +37,7 @@ class Answer:
 
 
 def request_body(model: str, messages: Messages, *, max_tokens: int, salt: str) -> dict[str, Any]:
-    """A request whose work is the same wherever it is sent: greedy, always `max_tokens` long, a prefix cache of its own.
+    """A request whose work is the same in every server: greedy, always `max_tokens` long, a prefix cache of its own.
 
     vLLM shares cached prefixes only between requests of one `cache_salt`, so a fresh salt is as good as a reset.
     """

@@ -2,8 +2,8 @@
 
 `python -m loadtests.overhead` serves one release in three ways, one at a time, in an order that turns by one a round.
 Ours gets plain questions and retrieves; the other two get the very messages that ours built for its engine. The work is
-the same in each: greedy, always `max_tokens` long, equal engine settings, a new `cache_salt` for each visit, which gives
-it a prefix cache of its own. The goals are those of the default matrix. CPU seconds are of all processes of an arm.
+the same in each: greedy, always `max_tokens` long, equal engine settings, and a new `cache_salt` for each visit, which
+is as good as an empty prefix cache. The goals need the default matrix. CPU seconds are of all processes of an arm.
 
 Exit code 0: goals met; 1: one is missed; 2: the arms did not do the same work; 3: a server could not be measured.
 Complete rounds are saved as they end, and `--resume` continues after the last one.
@@ -80,7 +80,7 @@ def run_rounds(
 
     At least one round is measured when none is there. `keep` gets the log after each. Raises LoadError.
     """
-    longest_s = 0.0
+    longest_s = log.longest_round_s
     while log.rounds < rounds:
         began = time.monotonic()
         if log.rounds and deadline is not None and began + longest_s > deadline:
@@ -146,7 +146,9 @@ def order(round_number: int) -> tuple[ArmName, ...]:
 def show(log: Log, result: Report, *, agree: bool) -> None:
     """Print the table, our layer's parts and the goals."""
     console = Console()
-    title = f"{len(log.settings.questions)} questions, {log.rounds} rounds: means over the rounds with 95 % intervals"
+    if not console.is_terminal:
+        console = Console(width=160)  # a file or a pipe has no width to keep to
+    title = f"{len(log.settings.questions)} questions, rounds: {log.rounds}; means over the rounds with 95 % intervals"
     table = Table(title=title)
     for heading in ("cell", "arm", "requests/s", "tokens/s", "CPU s", "TTFT ms", "total ms", "rps vs bare", "equal"):
         table.add_column(heading, justify="left" if heading in ("cell", "arm") else "right")

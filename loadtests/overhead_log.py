@@ -78,8 +78,17 @@ class Log:
         """How many rounds are complete."""
         return len({visit.round for visit in self.visits})
 
+    @property
+    def longest_round_s(self) -> float:
+        """Seconds of starts and visits in the longest round; 0 where there is none."""
+        taken: dict[int, float] = {}
+        for visit in self.visits:
+            share = visit.start_s / len(self.settings.cells)
+            taken[visit.round] = taken.get(visit.round, 0.0) + visit.wall_s + share
+        return max(taken.values(), default=0.0)
+
     def with_round(self, visits: Iterable[Visit], *, prompts: Sequence[Messages]) -> "Log":
-        """This log and one more round."""
+        """The same log and one more round."""
         return Log(self.settings, tuple(prompts), (*self.visits, *visits))
 
     def save(self, path: Path) -> None:

@@ -12,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 
 # Every process below inherits it, so that one whose parent has ended is found as well.
 MARK = "RAG_STACK_LOADTEST_TREE"
+_POLL_S = 0.1
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
 
 
@@ -65,23 +66,30 @@ class ProcessTree:
         """The end of what the tree printed."""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
-    def stop(self, *, timeout_s: float = 60.0) -> None:
-        """Ask the subprocess to end, then end what is left of the tree. Blocking."""
+    def stop(self, *, timeout_s: float = 60.0, grace_s: float = 15.0) -> None:
+        """Ask the subprocess to end, then end what `grace_s` later is left of the tree. Blocking."""
         self.members()
         if self._root.poll() is None:
             self._root.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + timeout_s
         try:
             self._root.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._root.kill()
             self._root.wait()
         # Daemons end a moment after their driver; those that do not would take CPU time from the next arm.
-        left = [p for p in self.members() if p.pid != self.pid]
-        _, left = psutil.wait_procs(left, timeout=min(15.0, max(1.0, deadline - time.monotonic())))
-        for process in left:
-            _kill(process)
-        psutil.wait_procs(left, timeout=15)
+        if not self._ended(within_s=grace_s):
+            for process in self.members():
+                _kill(process)
+            self._ended(within_s=15.0)
+
+    def _ended(self, *, within_s: float) -> bool:
+        """Whether all members end in time. An orphan that nobody reaps has ended too, which psutil's wait denies."""
+        deadline = time.monotonic() + within_s
+        while self.members():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
@@ -91,7 +99,7 @@ class ProcessTree:
 
 
 def inherited_environment() -> dict[str, str]:
-    """This process's environment without what would change whom the server lets in or which Ray it joins."""
+    """The environment of this process without what would change whom the server lets in or which Ray it joins."""
     return {name: value for name, value in os.environ.items() if name not in ("RAG_STACK_API_KEYS", "RAY_ADDRESS")}
 
 

@@ -1,6 +1,7 @@
 """`rag-stack index`: build index versions and see what is there."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,9 @@ def build(
     root: Root = None,
     cache: Cache = None,
     *,
-    threads: Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of the embedder.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=64, help="Batches embedded at once [default: one a core]")
+    ] = None,
     if_missing: Annotated[
         bool, typer.Option("--if-missing", help="Do nothing if the index has a promoted version.")
     ] = False,
@@ -60,7 +63,7 @@ def build(
                 rate = f"{embedded.rate:.1f} passages/s, {embedded.eta_s:.0f} s left"
                 bar.update(task, completed=embedded.done, total=embedded.total, rate=rate)
 
-            report = build_index(spec, tiers=tiers, threads=threads, progress=show)
+            report = build_index(spec, tiers=tiers, workers=workers or len(os.sched_getaffinity(0)), progress=show)
         _report(report.manifest, seconds=report.seconds, as_json=as_json)
 
 

@@ -48,7 +48,7 @@ def context_tokens(engine: Mapping[str, Any], model_directory: Path) -> int:
         config = json.loads(path.read_text(encoding="utf-8"))
         text_config = config.get("text_config") or config
         return int(text_config["max_position_embeddings"])
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ConfigError(
             f"the model's context length is not in {path.name}: set `engine: {{max_model_len: ...}}` in the release"
         ) from exc

@@ -64,9 +64,8 @@ def cut_documents(
     for document in documents:
         chunks = _chunks(document, tokenizer, chunking)
         if not chunks:
-            skipped.append(
-                Skipped(document=str(document.attributes.get("path", document.document_id)), reason="no words")
-            )
+            name = str(document.attributes.get("path", document.document_id))
+            skipped.append(Skipped(document=name, reason="has no words"))
             continue
         kept.append(document)
         for number, each in enumerate(chunks):

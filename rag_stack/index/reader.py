@@ -25,7 +25,7 @@ _PIECE_BYTES: Final = 64 * 1024 * 1024
 
 
 def set_search_threads(threads: int) -> None:
-    """How many threads one FAISS search (or build) takes. Process-wide: call it once, at start."""
+    """How many threads FAISS takes for a search or a build that the calling thread starts. Every thread has its own."""
     faiss.omp_set_num_threads(threads)
 
 

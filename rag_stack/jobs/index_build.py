@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -47,7 +48,7 @@ class BuildReport:
 
 
 def build_index(
-    spec: IndexSpec, *, tiers: Tiers, threads: int = 1, promote: bool = True, progress: OnProgress | None = None
+    spec: IndexSpec, *, tiers: Tiers, workers: int = 1, promote: bool = True, progress: OnProgress | None = None
 ) -> BuildReport:
     """Build, publish and promote an index version. Blocking, minutes; nothing is published unless all went well.
 
@@ -56,7 +57,7 @@ def build_index(
     """
     started = time.perf_counter()
     found = read_documents(spec)
-    embedder = load_embedder(spec, tiers=tiers, threads=threads)
+    embedder = load_embedder(spec, tiers=tiers)
     # One thread adds vectors in one order: graphs come out the same each time.
     set_search_threads(1)
     cut = cut_documents(
@@ -64,7 +65,7 @@ def build_index(
     )
     if spec.on_error == "fail" and cut.skipped:
         raise DocumentError(f"cannot index {cut.skipped[0].document!r}: it {cut.skipped[0].reason}; exclude it")
-    vectors = embed_all(embedder, cut.inputs, progress=progress)
+    vectors = embed_all(embedder, cut.inputs, workers=workers, progress=progress)
     with tempfile.TemporaryDirectory(prefix="rag-stack-index-") as folder:
         metadata = write_index(
             Path(folder),
@@ -85,11 +86,11 @@ def build_index(
     return BuildReport(manifest, len(cut.documents), len(cut.passages), metadata.skipped, seconds)
 
 
-def load_embedder(spec: IndexSpec, *, tiers: Tiers, threads: int) -> Embedder:
+def load_embedder(spec: IndexSpec, *, tiers: Tiers) -> Embedder:
     """Load a spec's embedder and check that its chunks fit. Raises IndexVersionError when they do not."""
     manifest = tiers.catalog.resolve("models", spec.embedder.name, spec.embedder.version)
     local = tiers.ensure_local(manifest)
-    embedder = Embedder.load(local.path, name=manifest.name, digest=manifest.digest, threads=threads)
+    embedder = Embedder.load(local.path, name=manifest.name, digest=manifest.digest, threads=1)
     if spec.chunking and spec.chunking.max_tokens > embedder.max_tokens - 2:
         raise IndexVersionError(
             f"chunking.max_tokens is {spec.chunking.max_tokens}, but the embedder {embedder.name!r} takes "
@@ -98,19 +99,32 @@ def load_embedder(spec: IndexSpec, *, tiers: Tiers, threads: int) -> Embedder:
     return embedder
 
 
-def embed_all(embedder: Embedder, inputs: Sequence[str], *, progress: OnProgress | None = None) -> Vectors:
+def embed_all(
+    embedder: Embedder, inputs: Sequence[str], *, workers: int = 1, progress: OnProgress | None = None
+) -> Vectors:
     """Embed in batches of similar length, which wastes little on padding: float32 [inputs, d], in the inputs' order.
 
-    Longest first, so that the time left is over- and not underestimated.
+    Longest first, so that the time left is over- and not underestimated. Workers with a thread each instead of one
+    with many: 24-32 passages a second against 12-24 (16-18 with one of one; 155 tokens, two busy cores), since nobody
+    spins at a barrier when another process takes a core.
     """
     order = sorted(range(len(inputs)), key=lambda position: -len(inputs[position]))
+    batches = [order[first : first + _BATCH] for first in range(0, len(order), _BATCH)]
     vectors = np.zeros((len(inputs), embedder.dimension), np.float32)
-    started = time.perf_counter()
-    for first in range(0, len(order), _BATCH):
-        batch = order[first : first + _BATCH]
+
+    def embed(batch: list[int]) -> int:
         vectors[batch] = embedder.encode([inputs[position] for position in batch], batch_size=_BATCH)
-        if progress is not None:
-            done = first + len(batch)
-            rate = done / max(time.perf_counter() - started, 1e-9)
-            progress(Progress(done, len(order), rate, (len(order) - done) / rate))
+        return len(batch)
+
+    started, done = time.perf_counter(), 0
+    with ThreadPoolExecutor(workers, thread_name_prefix="embed") as pool:
+        try:
+            for future in as_completed([pool.submit(embed, batch) for batch in batches]):
+                done += future.result()
+                rate = done / max(time.perf_counter() - started, 1e-9)
+                if progress is not None:
+                    progress(Progress(done, len(order), rate, (len(order) - done) / rate))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return vectors

@@ -8,8 +8,8 @@ Span: TypeAlias = tuple[int, int]
 """Characters `start:end` of a text."""
 
 # An unclosed fence runs to the end: a streamed answer may stop inside one.
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*\n.*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-_INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`)[^`\n](?:.*?[^`\n])??(?<!`)\1(?!`)")
+_FENCE = re.compile(r"^[ \t]*(`{3,}+|~{3,}+)[^`\n]*+\n.*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+_INLINE_CODE = re.compile(r"(?<!`)(`++)[^`\n](?:.*?[^`\n])??(?<!`)\1(?!`)")
 _PROMPT_LINE = re.compile(r"^[ \t]*(?:>>>|\.\.\.)[ \t].*$", re.MULTILINE)
 
 # A list item's mark, a heading's, a quotation's or a table row's: what follows starts a new sentence.

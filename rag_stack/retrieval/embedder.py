@@ -50,7 +50,10 @@ class Embedder:
             raise ArtifactError(f"cannot load the embedder {name!r} from {str(path)!r}: {exc}") from exc
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(model, tokenizer, name=name, digest=digest)
+        embedder = cls(model, tokenizer, name=name, digest=digest)
+        # The first call sets up the model's tokenizer, which several threads must not do at once.
+        embedder.encode(["warm up"])
+        return embedder
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> Vectors:
         """Embed texts: float32 [n, dimension], of unit length; a text over `max_tokens` is cut. Blocking."""

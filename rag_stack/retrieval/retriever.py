@@ -9,7 +9,7 @@ from threading import Lock
 import numpy as np
 
 from rag_stack.errors import NotFoundError, OverloadedError, UnavailableError
-from rag_stack.index.reader import IndexVersion, Rows, Vectors
+from rag_stack.index.reader import IndexVersion, Rows, Vectors, set_search_threads
 from rag_stack.metrics import RETRIEVAL_MS, RETRIEVAL_QUEUE, Recorder
 from rag_stack.protocol import Filter
 from rag_stack.retrieval.embedder import Embedder
@@ -28,6 +28,7 @@ class Retriever:
         threads: int,
         queue: int,
         recorder: Recorder,
+        threads_per_search: int = 1,
     ) -> None:
         self._embedder = embedder
         self._stores = dict(stores)
@@ -36,7 +37,9 @@ class Retriever:
         self._held = 0
         self._lock = Lock()
         self._recorder = recorder
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retrieval")
+        self._threads = ThreadPoolExecutor(
+            threads, thread_name_prefix="retrieval", initializer=set_search_threads, initargs=(threads_per_search,)
+        )
 
     async def retrieve(
         self,

@@ -91,11 +91,13 @@ def build_layer(
     """The layer that goes around an engine's app."""
     release = pinned.release
     stores = tuple(store.name for store in release.stores)
+    tokenizer = GeneratorTokenizer(model_directory)
     prompt = PromptBuilder(
         system=release.prompt.system,
         context_tokens=context_tokens(release.engine, model_directory),
         reserve_tokens=release.prompt.reserve_tokens,
-        tokenizer=GeneratorTokenizer(model_directory),
+        tokenizer=tokenizer,
+        special_tokens=tokenizer.special_tokens,
     )
     return RagLayer(
         pipeline=Pipeline(

@@ -25,10 +25,6 @@ def pin(release: Release, catalog: Catalog) -> PinnedRelease:
     def pinned(choice: ArtifactChoice) -> ArtifactChoice:
         return choice.model_copy(update={"version": catalog.resolve("models", choice.name, choice.version).version})
 
-    stores = tuple(
-        store.model_copy(update={"version": catalog.resolve("indexes", store.index, store.version).version})
-        for store in release.stores
-    )
     # Replicas run in directories of their own, so a path relative to this process must not travel.
     artifacts = release.artifacts.model_copy(
         update={"root": catalog.store.url, "cache": release.artifacts.cache.absolute()}
@@ -36,7 +32,10 @@ def pin(release: Release, catalog: Catalog) -> PinnedRelease:
     update = {
         "model": pinned(release.model),
         "embedder": pinned(release.embedder),
-        "stores": stores,
+        "stores": tuple(
+            store.model_copy(update={"version": catalog.resolve("indexes", store.index, store.version).version})
+            for store in release.stores
+        ),
         "artifacts": artifacts,
     }
     return PinnedRelease(release=release.model_copy(update=update), created_at=int(time.time()))

@@ -48,15 +48,16 @@ def chunk(content: str, *, finish_reason: str | None = None, **extra: Any) -> di
         (Reply("Gateway Timeout", status=504), errors.UnavailableError, "no replica"),
     ],
 )
-@pytest.mark.parametrize("method", ["ask", "stream"])
 def test_a_refusal_is_one_of_our_errors(
-    call: Call, method: str, reply: Reply, expected: type[errors.RagStackError], message: str
+    call: Call, reply: Reply, expected: type[errors.RagStackError], message: str
 ) -> None:
-    with serve(build_scripted({**MODELS, CHAT: reply})) as url, pytest.raises(errors.RagStackError) as caught:
-        call(url, method, "q")
-    assert type(caught.value) is expected
-    assert message in caught.value.message
-    assert isinstance(caught.value.__cause__, openai.APIStatusError)
+    with serve(build_scripted({**MODELS, CHAT: reply})) as url:
+        for method in ("ask", "stream"):
+            with pytest.raises(errors.RagStackError) as caught:
+                call(url, method, "q")
+            assert type(caught.value) is expected
+            assert message in caught.value.message
+            assert isinstance(caught.value.__cause__, openai.APIStatusError)
 
 
 @pytest.mark.parametrize(

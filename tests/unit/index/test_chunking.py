@@ -1,5 +1,7 @@
 """Chunks are verbatim slices within the budget that cover the document."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from rag_stack.index.chunking import chunk, token_count
+from rag_stack.index.sections import TextFormat
 
 # BERT's rules over a vocabulary of single characters: each word is many tokens, so budgets and long words matter.
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?#=-*`\"'()é한"
@@ -40,7 +43,9 @@ _TEXTS = st.lists(
     budget=st.tuples(st.integers(16, 60), st.integers(0, 8)),
     text_format=st.sampled_from(["text", "markdown"]),
 )
-def test_chunks_are_verbatim_cover_the_text_and_hold_the_budget(tokenizer, text, budget, text_format) -> None:
+def test_chunks_are_verbatim_cover_the_text_and_hold_the_budget(
+    tokenizer: Tokenizer, text: str, budget: tuple[int, int], text_format: TextFormat
+) -> None:
     max_tokens, overlap_tokens = budget
     chunks = chunk(
         text, tokenizer=tokenizer, max_tokens=max_tokens, overlap_tokens=overlap_tokens, text_format=text_format
@@ -57,34 +62,36 @@ def test_chunks_are_verbatim_cover_the_text_and_hold_the_budget(tokenizer, text,
     else:
         assert chunks == []
     assert [each.start for each in chunks] == sorted({each.start for each in chunks}), "each chunk starts further on"
-    for left, right in zip(chunks, chunks[1:], strict=False):
+    for left, right in pairwise(chunks):
         if right.start < left.end:
             assert token_count(tokenizer, text[right.start : left.end]) <= overlap_tokens
 
 
-def test_markdown_is_cut_at_headings_and_titled_with_their_path(tokenizer) -> None:
-    text = "intro\n\n# Guide\n\nfirst\n\n## Install\n\nsecond\n\n```\n# a comment\n```\n\nSetup\n-----\n\nthird\n\n# Other\n\nlast\n"
+def test_markdown_is_cut_at_headings_and_titled_with_their_path(tokenizer: Tokenizer) -> None:
+    install = "## Install\n\nsecond\n\n```\n# a comment\n```"
+    text = f"intro\n\n# Guide\n\nfirst\n\n{install}\n\nSetup\n-----\n\nthird\n\n# Other\n\nlast\n"
     chunks = chunk(text, tokenizer=tokenizer, max_tokens=200, overlap_tokens=20, text_format="markdown")
     assert [each.title for each in chunks] == ["", "Guide", "Guide > Install", "Guide > Setup", "Other"]
-    assert text[chunks[2].start : chunks[2].end] == "## Install\n\nsecond\n\n```\n# a comment\n```"
+    assert text[chunks[2].start : chunks[2].end] == install
 
 
-def test_a_heading_without_a_body_goes_with_the_next(tokenizer) -> None:
+def test_a_heading_without_a_body_goes_with_the_next(tokenizer: Tokenizer) -> None:
     text = "# Guide\n\n## Install\n\nrun it\n"
     (only,) = chunk(text, tokenizer=tokenizer, max_tokens=200, overlap_tokens=20, text_format="markdown")
     assert only.title == "Guide > Install"
     assert text[only.start : only.end] == text.strip()
 
 
-def test_underlined_headings_of_plain_text(tokenizer) -> None:
-    text = "****\nBook\n****\n\nstart\n\nPart one\n========\n\nbody\n\nDetail\n------\n\nmore\n\nPart two\n========\n\nend\n"
+def test_underlined_headings_of_plain_text(tokenizer: Tokenizer) -> None:
+    book, detail = "****\nBook\n****\n\nstart", "Detail\n------\n\nmore"
+    text = f"{book}\n\nPart one\n========\n\nbody\n\n{detail}\n\nPart two\n========\n\nend\n"
     chunks = chunk(text, tokenizer=tokenizer, max_tokens=200, overlap_tokens=20, text_format="text")
     titles = [each.title for each in chunks]
     assert titles == ["Book", "Book > Part one", "Book > Part one > Detail", "Book > Part two"]
-    assert text[chunks[0].start : chunks[0].end] == "****\nBook\n****\n\nstart"
+    assert text[chunks[0].start : chunks[0].end] == book
 
 
-def test_cuts_fall_between_paragraphs_then_sentences(tokenizer) -> None:
+def test_cuts_fall_between_paragraphs_then_sentences(tokenizer: Tokenizer) -> None:
     paragraphs = "aaaa bbbb cccc.\n\ndddd eeee ffff."
     chunks = chunk(paragraphs, tokenizer=tokenizer, max_tokens=24, overlap_tokens=0)
     assert [paragraphs[c.start : c.end] for c in chunks] == ["aaaa bbbb cccc.", "dddd eeee ffff."]
@@ -93,17 +100,17 @@ def test_cuts_fall_between_paragraphs_then_sentences(tokenizer) -> None:
     assert [sentences[c.start : c.end] for c in chunks] == ["aaaa bbbb cc.", "dddd eeee ffff gg."]
 
 
-def test_neighbours_share_a_whole_sentence(tokenizer) -> None:
+def test_neighbours_share_a_whole_sentence(tokenizer: Tokenizer) -> None:
     text = "aaaa aaaa aa. bb bb. cccc cccc cccc. dddd dddd."
     chunks = chunk(text, tokenizer=tokenizer, max_tokens=20, overlap_tokens=6)
     assert [text[c.start : c.end] for c in chunks] == ["aaaa aaaa aa. bb bb.", "bb bb. cccc cccc cccc.", "dddd dddd."]
 
 
-def test_a_text_without_words_gives_nothing(tokenizer) -> None:
+def test_a_text_without_words_gives_nothing(tokenizer: Tokenizer) -> None:
     assert chunk("", tokenizer=tokenizer, max_tokens=20, overlap_tokens=0) == []
     assert chunk(" \n\t ", tokenizer=tokenizer, max_tokens=20, overlap_tokens=0) == []
 
 
-def test_an_overlap_over_half_of_the_budget_is_refused(tokenizer) -> None:
+def test_an_overlap_over_half_of_the_budget_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="half of max_tokens"):
         chunk("a", tokenizer=tokenizer, max_tokens=20, overlap_tokens=11)

@@ -102,7 +102,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_title_gives_way_so_that_the_text_is_embedded_whole() -> None:
     text = "one two three four five six seven eight nine ten."
     document = Document(document_id="d", text=text, title="a very long title indeed", uri="")
-    cut = cut_documents([document], tokenizer=EMBEDDER.tokenizer, max_tokens=14, chunking=Chunking(max_tokens=16))
+    chunking = Chunking(max_tokens=16, overlap_tokens=0)
+    cut = cut_documents([document], tokenizer=EMBEDDER.tokenizer, max_tokens=14, chunking=chunking)
     assert cut.inputs == (f"a very {text}",)
     assert cut.passages[0].title == "a very long title indeed"
 

@@ -1,0 +1,167 @@
+"""What a user gets, through the official client: cited answers from real documents, real weights and a real cluster."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from rag_stack.api.rag_layer import DENIED
+from rag_stack.client import Client
+from tests.e2e.conftest import Stack
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+MODEL = "smollm2-135m-instruct"
+WITH = "What does the with statement do in Python?"
+UNRELATED = "How long should pasta boil?"
+
+
+@pytest.fixture(scope="module")
+def client(stack: Stack) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{stack.url}/v1", api_key="-", timeout=120)
+
+
+def ask(client: openai.OpenAI, question: str, **options: Any) -> Any:
+    messages = [{"role": "user", "content": question}]
+    return client.chat.completions.create(model=MODEL, messages=messages, max_tokens=120, **options)  # type: ignore
+
+
+def document_of(stack: Stack, rag: dict[str, Any], citation: dict[str, Any]) -> str:
+    source = next(each for each in rag["sources"] if each["number"] == citation["source"])
+    return (stack.documents / source["filename"]).read_text()
+
+
+def test_a_question_is_answered_with_a_verbatim_citation(stack: Stack, client: openai.OpenAI) -> None:
+    answer = ask(client, WITH)
+    text, rag = answer.choices[0].message.content, answer.rag
+    assert rag["citations"], text
+    for citation in rag["citations"]:
+        document = document_of(stack, rag, citation)
+        assert document[citation["quote_start"] : citation["quote_end"]] == citation["quote"]
+        assert text[citation["start_index"] : citation["end_index"]].strip()
+    kinds = {annotation.type for annotation in answer.choices[0].message.annotations}
+    assert kinds == {"url_citation", "file_citation"}
+    assert rag["release"] == "e2e"
+    assert rag["index_version"]
+    assert set(rag["timings_ms"]) == {"queue", "embed", "search", "prompt"}
+    assert answer.usage.prompt_tokens_details is not None
+
+
+def test_a_stream_gives_the_same_answer_and_citations(client: openai.OpenAI) -> None:
+    whole = ask(client, WITH)
+    chunks = list(ask(client, WITH, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.annotations[0]["type"] == "source"
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    last = next(chunk for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason)
+    assert last.rag["citations"] == whole.rag["citations"]
+
+
+def test_an_unrelated_question_carries_no_citation(client: openai.OpenAI) -> None:
+    answer = ask(client, UNRELATED)
+    assert answer.rag["citations"] == []
+    assert answer.choices[0].message.annotations == []
+
+
+def test_the_five_ways_reach_a_real_engine(client: openai.OpenAI) -> None:
+    tool = {"type": "file_search", "vector_store_ids": ["python"], "max_num_results": 2}
+    assert len(ask(client, WITH, tools=[tool]).rag["sources"]) == 2
+    assert ask(client, WITH, extra_body={"vector_store_ids": ["python"]}).rag["store"] == "python"
+    given = ask(client, "What colour is the shed?", extra_body={"documents": [{"text": "The shed is green."}]})
+    assert [source["score"] for source in given.rag["sources"]] == [1.0]
+    alias = client.chat.completions.create(
+        model=f"{MODEL}@python", messages=[{"role": "user", "content": WITH}], max_tokens=8
+    )
+    assert alias.rag["store"] == "python"  # type: ignore[attr-defined]
+    completion = client.completions.create(model=MODEL, prompt="The capital of France is", max_tokens=8)
+    assert "Paris" in completion.choices[0].text
+
+
+def test_control_routes_answer(stack: Stack, client: openai.OpenAI) -> None:
+    assert {model.id for model in client.models.list()} == {MODEL, f"{MODEL}@python"}
+    assert [store.id for store in client.vector_stores.list()] == ["python"]
+    hits = client.vector_stores.search("python", query="context manager", max_num_results=3).data
+    assert len(hits) == 3
+    assert hits[0].score >= hits[1].score >= hits[2].score
+    assert httpx.get(f"{stack.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{stack.url}/ready").json()["status"] == "ready"
+
+
+@pytest.mark.parametrize("path", [*sorted(path for path in DENIED if "{" not in path), "/v1/embeddings", "/-/routes-x"])
+def test_what_is_not_on_the_list_is_an_openai_shaped_404(stack: Stack, path: str) -> None:
+    for method in ("GET", "POST"):
+        response = httpx.request(method, stack.url + path, json={} if method == "POST" else None)
+        assert response.status_code == 404, (method, path, response.text)
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        assert "," not in response.headers["x-request-id"]
+
+
+def test_errors_are_openai_shaped_through_the_cluster(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "Hi"}])
+    assert unknown.value.code == "not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.vector_stores.search("nowhere", query="Hi")
+    with pytest.raises(openai.BadRequestError) as long:
+        ask(client, "word " * 6000)
+    assert long.value.code == "context_length_exceeded"
+
+
+def test_our_client_and_command_line_agree(stack: Stack) -> None:
+    with Client(base_url=f"{stack.url}/v1") as ours:
+        answer = ours.ask(WITH, max_tokens=40)
+        stream = ours.stream(WITH, max_tokens=40)
+        assert "".join(stream) == answer.text == stream.answer.text
+        assert ours.search("with statement", store="python").hits
+    rag_stack = str(Path(sys.executable).with_name("rag-stack"))
+    command = [rag_stack, "ask", WITH, "--max-tokens", "40", "--base-url", f"{stack.url}/v1", "--json"]
+    printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert printed["text"] == answer.text
+
+
+def test_a_closed_client_aborts_its_generation(stack: Stack, client: openai.OpenAI) -> None:
+    stream = ask(
+        client, "Tell me everything about Python.", stream=True, extra_body={"ignore_eos": True, "min_tokens": 100}
+    )
+    next(iter(stream))
+    stream.close()
+    # Metrics reach the port every few seconds; the abort itself is immediate.
+    assert _appears(stack, "ray_vllm_request_success_total", 'finished_reason="abort"')
+
+
+def test_start_and_retrieval_are_metrics(stack: Stack) -> None:
+    assert _appears(stack, "ray_rag_stack_cold_start_seconds", 'stage="start engine"')
+    assert _appears(stack, "ray_rag_stack_retrieval_milliseconds_count", 'stage="embed"')
+    assert _appears(stack, "ray_rag_stack_artifact_load_bytes_total", 'kind="indexes"')
+
+
+def test_every_route_of_the_real_engine_is_on_one_list(stack: Stack) -> None:
+    program = (
+        "from vllm.entrypoints.launchers.cli_args import make_arg_parser;"
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser;"
+        "from vllm.entrypoints.openai.api_server import build_app;"
+        "args = make_arg_parser(FlexibleArgumentParser()).parse_args([]);"
+        "print('ROUTES', ' '.join(sorted(build_app(args, supported_tasks=('generate',)).openapi()['paths'])))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    paths = done.stdout.rpartition("ROUTES ")[2].split()
+    ours = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/v1/responses", "/tokenize"}
+    ours |= {"/detokenize", "/version"}
+    assert "/v1/chat/completions" in paths
+    assert set(paths) - ours - DENIED == set()
+
+
+def _appears(stack: Stack, name: str, label: str, *, limit_s: float = 60) -> bool:
+    """Whether a sample of a metric with a label is seen on the Prometheus port before the limit."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        text = httpx.get(stack.metrics_url, timeout=30).text
+        if any(line.startswith(name) and label in line and not line.endswith(" 0.0") for line in text.splitlines()):
+            return True
+    return False
