@@ -85,15 +85,17 @@ def _library() -> Iterator[tuple[str, str, str, dict[str, str], str]]:
 def _module(name: str, module: ModuleType) -> Iterator[str]:
     yield from _heading(f"{name} module", "=")
     yield from _indented(inspect.getdoc(module), 0)
-    for key in sorted(_public(name, module)):
-        value = getattr(module, key)
+    offered = {key: getattr(module, key) for key in sorted(_public(name, module))}
+    # Functions first: what follows a class's heading is the class's.
+    for key, value in offered.items():
+        if inspect.isroutine(value):
+            yield f"{name}.{key}{_signature(value)}"
+            yield from _indented(inspect.getdoc(value), 4)
+    for key, value in offered.items():
         if inspect.isclass(value) and not issubclass(value, BaseException):
             yield from _heading(f"class {name}.{key}{_signature(value)}", "-")
             yield from _indented(inspect.getdoc(value), 0)
             yield from () if name in _WITHOUT_METHODS else _methods(value)
-        elif inspect.isroutine(value):
-            yield f"{name}.{key}{_signature(value)}"
-            yield from _indented(inspect.getdoc(value), 4)
 
 
 def _public(name: str, module: ModuleType) -> list[str]:

@@ -25,6 +25,7 @@ ArmName: TypeAlias = Literal["ours", "ray", "bare"]
 ARMS: tuple[ArmName, ...] = ("ours", "ray", "bare")
 START_TIMEOUT_S = 420.0
 _POLL_S = 0.25
+_HAPROXY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT")
 _READY_PATHS: Mapping[ArmName, str] = {"ours": "/ready", "ray": "/v1/models", "bare": "/health"}
 
 
@@ -84,7 +85,11 @@ class ArmStarter:
     def environment(self, arm: ArmName) -> dict[str, str]:
         """The arm's environment. Ray gives the engine's part to its processes itself."""
         environment = {**inherited_environment(), **offline_environment()}
-        return environment | self.release.engine_env if arm == "bare" else environment
+        if arm == "bare":
+            return environment | self.release.engine_env
+        # Ports of its own: two Rays that start at once on one machine would both find the default ones free.
+        ports = {name: str(free_port(0)) for name in _HAPROXY_PORTS}
+        return environment | ports
 
 
 def engine_flags(engine: Mapping[str, Any]) -> list[str]:

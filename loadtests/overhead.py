@@ -26,8 +26,11 @@ from loadtests.overhead_figures import STAGES, arms_agree, build_report
 from loadtests.overhead_log import Cell, Log, Settings, Visit, resume
 from loadtests.plain_app import model_directory
 from loadtests.report import Report, Value
-from rag_stack.config import load_release
+from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.config import Release, load_release
 from rag_stack.errors import RagStackError
+from rag_stack.serving.pinning import pin
 
 QUESTIONS = Path(__file__).parent / "data" / "questions.txt"
 CELLS = "32x8,1x1,32x1,1x8"
@@ -45,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         release = load_release(options.release)
         questions = tuple(options.questions_file.read_text(encoding="utf-8").splitlines()[: options.questions])
-        settings = Settings(release.model_dump_json(), questions, options.cells)
+        settings = Settings(what_is_served(release), questions, options.cells)
         log = resume(options.log, settings) if options.resume else Log(settings)
+        tell = console.log
         start = ArmStarter(options.release, release, model_directory(release), logs=options.log.parent)
         deadline = None if options.time_budget_s is None else time.monotonic() + options.time_budget_s
 
@@ -54,9 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.save(options.log)
             report.write(build_report(log), overhead_plot.draw(log), directory=options.results)
 
-        log = run_rounds(
-            log, start, model=release.model.name, rounds=options.rounds, deadline=deadline, keep=keep, tell=console.log
-        )
+        if log.rounds:
+            tell(f"continuing after {log.rounds} complete rounds of {options.log}")
+            keep(log)  # a finished log makes its report again, without a server
+        model = release.model.name
+        log = run_rounds(log, start, model=model, rounds=options.rounds, deadline=deadline, keep=keep, tell=tell)
     except (LoadError, RagStackError) as exc:
         console.print(f"not measured: {exc}", style="red", markup=False)
         return 3
@@ -64,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     agree = arms_agree(log.visits)
     show(log, result, agree=agree)
     return report.exit_code(result, arms_agree=agree)
+
+
+def what_is_served(release: Release) -> str:
+    """The release with the versions that are promoted now, without where it is kept and served: JSON."""
+    pinned = pin(release, Catalog(ObjectStore(release.artifacts.root)))
+    return pinned.release.model_dump_json(exclude={"artifacts", "server"})
 
 
 def run_rounds(

@@ -50,6 +50,7 @@ class RetrievalConfig(_Frozen):
     """How a question is searched, and how much of a node that may take."""
 
     top_k: int = Field(4, ge=1, le=50)
+    score_threshold: float = Field(0.0, ge=0.0, le=1.0, description="a passage that scores less is no source")
     threads: int = Field(1, ge=1, le=64, description="searches that run at once")
     threads_per_search: int = Field(1, ge=1, le=64, description="FAISS and torch threads of one search")
     queue: int = Field(256, ge=0, description="searches that may wait; one more is answered 429")
@@ -59,8 +60,8 @@ class PromptConfig(_Frozen):
     """What stands around the passages."""
 
     system: str = (
-        "You answer questions with the help of the documents below. "
-        "If the documents do not contain the answer, say that you do not know."
+        "Answer the question from the documents below, in their own words wherever you can. "
+        "If they do not hold the answer, say that you do not know."
     )
     reserve_tokens: int = Field(256, ge=1, description="left for the answer when a request sets no max_tokens")
 

@@ -46,7 +46,7 @@ class Citation:
     """A stretch of the answer that one source supports.
 
     `answer_start`, `answer_end` are character offsets in the answer. `quote` is a verbatim piece of the cited
-    document at its characters `quote_start:quote_end`. A marker citation quotes the whole passage, which is all that the
+    document at its characters `quote_start:quote_end`. A marker citation quotes the whole passage, all that the
     model claimed; an overlap citation quotes the span that was verified.
     """
 

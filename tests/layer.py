@@ -13,6 +13,7 @@ from rag_stack.api.rag_layer import RagLayer
 from rag_stack.api.retrieval_request import RequestReader
 from rag_stack.api.vector_stores import StoreCard, VectorStores
 from rag_stack.artifacts.manifest import Manifest, describe_files
+from rag_stack.config import RetrievalConfig
 from rag_stack.index.builder import cut_documents, write_index
 from rag_stack.index.documents import Document
 from rag_stack.index.format import EmbedderRef
@@ -88,7 +89,9 @@ def build_layer(
         tokenizer=engine.state.vocabulary,
     )
     layer = RagLayer(
-        pipeline=Pipeline(retriever, prompt=prompt, citer=Citer(), top_k=top_k, recorder=recorder),
+        pipeline=Pipeline(
+            retriever, prompt=prompt, citer=Citer(), retrieval=RetrievalConfig(top_k=top_k), recorder=recorder
+        ),
         reader=RequestReader(engine.state.model, tuple(indexes), default_store),
         vector_stores=VectorStores([_card(name, index) for name, index in indexes.items()], retriever, 1 << 20),
         models=Models(engine.state.model, tuple(indexes), CREATED_AT),

@@ -14,6 +14,8 @@ from rag_stack.errors import InvalidRequestError, PayloadTooLargeError, RagStack
 
 T = TypeVar("T")
 
+# The engine reads the body again with less of the stack left: what we can read must not be too deep for it.
+_MAX_DEPTH = 256
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -45,12 +47,22 @@ async def read_json(scope: Scope, receive: Receive, *, max_bytes: int) -> dict[s
 def _parse(text: str) -> object:
     """Python reads more than JSON allows: NaN, infinities and halves of surrogate pairs could not be passed on."""
     body = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    if text.count("[") + text.count("{") > _MAX_DEPTH and _is_deeper(body, _MAX_DEPTH):
+        raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
     if _HALF_A_PAIR.search(text):
         try:
             dumps(body)
         except UnicodeEncodeError as exc:
             raise ValueError("a string holds half a surrogate pair") from exc
     return body
+
+
+def _is_deeper(body: object, depth: int) -> bool:
+    level = [body] if isinstance(body, dict | list) else []
+    for _ in range(depth):
+        inner = (value for each in level for value in (each.values() if isinstance(each, dict) else each))
+        level = [value for value in inner if isinstance(value, dict | list)]
+    return bool(level)
 
 
 def _refuse_constant(name: str) -> float:

@@ -30,7 +30,7 @@ class _FileSearch(BaseModel):
     vector_store_ids: list[str] = Field(min_length=1)
     max_num_results: int | None = Field(None, ge=1, le=50)
     filters: Filter | None = None
-    ranking_options: RankingOptions = RankingOptions()
+    ranking_options: RankingOptions | None = None
 
 
 class _Document(BaseModel):
@@ -50,7 +50,7 @@ class RetrievalRequest:
     hits: tuple[Hit, ...] = ()
     top_k: int | None = None
     filters: Filter | None = None
-    score_threshold: float = 0.0
+    score_threshold: float | None = None
     include: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -77,7 +77,7 @@ class RequestReader:
                 store=self._one_store(search.vector_store_ids, "tools"),
                 top_k=search.max_num_results,
                 filters=search.filters,
-                score_threshold=search.ranking_options.score_threshold,
+                score_threshold=search.ranking_options.score_threshold if search.ranking_options else None,
                 include=include,
             )
         if body.get("vector_store_ids") is not None:

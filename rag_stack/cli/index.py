@@ -22,10 +22,10 @@ app = typer.Typer(help="Index versions in the object store.", no_args_is_help=Tr
 
 Root = Annotated[
     str | None,
-    typer.Option("--root", envvar="RAG_STACK_ROOT", help="URL of the object store [default: file://./var/artifacts]"),
+    typer.Option("--root", envvar="RAG_STACK_ROOT", help="URL of the object store (default: file://./var/artifacts)"),
 ]
 Cache = Annotated[
-    Path | None, typer.Option("--cache", envvar="RAG_STACK_CACHE", help="This node's cache [default: var/cache]")
+    Path | None, typer.Option("--cache", envvar="RAG_STACK_CACHE", help="This node's cache (default: var/cache)")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -37,7 +37,7 @@ def build(
     cache: Cache = None,
     *,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, max=64, help="Batches embedded at once [default: one a core]")
+        int | None, typer.Option("--workers", min=1, max=64, help="Batches embedded at once (default: one a core)")
     ] = None,
     if_missing: Annotated[
         bool, typer.Option("--if-missing", help="Do nothing if the index has a promoted version.")

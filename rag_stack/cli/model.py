@@ -24,7 +24,7 @@ _PACKAGE = "package:"
 
 Root = Annotated[
     str | None,
-    typer.Option("--root", envvar="RAG_STACK_ROOT", help="URL of the object store [default: file://./var/artifacts]"),
+    typer.Option("--root", envvar="RAG_STACK_ROOT", help="URL of the object store (default: file://./var/artifacts)"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 

@@ -15,6 +15,7 @@ from rag_stack.index.spec import IndexSpec, Source
 from rag_stack.types import AttributeValue
 
 _MARKDOWN: Final = frozenset({".md", ".markdown"})
+_BINARY: Final = "is binary: it holds NUL bytes"
 # OpenAI's limits for a file's attributes.
 _MAX_ATTRIBUTES: Final = 16
 _MAX_KEY_CHARS: Final = 64
@@ -153,7 +154,10 @@ def _format(source: Source, suffix: str) -> TextFormat:
 
 def _text(path: Path) -> str:
     try:
-        return _checked(path.read_bytes().decode("utf-8-sig"))
+        data = path.read_bytes()
+        if b"\0" in data:
+            raise ValueError(_BINARY)
+        return _checked(data.decode("utf-8-sig"))
     except OSError as exc:
         raise ValueError(exc.strerror or str(exc)) from exc
     except UnicodeDecodeError as exc:
@@ -162,7 +166,7 @@ def _text(path: Path) -> str:
 
 def _checked(text: str) -> str:
     if "\0" in text:
-        raise ValueError("is binary: it holds NUL bytes")
+        raise ValueError(_BINARY)
     if not text.strip():
         raise ValueError("is empty")
     try:

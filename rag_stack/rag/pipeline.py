@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from rag_stack.config import RetrievalConfig
 from rag_stack.metrics import CITATIONS, RETRIEVAL_MS, Recorder
 from rag_stack.protocol import Filter
 from rag_stack.rag.citations import Citer
@@ -23,7 +24,7 @@ class Question:
     hits: tuple[Hit, ...] = ()
     top_k: int | None = None
     filters: Filter | None = None
-    score_threshold: float = 0.0
+    score_threshold: float | None = None
     max_tokens: int | None = None
     tools: str = ""
 
@@ -43,12 +44,18 @@ class Pipeline:
     """Grounds questions before the engine and cites answers after it."""
 
     def __init__(
-        self, retriever: Retriever, *, prompt: PromptBuilder, citer: Citer, top_k: int, recorder: Recorder
+        self,
+        retriever: Retriever,
+        *,
+        prompt: PromptBuilder,
+        citer: Citer,
+        retrieval: RetrievalConfig,
+        recorder: Recorder,
     ) -> None:
         self._retriever = retriever
         self._prompt = prompt
         self._citer = citer
-        self._top_k = top_k
+        self._defaults = retrieval
         self._recorder = recorder
 
     async def ground(self, question: Question) -> Grounding:
@@ -56,12 +63,13 @@ class Pipeline:
         hits: Sequence[Hit] = question.hits
         timings, index_version = Timings(), None
         if question.store is not None:
+            threshold = question.score_threshold
             found = await self._retriever.retrieve(
                 question.query,
                 store=question.store,
-                top_k=question.top_k or self._top_k,
+                top_k=question.top_k or self._defaults.top_k,
                 filters=question.filters,
-                score_threshold=question.score_threshold,
+                score_threshold=self._defaults.score_threshold if threshold is None else threshold,
             )
             hits, timings, index_version = found.hits, found.timings, found.index_version
         elif not hits:

@@ -24,6 +24,16 @@ _POLAR = _listed("""
     greater highest immutable increase inside largest last left less lowest max maximum min minimum more mutable never
     only open outside read right same smallest start true unlike write
 """)
+# What limits a claim, by kind: without it another thing is said. "May" grants what "can" grants.
+_QUALIFIERS = {
+    "if": "if", "when": "if", "whenever": "if", "unless": "if", "until": "until", "while": "while", "may": "may",
+    "might": "may", "except": "except", "only": "only", "outside": "outside", "optionally": "may", "usually": "may",
+    "otherwise": "otherwise", "often": "may",
+}  # fmt: skip
+_KINDS = _listed("""
+    attribute builtin class clause command constructor context decorator exception expression function iterator keyword
+    library literal manager method module object operator package python statement type
+""")
 _STOP_WORDS = _listed("""
     a about above also am an and any are as at be because been being below between but by can could did do does doing
     done down during each either else etc for from further get gets given has have having he hence her here hers him his
@@ -43,6 +53,8 @@ class Word:
     negated: bool
     exact: bool
     identifier: bool
+    kind: bool
+    """It says what sort of thing a name is: function, statement, module."""
 
 
 def content_words(text: str) -> tuple[Word, ...]:
@@ -52,13 +64,21 @@ def content_words(text: str) -> tuple[Word, ...]:
     for match in _TOKEN.finditer(text):
         token = match.group()
         lower = token.lower().replace("’", "'")
-        if lower in _NEGATIONS or lower.endswith("n't"):
+        if (lower in _NEGATIONS or lower.endswith("n't")) and not _is_quoted(text, match):
             reach = _NEGATION_REACH + 1
         reach = max(0, reach - 1)
-        if lower in _STOP_WORDS or lower in _NEGATIONS or lower.endswith("n't"):
+        # A quoted word is a name: the "with" statement, the operator `not`.
+        is_plain = lower in _STOP_WORDS or lower in _NEGATIONS or lower.endswith("n't")
+        if is_plain and not _is_quoted(text, match):
             continue
         words.append(_word(token, lower, text, match, negated=reach > 0))
     return tuple(words)
+
+
+def qualifiers(text: str) -> frozenset[str]:
+    """The kinds of conditions and limits that a text names."""
+    found = (match for match in _TOKEN.finditer(text) if not _is_quoted(text, match))
+    return frozenset(_QUALIFIERS[word] for match in found if (word := match.group().lower()) in _QUALIFIERS)
 
 
 def _word(token: str, lower: str, text: str, match: re.Match[str], *, negated: bool) -> Word:
@@ -66,7 +86,7 @@ def _word(token: str, lower: str, text: str, match: re.Match[str], *, negated: b
     number = _NUMBERS.get(lower, lower)
     exact = identifier or lower in _POLAR or number.isdecimal()
     stem = number if number.isdecimal() or "_" in lower else _stem(lower)
-    return Word(stem=stem, negated=negated, exact=exact, identifier=identifier)
+    return Word(stem=stem, negated=negated, exact=exact, identifier=identifier, kind=lower in _KINDS)
 
 
 def _is_identifier(token: str) -> bool:
@@ -79,8 +99,12 @@ def _is_written_as_code(text: str, match: re.Match[str]) -> bool:
     """Whether the word is called, part of a dotted name, or alone in quotation marks or backticks."""
     before, after = text[max(0, match.start() - 2) : match.start()], text[match.end() : match.end() + 2]
     dotted = (before[-1:] == "." and before[:1].isalnum()) or (after[:1] == "." and after[1:].isalnum())
-    quoted = before[-1:] in _OPENING and after[:1] in _CLOSING
-    return after[:1] == "(" or dotted or (quoted and before != "" and after != "")
+    return after[:1] == "(" or dotted or _is_quoted(text, match)
+
+
+def _is_quoted(text: str, match: re.Match[str]) -> bool:
+    before, after = text[max(0, match.start() - 1) : match.start()], text[match.end() : match.end() + 1]
+    return bool(before and after) and before in _OPENING and after in _CLOSING
 
 
 def _stem(word: str) -> str:

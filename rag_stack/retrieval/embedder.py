@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from rag_stack.errors import ArtifactError
 
@@ -36,6 +37,7 @@ class Embedder:
         a short query many times slower. Raises ArtifactError when the directory holds no such model.
         """
         torch.set_num_threads(threads)
+        disable_progress_bar()
         if not (path / _MODULES).is_file():
             raise ArtifactError(
                 f"{str(path)!r} is no embedder: it has no {_MODULES}; import a sentence-transformers model, with "

@@ -44,12 +44,12 @@ def _engine(pinned: PinnedRelease, model_directory: Path) -> serve.Application:
         callback_config={"callback_class": LocalWeights},
         runtime_env={"env_vars": {**offline_environment(), **release.engine_env}},
         experimental_configs={RELEASE_KEY: pinned.model_dump(mode="json")},
-        **_hardware(release),
+        **hardware(release),
     )
     return build_openai_app({"llm_configs": [config]})
 
 
-def _hardware(release: Release) -> dict[str, Any]:
+def hardware(release: Release) -> dict[str, Any]:
     """On a machine without an accelerator, vLLM's CPU platform; else Ray's own defaults for GPUs."""
     from vllm.platforms import current_platform
 

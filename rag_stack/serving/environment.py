@@ -27,9 +27,9 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         **offline_environment(),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
-        # HAProxy's ports are fixed by default, and a second server on this machine would collide.
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port(9101)),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port(8404)),
+        # Fixed by default, so that a second server on this machine would collide; a cluster's pods set them.
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         # A new replica is marked up after two checks; five seconds apart they would be most of a short start.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         # Thirty seconds by default, which a server on a laptop would spend at every Ctrl-C.
@@ -39,14 +39,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         environ.setdefault(name, value)
 
 
-def free_port(preferred: int) -> int:
-    """The preferred port where it is free, else one that the system picks."""
-    for port in (preferred, 0):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise OSError("no free port")
+def free_port() -> int:
+    """A port of the loopback interface on which nobody listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

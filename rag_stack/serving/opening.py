@@ -15,7 +15,7 @@ from rag_stack.artifacts.tiers import LocalArtifact, Tiers
 from rag_stack.config import Release
 from rag_stack.generation.engine_settings import context_tokens
 from rag_stack.generation.tokenizer import GeneratorTokenizer
-from rag_stack.index.reader import IndexVersion, set_search_threads
+from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import ARTIFACT_LOAD_BYTES, ARTIFACT_LOAD_SECONDS, Recorder
 from rag_stack.rag.citations import Citer
 from rag_stack.rag.pipeline import Pipeline
@@ -47,7 +47,6 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, clock: StageClock, re
     Raises EmbedderMismatchError, IndexVersionError or an ArtifactError, each with what to do.
     """
     release = pinned.release
-    set_search_threads(release.retrieval.threads_per_search)
     local = fetch(tiers, "models", release.embedder.name, release.embedder.version, clock=clock)
     with clock.time("load embedder"):
         embedder = Embedder.load(
@@ -56,7 +55,6 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, clock: StageClock, re
             digest=local.manifest.digest,
             threads=release.retrieval.threads_per_search,
         )
-        embedder.encode(["warm up"])
     indexes = open_indexes(release, tiers, embedder_digest=embedder.digest, clock=clock)
     for name, index in indexes.items():
         _prefault(name, index, clock=clock, recorder=recorder)
@@ -64,6 +62,7 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, clock: StageClock, re
         embedder,
         indexes,
         threads=release.retrieval.threads,
+        threads_per_search=release.retrieval.threads_per_search,
         queue=release.retrieval.queue,
         recorder=recorder,
     )
@@ -101,7 +100,7 @@ def build_layer(
     )
     return RagLayer(
         pipeline=Pipeline(
-            retrieval.retriever, prompt=prompt, citer=Citer(), top_k=release.retrieval.top_k, recorder=recorder
+            retrieval.retriever, prompt=prompt, citer=Citer(), retrieval=release.retrieval, recorder=recorder
         ),
         reader=RequestReader(release.model.name, stores, release.default_store),
         vector_stores=vector_stores(pinned, retrieval),

@@ -111,7 +111,7 @@ def _start_ray(release: Release) -> str:
     import ray
     from ray import serve
 
-    port = environment.free_port(8080)
+    port = environment.free_port()
     ray.init(
         address="local",
         # One CPU is for the replica and one for the engine's worker, also on a machine that has a single core.

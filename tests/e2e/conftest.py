@@ -72,7 +72,7 @@ def release_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name: python\nsource: {folder: documents}\nembedder: {name: all-minilm-l6-v2}\n"
         "chunking: {max_tokens: 200, overlap_tokens: 30}\nuri: 'https://docs.python.org/3.11/reference/{stem}.html'\n"
     )
-    build_index(load_spec(spec), tiers=tiers, threads=os.cpu_count() or 1)
+    build_index(load_spec(spec), tiers=tiers)
     return release
 
 

@@ -137,7 +137,5 @@ def _index(directory: Path, name: str, documents: tuple[Document, ...], embedder
     ref = EmbedderRef(name=embedder.name, digest=embedder.digest)
     metadata = write_index(directory, cut, embedder.encode(cut.inputs), embedder=ref, chunking=chunking)
     files = describe_files(directory)
-    manifest = Manifest(
-        kind="indexes", name=name, version=f"{name}-v1", files=files, metadata=metadata.to_json()
-    )
+    manifest = Manifest(kind="indexes", name=name, version=f"{name}-v1", files=files, metadata=metadata.to_json())
     return IndexVersion.open(directory, manifest, embedder_digest=embedder.digest)

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,7 +82,7 @@ def _embedded(embedder: Embedder, inputs: tuple[str, ...]) -> np.ndarray:
         if len(vectors) == len(inputs):
             np.testing.assert_allclose(embedder.encode([inputs[n] for n in probe]), vectors[probe], atol=1e-4)
             return vectors
-    vectors = embed_all(embedder, inputs)
+    vectors = embed_all(embedder, inputs, workers=os.cpu_count() or 1)
     _CACHE.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npy")
     np.save(partial, vectors)

@@ -17,6 +17,7 @@ from rag_stack.api.models import Models
 from rag_stack.api.rag_layer import RagLayer
 from rag_stack.api.retrieval_request import RequestReader
 from rag_stack.api.vector_stores import StoreCard, VectorStores
+from rag_stack.config import RetrievalConfig
 from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.rag.citations import Citer
@@ -40,7 +41,7 @@ class Settings:
     queue: int = 8
     top_k: int = 2
     special_tokens: tuple[str, ...] = ()
-    readiness: Readiness = Readiness(ready=True, parts={"engine": "open"})
+    readiness: Readiness = field(default_factory=lambda: Readiness(ready=True, parts={"engine": "open"}))
 
 
 class Watched:
@@ -158,7 +159,9 @@ def layer(
         return settings.readiness
 
     return RagLayer(
-        pipeline=Pipeline(retriever, prompt=prompt, citer=Citer(), top_k=settings.top_k, recorder=recorder),
+        pipeline=Pipeline(
+            retriever, prompt=prompt, citer=Citer(), retrieval=RetrievalConfig(top_k=settings.top_k), recorder=recorder
+        ),
         reader=RequestReader(state.model, tuple(indexes), settings.default_store),
         vector_stores=VectorStores([_card(name, each) for name, each in indexes.items()], retriever, MAX_BODY_BYTES),
         models=Models(state.model, tuple(indexes), 1_700_000_000),

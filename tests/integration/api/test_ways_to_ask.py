@@ -87,7 +87,11 @@ def test_null_means_not_asked(layered: Layered) -> None:
 def test_settings_of_the_tool_count(layered: Layered) -> None:
     filters = {"type": "eq", "key": "topic", "value": "nature"}
     tool = {"type": "file_search", "vector_store_ids": ["atlas"], "max_num_results": 3, "filters": filters}
-    assert {source["file_id"] for source in _rag(layered, tools=[tool])["sources"]} == {"glacier", "honeybee", "octopus"}
+    assert {source["file_id"] for source in _rag(layered, tools=[tool])["sources"]} == {
+        "glacier",
+        "honeybee",
+        "octopus",
+    }
     none = {**tool, "ranking_options": {"score_threshold": 0.99}}
     assert _rag(layered, tools=[none])["sources"] == []
     nulls = {**tool, "filters": None, "max_num_results": None, "ranking_options": None}
@@ -169,7 +173,12 @@ def test_content_as_parts_and_unknown_fields(client: OpenAI, layered: Layered) -
         metadata={"a": "b"},
         service_tier="auto",
         reasoning_effort="low",
-        extra_body={"prompt_cache_key": "k", "safety_identifier": "s", "verbosity": "low", "never_heard_of": {"x": [1]}},
+        extra_body={
+            "prompt_cache_key": "k",
+            "safety_identifier": "s",
+            "verbosity": "low",
+            "never_heard_of": {"x": [1]},
+        },
         extra_headers={"OpenAI-Beta": "assistants=v2"},
     )
     assert answer.choices[0].finish_reason == "length"

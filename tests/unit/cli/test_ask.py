@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +22,9 @@ ANSWER = "The harbour of Alden freezes in January and closes to fishing boats."
 
 
 @pytest.fixture(autouse=True)
-def _server_by_environment(layer_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _server_by_environment(layer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_STACK_BASE_URL", layer_url)
     monkeypatch.setenv("COLUMNS", "200")
-    yield
 
 
 def run(*arguments: str) -> Result:

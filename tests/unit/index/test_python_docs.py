@@ -4,10 +4,10 @@ import json
 import re
 import runpy
 from pathlib import Path
+from pydoc_data import topics
 from typing import Any
 
 import pytest
-from pydoc_data import topics
 
 from rag_stack.index.documents import read_documents
 from rag_stack.index.spec import load_spec
