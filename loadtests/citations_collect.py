@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from openai import AsyncOpenAI
 
 from rag_stack.artifacts.tiers import open_tiers
-from rag_stack.config import Release, load_release
+from rag_stack.config import load_release
 from rag_stack.generation.tokenizer import GeneratorTokenizer
 from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import MemoryRecorder
@@ -36,14 +36,13 @@ class Collector:
     client: AsyncOpenAI
     model: str
     retriever: Retriever
+    store: str
+    top_k: int
     prompt: PromptBuilder
-    release: Release
 
     async def collect(self, question: Mapping[str, Any]) -> dict[str, Any] | None:
         """One row to label, or None where nothing is left of the answer."""
-        found = await self.retriever.retrieve(
-            question["question"], store=self.release.default_store, top_k=self.release.retrieval.top_k
-        )
+        found = await self.retriever.retrieve(question["question"], store=self.store, top_k=self.top_k)
         asked = [{"role": "user", "content": question["question"]}]
         prompt = self.prompt.build(asked, found.hits, max_tokens=MAX_TOKENS)
         messages: Any = [dict(message) for message in prompt.messages]  # the client's own type is a union of dicts
@@ -98,7 +97,8 @@ def open_collector(args: argparse.Namespace) -> Collector:
     )
     retriever = Retriever(embedder, stores, threads=1, queue=1000, recorder=MemoryRecorder())
     client = AsyncOpenAI(base_url=args.base_url, api_key="none", timeout=600.0)
-    return Collector(client, args.model, retriever, prompt, release)
+    store = release.default_store or release.stores[0].name
+    return Collector(client, args.model, retriever, store, release.retrieval.top_k, prompt)
 
 
 async def collect_all(

@@ -67,11 +67,11 @@ def start_table(server: "Server") -> Table:
     table.add_column("from")
     for place, stages in (("", server.stages), ("replica: ", server.replica_stages)):
         for stage in stages:
-            moved = stage.size_bytes > 0
+            moved = stage.size_bytes > 0 and stage.source != "cache"  # what the cache has already is only looked at
             table.add_row(
                 place + stage.name,
                 f"{stage.seconds:.2f}",
-                f"{stage.size_bytes / 1e6:.1f}" if moved else "",
+                f"{stage.size_bytes / 1e6:.1f}" if stage.size_bytes else "",
                 f"{stage.gb_per_s:.2f}" if moved else "",
                 stage.source,
             )

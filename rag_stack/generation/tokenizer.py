@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rag_stack.errors import InvalidRequestError
+
 
 class GeneratorTokenizer:
     """Counts tokens exactly as the engine will. Thread-safe; a call takes about a millisecond for 1,000 tokens."""
@@ -20,11 +22,22 @@ class GeneratorTokenizer:
         return tuple(token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special)
 
     def count(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        """Tokens of the messages under the chat template, with the turn marker that asks for the answer."""
+        """Tokens of the messages under the chat template, with the turn marker that asks for the answer.
+
+        Raises InvalidRequestError for messages that the template refuses, such as two user turns in a row.
+        """
         if self._tokenizer.chat_template is None:
             text = "\n\n".join(str(message.get("content") or "") for message in messages)
             return len(self._tokenizer(text)["input_ids"])
-        encoded = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, return_dict=True
-        )
+        # Imported here for the same reason as transformers, which depends on it.
+        from jinja2 import TemplateError
+
+        try:
+            encoded = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages], add_generation_prompt=True, return_dict=True
+            )
+        except TemplateError as exc:
+            raise InvalidRequestError(
+                f"the model's chat template refuses these messages: {exc}", param="messages"
+            ) from exc
         return len(encoded["input_ids"])

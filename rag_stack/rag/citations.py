@@ -20,7 +20,7 @@ class Citer:
     The defaults were chosen on the dev split of loadtests/data/citations.jsonl.
     """
 
-    threshold: float = 0.7
+    threshold: float = 0.8
     min_words: int = 4
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Citer:
         passages = [source.hit.passage for source in sources]
         overlap = PassageOverlap(passages, threshold=self.threshold, min_words=self.min_words)
         for start, end in sentences:
-            for source, support in zip(sources, overlap.supports(prose[start:end]), strict=True):
+            for source, support in zip(sources, overlap.supports(prose[start:end], before=prose[:start]), strict=True):
                 if support is None or source.number in marked.get((start, end), ()):
                     continue
                 passage = source.hit.passage

@@ -81,7 +81,7 @@ class PromptBuilder:
 
     def _ground(self, messages: Sequence[Message], hits: Sequence[Hit]) -> GroundedPrompt:
         # Canonical order, not score order: questions that share documents then share a prefix in the engine's cache.
-        ordered = sorted(hits, key=lambda hit: (hit.passage.document_id, hit.passage.start))
+        ordered = sorted(hits, key=_reading_order)
         sources = tuple(Source(number=n, hit=hit) for n, hit in enumerate(ordered, start=1))
         grounded = self._with_system(messages)
         if sources:
@@ -113,6 +113,12 @@ def _as_text(messages: Sequence[Message], tools: str) -> list[Message]:
     """The messages as every chat template takes them: parts joined, and the tools at the end of the first message."""
     flat = [{**m, "content": text_of(m)} if isinstance(m.get("content"), list) else m for m in messages]
     return [{**flat[0], "content": f"{text_of(flat[0])}\n{tools}"}, *flat[1:]] if tools else flat
+
+
+def _reading_order(hit: Hit) -> tuple[str, str, int]:
+    """As the documents lie in their folder, and within a document from its beginning."""
+    passage = hit.passage
+    return str(passage.attributes.get("path", "")), passage.document_id, passage.start
 
 
 def render_documents(sources: Sequence[Source], *, special_tokens: Sequence[str] = ()) -> str:

@@ -34,6 +34,8 @@ _KINDS = _listed("""
     attribute builtin class clause command constructor context decorator exception expression function iterator keyword
     library literal manager method module object operator package python statement type
 """)
+# With these a sentence points at something that was named before, or at nothing in particular.
+_GENERIC = _KINDS | _listed("answer argument call code default example output parameter process result return value")
 _STOP_WORDS = _listed("""
     a about above also am an and any are as at be because been being below between but by can could did do does doing
     done down during each either else etc for from further get gets given has have having he hence her here hers him his
@@ -45,6 +47,9 @@ _STOP_WORDS = _listed("""
 """)
 
 
+_NEUTRAL = _listed("python certain following given provided simply specific specified basically")
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
     """A content word. An `exact` one (number, identifier, polar word) may not be missing from what supports it."""
@@ -53,8 +58,9 @@ class Word:
     negated: bool
     exact: bool
     identifier: bool
-    kind: bool
-    """It says what sort of thing a name is: function, statement, module."""
+    kind: bool  # it says what sort of thing a name is: function, statement, module
+    neutral: bool  # it may be left out or put in: "the given", "in Python"
+    generic: bool  # as a subject it points back: "the function", "the result"
 
 
 def content_words(text: str) -> tuple[Word, ...]:
@@ -77,8 +83,8 @@ def content_words(text: str) -> tuple[Word, ...]:
 
 def qualifiers(text: str) -> frozenset[str]:
     """The kinds of conditions and limits that a text names."""
-    found = (match for match in _TOKEN.finditer(text) if not _is_quoted(text, match))
-    return frozenset(_QUALIFIERS[word] for match in found if (word := match.group().lower()) in _QUALIFIERS)
+    found = ((match.group().lower(), match) for match in _TOKEN.finditer(text))
+    return frozenset(_QUALIFIERS[word] for word, match in found if word in _QUALIFIERS and not _is_quoted(text, match))
 
 
 def _word(token: str, lower: str, text: str, match: re.Match[str], *, negated: bool) -> Word:
@@ -86,7 +92,15 @@ def _word(token: str, lower: str, text: str, match: re.Match[str], *, negated: b
     number = _NUMBERS.get(lower, lower)
     exact = identifier or lower in _POLAR or number.isdecimal()
     stem = number if number.isdecimal() or "_" in lower else _stem(lower)
-    return Word(stem=stem, negated=negated, exact=exact, identifier=identifier, kind=lower in _KINDS)
+    return Word(
+        stem=stem,
+        negated=negated,
+        exact=exact,
+        identifier=identifier,
+        kind=lower in _KINDS or lower.removesuffix("s") in _KINDS,
+        neutral=lower in _NEUTRAL and not identifier,
+        generic=lower in _GENERIC or lower.removesuffix("s") in _GENERIC,
+    )
 
 
 def _is_identifier(token: str) -> bool:

@@ -24,6 +24,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     What is set already stays.
     """
     defaults = {
+        "VLLM_LOGGING_LEVEL": "WARNING",
         **offline_environment(),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",

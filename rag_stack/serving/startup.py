@@ -1,6 +1,7 @@
 """`rag-stack serve`: check all that can be checked without a replica, start, and say what each stage took."""
 
 import importlib.util
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -104,6 +105,8 @@ def _check_engine(release: Release) -> None:
     from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
 
     check_engine_settings(release.engine, fields=vllm_fields())
+    for library in ("ray", "ray.serve", "httpx"):  # what they tell at each start is in the session's own log files
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _start_ray(release: Release) -> str:

@@ -38,7 +38,7 @@ def source(number: int, text: str, *, title: str = "guide", start: int = 700) ->
 
 
 SOURCES = (
-    source(1, WITH, title="with"),
+    source(1, WITH, title='The "with" statement'),
     source(2, BISECT, title="bisect.bisect_left"),
     source(3, VARIANCE, title="statistics.stdev"),
     source(4, LOCK, title="threading.RLock"),
