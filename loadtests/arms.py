@@ -50,7 +50,7 @@ class ArmStarter:
     @contextlib.contextmanager
     def __call__(self, arm: ArmName) -> Iterator[RunningArm]:
         """The arm, ready; all its processes are gone afterwards. Raises LoadError when it does not start."""
-        port = free_port(0)
+        port = free_port()
         started = time.perf_counter()
         tree = ProcessTree(
             self.command(arm, port=port), environment=self.environment(arm), log=self.logs / f"{arm}.log"
@@ -88,7 +88,7 @@ class ArmStarter:
         if arm == "bare":
             return environment | self.release.engine_env
         # Ports of its own: two Rays that start at once on one machine would both find the default ones free.
-        ports = {name: str(free_port(0)) for name in _HAPROXY_PORTS}
+        ports = {name: str(free_port()) for name in _HAPROXY_PORTS}
         return environment | ports
 
 

@@ -22,6 +22,7 @@ from rag_stack.rag.citations import Citer
 from rag_stack.types import Citation, Hit, Passage, Source
 
 DATA = Path(__file__).parent / "data" / "citations.jsonl"
+PASSAGES = DATA.with_name("citations_passages.jsonl")
 ROUNDS = 7
 SPLITS = ("dev", "test")
 
@@ -75,10 +76,10 @@ class Counts:
         return self.unrelated_cited / self.unrelated if self.unrelated else None
 
 
-def load(path: Path) -> list[Answer]:
-    """Read the labelled answers."""
-    with path.open(encoding="utf-8") as lines:
-        return [_answer(json.loads(line)) for line in lines if line.strip()]
+def load(path: Path, passages: Path = PASSAGES) -> list[Answer]:
+    """Read the labelled answers; each names its passages by their lines in another file, from 0."""
+    shared = _rows(passages)
+    return [_answer(row, [shared[n] for n in row["passages"]]) for row in _rows(path)]
 
 
 def measure(answers: Sequence[Answer], cited: Sequence[tuple[Citation, ...]]) -> Counts:
@@ -233,9 +234,13 @@ def _is_verbatim(citation: Citation, answer: Answer) -> bool:
     return 0 <= start < end <= len(passage.text) and passage.text[start:end] == citation.quote
 
 
-def _answer(row: Mapping[str, Any]) -> Answer:
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def _answer(row: Mapping[str, Any], passages: Sequence[Mapping[str, str]]) -> Answer:
     sources = []
-    for number, passage in enumerate(row["passages"], 1):
+    for number, passage in enumerate(passages, 1):
         text, title = passage["text"], passage["title"]
         found = Passage(
             passage_id=str(number), document_id=title, text=text, title=title, uri="", start=1000, end=1000 + len(text)

@@ -97,8 +97,8 @@ def open_collector(args: argparse.Namespace) -> Collector:
     )
     retriever = Retriever(embedder, stores, threads=1, queue=1000, recorder=MemoryRecorder())
     client = AsyncOpenAI(base_url=args.base_url, api_key="none", timeout=600.0)
-    store = release.default_store or release.stores[0].name
-    return Collector(client, args.model, retriever, store, release.retrieval.top_k, prompt)
+    default = release.default_store or release.stores[0].name
+    return Collector(client, args.model, retriever, default, release.retrieval.top_k, prompt)
 
 
 async def collect_all(

@@ -64,7 +64,7 @@ def _start(release: Release, weights: Path, *, port: int) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="WARNING",
-        _metrics_export_port=environment.free_port(8080),
+        _metrics_export_port=environment.free_port(),
     )
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     serve.run(build_openai_app({"llm_configs": [config]}), name="engine", route_prefix="/")
