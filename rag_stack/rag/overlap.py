@@ -90,6 +90,8 @@ class PassageOverlap:
             if window.heading not in asked_of:
                 asked_of[window.heading] = _asked(claim.words, window.heading)
             asked = asked_of[window.heading]
+            if not asked or asked[0].stem not in window.stems or asked[-1].stem not in window.stems:
+                continue  # refuted in any case: see _is_refuted
             if len({word.stem for word in asked}) < self._min_words or not _is_about(claim, asked, window):
                 continue
             total = sum(weights[word.stem] for word in asked)
@@ -98,7 +100,7 @@ class PassageOverlap:
                 continue
             pairs = _common_subsequence(asked, window.words, weights)
             score = sum(weights[asked[i].stem] for i, _ in pairs)
-            borrows = claim.subject is not None or asked[0] is not claim.words[0]
+            borrows = claim.subject is not None or not _is_asked(claim.words, 0, window.heading, nothing_kept=True)
             if score >= floor and not _is_refuted(claim, asked, window, pairs, borrows=borrows):
                 best = Support(start=window.span[0], end=window.span[1], score=score / total)
         return best
@@ -122,17 +124,22 @@ def _read(passage: Passage) -> tuple[_Window, ...]:
     return (*singles, *doubles)
 
 
-def _asked(words: Sequence[Word], heading: frozenset[str]) -> tuple[Word, ...]:
+def _asked(words: tuple[Word, ...], heading: frozenset[str]) -> tuple[Word, ...]:
     """The words that the span itself must hold: not what the heading names, nor what sort of thing a name is."""
     kept: list[Word] = []
     for n, word in enumerate(words):
-        beside = [words[k] for k in (n - 1, n + 1) if 0 <= k < len(words)]
-        is_sort = word.kind and (n == 0 or any(other.identifier or other.stem in heading for other in beside))
-        # A heading names the subject, and subjects come first.
-        is_named = word.stem in heading and (word.identifier or not kept)
-        if not is_sort and not is_named:
+        if _is_asked(words, n, heading, nothing_kept=not kept):
             kept.append(word)
     return tuple(kept)
+
+
+def _is_asked(words: tuple[Word, ...], n: int, heading: frozenset[str], *, nothing_kept: bool) -> bool:
+    word = words[n]
+    beside = words[max(0, n - 1) : n] + words[n + 1 : n + 2]
+    is_sort = word.kind and (n == 0 or any(other.identifier or other.stem in heading for other in beside))
+    # A heading names the subject, and subjects come first.
+    is_named = word.stem in heading and (word.identifier or nothing_kept)
+    return not is_sort and not is_named
 
 
 def _is_about(claim: _Claim, asked: Sequence[Word], window: _Window) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _TOKEN = re.compile(r"\w+(?:['’]\w+)*")
 _OPENING, _CLOSING = "`\"'“‘", "`\"'”’"
@@ -77,7 +78,8 @@ def content_words(text: str) -> tuple[Word, ...]:
         is_plain = lower in _STOP_WORDS or lower in _NEGATIONS or lower.endswith("n't")
         if is_plain and not _is_quoted(text, match):
             continue
-        words.append(_word(token, lower, text, match, negated=reach > 0))
+        identifier = _is_identifier(token) or _is_written_as_code(text, match)
+        words.append(_word(lower, negated=reach > 0, identifier=identifier))
     return tuple(words)
 
 
@@ -87,8 +89,8 @@ def qualifiers(text: str) -> frozenset[str]:
     return frozenset(_QUALIFIERS[word] for word, match in found if word in _QUALIFIERS and not _is_quoted(text, match))
 
 
-def _word(token: str, lower: str, text: str, match: re.Match[str], *, negated: bool) -> Word:
-    identifier = _is_identifier(token) or _is_written_as_code(text, match)
+@lru_cache(maxsize=16384)  # a documentation's vocabulary; half of a citer's time went into the same words
+def _word(lower: str, *, negated: bool, identifier: bool) -> Word:
     number = _NUMBERS.get(lower, lower)
     exact = identifier or lower in _POLAR or number.isdecimal()
     stem = number if number.isdecimal() or "_" in lower else _stem(lower)
@@ -106,7 +108,7 @@ def _word(token: str, lower: str, text: str, match: re.Match[str], *, negated: b
 def _is_identifier(token: str) -> bool:
     """`__enter__`, `lru_cache`, `KeyError`, `utf8`: spelled as prose is not."""
     mixed_case = token[1:] != token[1:].lower() and not token.isupper()
-    return "_" in token or mixed_case or (any(map(str.isdigit, token)) and not token.isdecimal())
+    return "_" in token or mixed_case or not (token.isalpha() or token.isdecimal() or not any(map(str.isdigit, token)))
 
 
 def _is_written_as_code(text: str, match: re.Match[str]) -> bool:

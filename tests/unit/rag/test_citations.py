@@ -141,12 +141,14 @@ def test_offsets_are_true_whatever_the_answer(parts: list[str]) -> None:
 
 
 def test_the_labelled_answers_are_whole() -> None:
-    path = Path(__file__).parents[3] / "loadtests" / "data" / "citations.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    data = Path(__file__).parents[3] / "loadtests" / "data"
+    rows = [json.loads(line) for line in (data / "citations.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    passages = sum(bool(line) for line in (data / "citations_passages.jsonl").read_text(encoding="utf-8").split("\n"))
 
     questions = {split: {row["question"] for row in rows if row["split"] == split} for split in ("dev", "test")}
     assert not questions["dev"] & questions["test"]
     for row in rows:
+        assert all(0 <= place < passages for place in row["passages"])
         for sentence in row["sentences"]:
             assert row["answer"][sentence["start"] : sentence["end"]].strip()
             assert set(sentence["supported_by"]) <= set(range(1, len(row["passages"]) + 1))
