@@ -104,7 +104,13 @@ class PromptBuilder:
         A byte-level tokenizer never makes more tokens than there are UTF-8 bytes. All of a message counts, not its
         text alone: templates render tool calls too.
         """
-        size = len(json.dumps(list(messages), ensure_ascii=False).encode()) + len(tools.encode())
+        # What is not content may be rendered as JSON, and JSON may escape: twelve bytes for one character.
+        rest = [{key: value for key, value in message.items() if key != "content"} for message in messages]
+        size = (
+            sum(len(text_of(message).encode()) for message in messages)
+            + len(json.dumps(rest))
+            + 6 * len(tools.encode())
+        )
         bound = size + _TEMPLATE_TOKENS + _TEMPLATE_TOKENS_PER_MESSAGE * len(messages)
         return bound if bound <= budget else self.tokenizer.count(_as_text(messages, tools))
 

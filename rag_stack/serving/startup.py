@@ -105,7 +105,12 @@ def _check_engine(release: Release) -> None:
     from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
 
     check_engine_settings(release.engine, fields=vllm_fields())
-    for library in ("ray", "ray.serve", "httpx", "httpx2"):  # what they tell at each start is in the session's own log files
+    for library in (
+        "ray",
+        "ray.serve",
+        "httpx",
+        "httpx2",
+    ):  # what they tell at each start is in the session's own log files
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
