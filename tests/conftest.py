@@ -1,13 +1,20 @@
 """What every test may ask for."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from starlette.applications import Starlette
 
 from tests.engine import build_engine
 from tests.servers import serve
+
+# A contributor's runs look for new counterexamples; CI judges a change by the same examples each time.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture
