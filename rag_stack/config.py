@@ -6,7 +6,7 @@ Secrets never stand in the file: keys are given as SHA-256 digests, or in the en
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -17,6 +17,9 @@ from rag_stack.errors import ConfigError
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class _Frozen(BaseModel):
@@ -102,18 +105,23 @@ class Release(_Frozen):
 
 def load_release(path: Path) -> Release:
     """Read and validate a release file. Raises ConfigError with the file's name and every field that is wrong."""
+    return read_yaml(path, Release, what="release")
+
+
+def read_yaml(path: Path, model: type[ModelT], *, what: str) -> ModelT:
+    """A YAML file as a model. Raises ConfigError that says `what` the file should be and what is wrong with it."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise ConfigError(f"cannot read the release file {path}: {exc.strerror or exc}") from exc
+        raise ConfigError(f"cannot read the {what} {path}: {exc.strerror or exc}") from exc
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} is not YAML: {exc}") from exc
     if not isinstance(document, dict):
         raise ConfigError(f"{path} must hold a mapping at its top, got {type(document).__name__}")
     try:
-        return Release.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as exc:
-        raise ConfigError(f"{path} is not a valid release: {describe(exc)}") from exc
+        raise ConfigError(f"{path} is not a valid {what}: {describe(exc)}") from exc
 
 
 def describe(error: ValidationError) -> str:

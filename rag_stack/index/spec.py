@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Literal, Self, TypeAlias
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rag_stack.config import ArtifactChoice, Name, describe
-from rag_stack.errors import ConfigError
+from rag_stack.config import ArtifactChoice, Name, read_yaml
 from rag_stack.index.format import Chunking
 
 SourceFormat: TypeAlias = Literal["auto", "text", "markdown", "jsonl"]
@@ -65,17 +63,6 @@ class IndexSpec(_Frozen):
 
 def load_spec(path: Path) -> IndexSpec:
     """Read and validate an index spec. Raises ConfigError with the file's name and every field that is wrong."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise ConfigError(f"cannot read the index spec {path}: {exc.strerror or exc}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not YAML: {exc}") from exc
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold a mapping at its top, got {type(document).__name__}")
-    try:
-        spec = IndexSpec.model_validate(document)
-    except ValidationError as exc:
-        raise ConfigError(f"{path} is not a valid index spec: {describe(exc)}") from exc
+    spec = read_yaml(path, IndexSpec, what="index spec")
     folder = (path.absolute().parent / spec.source.folder).resolve()
     return spec.model_copy(update={"source": spec.source.model_copy(update={"folder": folder})})
