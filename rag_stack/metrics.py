@@ -23,8 +23,9 @@ class Metric:
     buckets: tuple[float, ...] = ()
 
 
+# A histogram and no gauge: Ray stops exporting a gauge that is not set again.
 START_SECONDS = Metric(
-    "rag_stack_cold_start_seconds", "gauge", "Seconds that each stage of this replica's start took", ("stage",)
+    "rag_stack_cold_start_seconds", "histogram", "Seconds of each stage of a replica's start", ("stage",), _SECONDS
 )
 ARTIFACT_LOAD_SECONDS = Metric(
     "rag_stack_artifact_load_seconds",
