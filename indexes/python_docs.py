@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data import topics
@@ -80,6 +81,7 @@ def _reference() -> Iterator[tuple[str, str, str, dict[str, str], str]]:
 def _library() -> Iterator[tuple[str, str, str, dict[str, str], str]]:
     for name in MODULES.split():
         text = "\n".join(_module(name, importlib.import_module(name)))
+        text = text.replace(sys.executable, "/usr/local/bin/python")  # a default in platform's signatures
         uri = f"{DOCS}/library/{name.lower()}.html"
         yield f"library-{name}.txt", f"{name} module", uri, {"kind": "library", "module": name}, text
 
