@@ -30,7 +30,8 @@ class ArtifactsConfig(_Frozen):
     """Where artifacts come from and where this node keeps them."""
 
     root: str = Field("file://./var/artifacts", description="fsspec URL of the object store")
-    cache: Path = Field(Path("var/cache"), description="this node's cache directory")
+    cache: Path = Field(Path("var/cache"), description="this node's cache directory; RAG_STACK_CACHE overrides it")
+    cache_limit_bytes: int | None = Field(None, ge=1, description="what it may hold; none: what the disk holds")
 
 
 class ArtifactChoice(_Frozen):

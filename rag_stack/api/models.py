@@ -1,7 +1,7 @@
 """GET /v1/models and /v1/models/{id}: the release's model and its `model@store` aliases, awake or not."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -13,12 +13,12 @@ from rag_stack.errors import NotFoundError
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The handlers."""
+    """The handlers. `load` gives how the model's last start went, None before one is known."""
 
     model: str
     stores: Sequence[str]
     created_at: int
-    details: Mapping[str, Any] = field(default_factory=dict)
+    load: Callable[[], Mapping[str, Any] | None] = lambda: None
 
     def routes(self) -> list[Route]:
         """What this owns."""
@@ -32,15 +32,15 @@ class Models:
         return JSONResponse({"object": "list", "data": [self._card(name) for name in self._names()]})
 
     async def get_model(self, request: Request) -> JSONResponse:
-        """One of them."""
+        """One of them, with the stages of its last start in the extra key `load` once it has started."""
         name = request.path_params["model"]
         if name not in self._names():
             raise NotFoundError(f"the model {name!r} does not exist; there are {self._names()}", param="model")
-        return JSONResponse(self._card(name))
+        load = self.load()
+        return JSONResponse(self._card(name) | ({} if load is None else {"load": dict(load)}))
 
     def _names(self) -> list[str]:
         return [self.model, *(f"{self.model}@{store}" for store in self.stores)]
 
     def _card(self, name: str) -> dict[str, Any]:
-        card = {"id": name, "object": "model", "created": self.created_at, "owned_by": "rag_stack"}
-        return {**card, **self.details}
+        return {"id": name, "object": "model", "created": self.created_at, "owned_by": "rag_stack"}

@@ -36,6 +36,8 @@ from rag_stack.errors import (
 
 _PUBLISHED_BY: Final[Mapping[str, str]] = {"models": "rag-stack model import", "indexes": "rag-stack index build"}
 _VERSION_HEX = 12
+# Below a version while it is being published: whose content that is.
+_CLAIM_NAME: Final = ".publishing"
 
 
 class Expected(Enum):
@@ -149,7 +151,14 @@ class Catalog:
             return current
         previous = current.previous if current and version == ref.version else version
         pointer = Pointer(ref.version, digest, previous, datetime.now(UTC).isoformat(timespec="seconds"))
-        self.store.compare_and_set(_pointer_key(ref.kind, ref.name), canonical_json(asdict(pointer)), expected=data)
+        try:
+            self.store.compare_and_set(_pointer_key(ref.kind, ref.name), canonical_json(asdict(pointer)), expected=data)
+        except PromotionConflictError as exc:
+            winner = self.promoted(ref.kind, ref.name)
+            now = f"{winner.version!r} is promoted, since {winner.promoted_at}" if winner else "nothing is promoted"
+            raise PromotionConflictError(
+                f"another writer moved {ref.kind}/{ref.name} first: now {now}; look at it and promote again"
+            ) from exc
         return pointer
 
     def resolve(self, kind: ArtifactKind, name: str, version: str | None = None) -> Manifest:
@@ -183,11 +192,24 @@ class Catalog:
         return found
 
     def _upload(self, directory: Path, manifest: Manifest) -> None:
+        claim = f"{manifest.ref}/{_CLAIM_NAME}"
+        self._claim(manifest, claim)
         for entry in manifest.files:
             self.store.upload(directory / entry.path, f"{manifest.ref}/{entry.path}")
         if describe_files(directory) != manifest.files:
             raise ArtifactError(f"{str(directory)!r} changed while it was being published; let its writer finish first")
-        self.store.put_bytes(_manifest_key(manifest.ref), manifest.to_bytes())
+        if not self.store.create(_manifest_key(manifest.ref), manifest.to_bytes()):
+            self._same(manifest)
+        self.store.delete(claim)
+
+    def _claim(self, manifest: Manifest, key: str) -> None:
+        """Two writers of one version with different files would overwrite each other's before either has a manifest."""
+        digest = manifest.digest.encode("ascii")
+        if not self.store.create(key, digest) and self.store.read_bytes(key) != digest:
+            raise ArtifactExistsError(
+                f"{str(manifest.ref)!r} is being published with other content; publish under another version, or, if "
+                f"that publish was killed, delete {self.store.url}/{manifest.ref} and publish again"
+            )
 
     def _read_pointer(self, kind: ArtifactKind, name: str) -> tuple[Pointer | None, bytes | None]:
         check_address(kind, name)
@@ -215,7 +237,7 @@ class Catalog:
 
 
 def _content_version(files: tuple[FileEntry, ...], metadata: Mapping[str, Any]) -> str:
-    content = {"files": [(entry.path, entry.digest) for entry in files], "metadata": metadata}
+    content = {"files": [(entry.path, entry.size_bytes, entry.chunks) for entry in files], "metadata": metadata}
     return hashlib.sha256(canonical_json(content)).hexdigest()[:_VERSION_HEX]
 
 

@@ -78,28 +78,38 @@ def file_digest(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
+def open_locked(path: Path, *, shared: bool = False, blocking: bool = True) -> BinaryIO | None:
+    """Open and lock a file, which is created if need be; closing it unlocks. The lock ends with the process.
+
+    None when it is not blocking and another process holds a lock that excludes this one. Raises OSError.
+    """
+    operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if blocking else fcntl.LOCK_NB)
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+        try:
+            fcntl.flock(file, operation)
+            # The holder before us may have renamed or removed the file: then our lock is on nothing.
+            if _is_at(file, path):
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
-    file = _open_locked(path)
+    file = open_locked(path)
+    if file is None:
+        raise BlockingIOError(errno.EWOULDBLOCK, "a blocking lock was refused", str(path))
     try:
         yield file
     finally:
         # Explicitly, because a forked child may still hold a copy of the descriptor.
         fcntl.flock(file, fcntl.LOCK_UN)
-        file.close()
-
-
-def _open_locked(path: Path) -> BinaryIO:
-    while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # The holder before us may have renamed or removed the file: then our lock is on nothing.
-            if _is_at(file, path):
-                return file
-        except BaseException:
-            file.close()
-            raise
         file.close()
 
 

@@ -1,7 +1,8 @@
-"""What an artifact is: its address, its files with their digests, and what they mean."""
+"""What an artifact is: its address, its files with the digests of their chunks, and what they mean."""
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -10,13 +11,14 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from rag_stack.artifacts.local_file import file_digest, translated
+from rag_stack.artifacts.chunk import CHUNK_BYTES, Chunk, chunk_digests
+from rag_stack.artifacts.local_file import translated
 from rag_stack.config import describe, is_name
 from rag_stack.errors import ArtifactCorruptError, ArtifactError
 
 ArtifactKind: TypeAlias = Literal["models", "indexes"]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST_NAME: Final = "manifest.json"
 POINTER_NAME: Final = "PROMOTED"
 
@@ -33,6 +35,7 @@ def _posix_relative(path: str) -> str:
 
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+ChunkDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +57,21 @@ class ArtifactRef:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file: its path relative to the artifact (posix), its size and `sha256:<hex>`."""
+    """One file: its path relative to the artifact (posix), its size, and the BLAKE3 of each of its chunks as hex."""
 
     path: Annotated[str, AfterValidator(_posix_relative)]
     size_bytes: Annotated[int, Field(strict=True, ge=0)]
-    digest: Digest
+    chunks: tuple[ChunkDigest, ...]
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """An artifact's files and what they mean. `metadata` is JSON; `parent` is the version it was made from."""
+    """An artifact's files and what they mean. `metadata` is JSON; `parent` is the version it was made from.
+
+    A chunk is `chunk_bytes` long, except for a file's last. It is what moves, and what is verified, on its own.
+    """
 
     kind: ArtifactKind
     name: str
@@ -73,6 +79,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     metadata: Mapping[str, Any]
     parent: str | None = None
+    chunk_bytes: Annotated[int, Field(strict=True, ge=1)] = CHUNK_BYTES
     schema_version: int = SCHEMA_VERSION
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -91,6 +98,21 @@ class Manifest:
     def size_bytes(self) -> int:
         """The sum of the files' sizes."""
         return sum(entry.size_bytes for entry in self.files)
+
+    @property
+    def hex(self) -> str:
+        """The digest without its algorithm: the artifact's name in a node's cache."""
+        return self.digest.removeprefix("sha256:")
+
+    def chunks(self) -> tuple[Chunk, ...]:
+        """Every chunk of every file, in the files' order; a chunk's `index` is its place here."""
+        found: list[Chunk] = []
+        for entry in self.files:
+            for number, digest in enumerate(entry.chunks):
+                offset = number * self.chunk_bytes
+                size = min(self.chunk_bytes, entry.size_bytes - offset)
+                found.append(Chunk(len(found), entry.path, offset, size, digest))
+        return tuple(found)
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces, UTF-8. Raises ArtifactError when the metadata is not JSON."""
@@ -115,6 +137,13 @@ class Manifest:
         paths = [entry.path for entry in manifest.files]
         if not paths or len(paths) != len(set(paths)):
             raise ArtifactCorruptError(f"manifest must list each of its files once, got {paths}")
+        for entry in manifest.files:
+            expected = math.ceil(entry.size_bytes / manifest.chunk_bytes)
+            if len(entry.chunks) != expected:
+                raise ArtifactCorruptError(
+                    f"manifest has {len(entry.chunks)} digests for {entry.path!r}, its {entry.size_bytes} bytes are "
+                    f"{expected} chunks; publish the artifact again"
+                )
         return manifest
 
 
@@ -156,8 +185,9 @@ def describe_files(directory: Path) -> tuple[FileEntry, ...]:
     """
     with translated("read", directory):
         entries = [
-            FileEntry(path=_published_path(path, directory), size_bytes=path.stat().st_size, digest=file_digest(path))
+            FileEntry(path=_published_path(path, directory), size_bytes=size_bytes, chunks=digests)
             for path in _walk(directory)
+            for size_bytes, digests in [chunk_digests(path)]
         ]
     if not entries:
         raise ArtifactError(f"{str(directory)!r} holds no files to publish (names with a leading dot do not count)")

@@ -1,112 +1,167 @@
 """The directory where a node keeps verified artifacts, shared by all processes on it.
 
-<cache>/artifacts/<hex>/   whole, verified; its files are read-only
+<cache>/artifacts/<hex>/   whole and verified, its files read-only; manifest.json is the artifact's own
 <cache>/partial/<hex>/     what a fetch has so far; a later fetch goes on from there
 <cache>/partial/<hex>.lock held by the one process that fetches
+<cache>/pins/<hex>         locked by every process that uses the artifact; its time is that of the last use
 """
 
+import logging
 import os
-import shutil
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
-from rag_stack.artifacts.local_file import exclusive, file_digest, sync_directory, translated
-from rag_stack.artifacts.manifest import FileEntry, Manifest
-from rag_stack.errors import ArtifactCorruptError, ArtifactError
+from rag_stack.artifacts.chunk import matching
+from rag_stack.artifacts.eviction import Eviction
+from rag_stack.artifacts.local_file import exclusive, sync_directory, translated
+from rag_stack.artifacts.manifest import MANIFEST_NAME, Manifest
+from rag_stack.artifacts.partial import Partial, have_path
+from rag_stack.artifacts.pin import Pin
+from rag_stack.errors import ArtifactCorruptError
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+# In an artifact's directory until its bytes are on the disk, and not only in the page cache of this boot.
+_UNSYNCED: Final = ".unsynced"
 
 
 class NodeCache:
-    """Verified artifacts on local disk, by the digest of their manifest."""
+    """Verified artifacts on local disk, by the digest of their manifest.
 
-    def __init__(self, directory: Path) -> None:
-        self._artifacts = directory.absolute() / "artifacts"
-        self._partial = directory.absolute() / "partial"
+    `limit_bytes` bounds what is cached and being fetched together: the least recently used artifacts make room.
+    """
+
+    def __init__(self, directory: Path, *, limit_bytes: int | None = None) -> None:
+        self.directory = directory.absolute()
+        self.eviction = Eviction(self.directory, limit_bytes=limit_bytes)
+        self._artifacts = self.directory / "artifacts"
+        self._partial = self.directory / "partial"
+        self._syncing: list[threading.Thread] = []
+
+    def pin(self, manifest: Manifest) -> Pin:
+        """Keep an artifact, whether it is here already or not, from being evicted while the pin is held."""
+        return Pin.take(self.directory / "pins" / manifest.hex)
 
     def find(self, manifest: Manifest) -> Path | None:
         """The directory of a cached artifact, or None. Looks at sizes; digests were checked when it came in.
 
-        Raises ArtifactCorruptError when a file is not as it was then.
+        They are checked again if the machine restarted before its bytes were on the disk. Raises
+        ArtifactCorruptError when a file is not as it was.
         """
-        directory = self._artifacts / _hex(manifest)
+        directory = self._artifacts / manifest.hex
         with translated("read the cached artifact", directory):
             if not directory.is_dir():
                 return None
-            for entry in manifest.files:
-                path = directory / entry.path
-                size = path.stat().st_size if path.is_file() else None
-                if size != entry.size_bytes:
-                    found = "is missing" if size is None else f"has {size} bytes"
-                    raise ArtifactCorruptError(
-                        f"cached file {str(path)!r} of {str(manifest.ref)!r} {found}, expected {entry.size_bytes} "
-                        f"bytes; delete the folder {str(directory)!r} and start again"
-                    )
+            _check_sizes(manifest, directory)
+            if _is_doubtful(directory):
+                self.verify(manifest)
+                self._sync(directory)
         return directory
 
-    def insert(self, manifest: Manifest, fetch: Callable[[FileEntry, Path], None]) -> Path:
-        """Have each file written by `fetch(entry, path)`, verify it, and make the whole visible at once.
+    def insert(self, manifest: Manifest, fill: Callable[[Partial], None]) -> Path:
+        """Have the missing chunks written by `fill(partial)`, and make the whole visible at once.
 
-        Of several processes one fetches and the others wait for it. Files that a killed fetch had completed are not
-        fetched again. Blocking. Raises ArtifactCorruptError when what was fetched is not what the manifest says.
+        Of several processes one fetches and the others wait for it. Chunks that a killed fetch had written are not
+        fetched again. Blocking. Raises ArtifactError when there is no room, and whatever `fill` raises.
         """
-        work = self._partial / _hex(manifest)
+        work = self._partial / manifest.hex
         with ExitStack() as held:
             with translated("lock", work):
-                held.enter_context(exclusive(self._partial / f"{_hex(manifest)}.lock"))
+                held.enter_context(exclusive(self._partial / f"{manifest.hex}.lock"))
             directory = self.find(manifest)
             if directory is not None:
                 return directory
             with translated("write the cached artifact", work):
-                self._check_space(manifest, work)
-                for entry in manifest.files:
-                    _complete(manifest, entry, work / entry.path, fetch)
+                with self.eviction.room_for(manifest, work):
+                    partial = Partial(work, manifest)
+                try:
+                    fill(partial)
+                finally:
+                    partial.close()
                 return self._reveal(manifest, work)
 
-    def _check_space(self, manifest: Manifest, work: Path) -> None:
-        work.mkdir(parents=True, exist_ok=True)
-        present = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-        needed, free = manifest.size_bytes - present, shutil.disk_usage(work).free
-        if needed > free:
-            raise ArtifactError(
-                f"{str(manifest.ref)!r} needs {needed} more bytes in {str(self._partial.parent)!r}, which has {free} "
-                "free; free some space there or choose another cache directory"
-            )
+    def verify(self, manifest: Manifest) -> None:
+        """Read a cached artifact and check all its digests. Raises ArtifactCorruptError that names what is wrong."""
+        directory = self._artifacts / manifest.hex
+        with translated("read the cached artifact", directory):
+            _check_sizes(manifest, directory)
+            chunks = manifest.chunks()
+            right = matching(directory, chunks)
+        wrong = sorted({chunk.path for chunk in chunks if chunk.index not in right})
+        if wrong:
+            raise _damaged(manifest, directory, wrong[0], "is not what was verified when it came in")
+
+    def wait_synced(self) -> None:
+        """Wait until what this process brought in is on the disk."""
+        for thread in self._syncing:
+            thread.join()
 
     def _reveal(self, manifest: Manifest, work: Path) -> Path:
-        for path in [work, *work.rglob("*")]:
-            if path.is_dir():
-                sync_directory(path)
-        directory = self._artifacts / _hex(manifest)
+        for entry in manifest.files:
+            # Only files: directories stay writable, so that an artifact can be deleted by its owner.
+            (work / entry.path).chmod(0o444)
+        (work / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+        (work / _UNSYNCED).write_text(_boot_id(), encoding="ascii")
+        directory = self._artifacts / manifest.hex
         self._artifacts.mkdir(parents=True, exist_ok=True)
         work.rename(directory)
-        sync_directory(self._artifacts)
+        have_path(work).unlink(missing_ok=True)
+        # Beside the reader: waiting for the disk here would make a fetch as slow as the disk writes.
+        thread = threading.Thread(target=self._sync, args=(directory,), name="artifact-sync")
+        self._syncing.append(thread)
+        thread.start()
         return directory
 
+    def _sync(self, directory: Path) -> None:
+        """Bring an artifact to the disk. When that fails it stays in doubt, and the next boot verifies it."""
+        try:
+            for path in directory.rglob("*"):
+                if path.is_dir():
+                    sync_directory(path)
+                else:
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            sync_directory(directory)
+            sync_directory(directory.parent)
+            (directory / _UNSYNCED).unlink(missing_ok=True)
+        except OSError as exc:
+            logging.getLogger(__name__).warning("cannot bring %s to the disk: %s", directory, exc)
 
-def _complete(manifest: Manifest, entry: FileEntry, path: Path, fetch: Callable[[FileEntry, Path], None]) -> None:
-    """Fetch and verify one file, unless a fetch that was killed had it already."""
-    if not (path.is_file() and file_digest(path) == entry.digest):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        fetch(entry, path)
-        _verify(manifest, entry, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    # Only files: directories stay writable, so that an artifact can be deleted by its owner.
-    path.chmod(0o444)
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a cached artifact, from its directory. Raises OSError or ArtifactCorruptError."""
+    return Manifest.from_bytes((directory / MANIFEST_NAME).read_bytes())
 
 
-def _verify(manifest: Manifest, entry: FileEntry, path: Path) -> None:
-    size, digest = path.stat().st_size, file_digest(path)
-    if (size, digest) == (entry.size_bytes, entry.digest):
-        return
-    path.unlink()
-    raise ArtifactCorruptError(
-        f"file {entry.path!r} of {str(manifest.ref)!r} came with {size} bytes and digest {digest}, expected "
-        f"{entry.size_bytes} bytes and {entry.digest}; its stored copy is damaged: delete the folder "
-        f"{str(manifest.ref)!r} from the object store and publish it again"
+def _check_sizes(manifest: Manifest, directory: Path) -> None:
+    for entry in manifest.files:
+        path = directory / entry.path
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry.size_bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise _damaged(manifest, directory, entry.path, f"{found}, expected {entry.size_bytes} bytes")
+
+
+def _damaged(manifest: Manifest, directory: Path, path: str, what: str) -> ArtifactCorruptError:
+    return ArtifactCorruptError(
+        f"cached file {str(directory / path)!r} of {str(manifest.ref)!r} {what}; delete the folder {str(directory)!r} "
+        "and start again"
     )
 
 
-def _hex(manifest: Manifest) -> str:
-    return manifest.digest.removeprefix("sha256:")
+def _is_doubtful(directory: Path) -> bool:
+    """Whether the machine went down before the artifact's bytes were on the disk."""
+    try:
+        return (directory / _UNSYNCED).read_text(encoding="ascii") != _boot_id()
+    except FileNotFoundError:
+        return False
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        # Not Linux: then no boot is known, and every start verifies until the bytes are on the disk.
+        return "unknown"

@@ -1,58 +1,64 @@
 """Where artifacts live: keys below the root of any fsspec URL."""
 
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 from fsspec.core import url_to_fs
 
-from rag_stack.artifacts.local_file import exclusive, translated, written
-from rag_stack.errors import ArtifactError, ArtifactNotFoundError, PromotionConflictError
+from rag_stack.artifacts.chunk import Buffer
+from rag_stack.artifacts.local_file import translated
+from rag_stack.errors import ArtifactError, ArtifactNotFoundError
 
-_COPY_BYTES = 4 * 1024 * 1024
+_MISSING: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class ObjectReader(Protocol):
+    """Reads pieces of one object; several threads may read at once. `size_bytes` is the object's."""
+
+    size_bytes: int
+
+    def read_at(self, offset: int, size_bytes: int) -> Buffer: ...
+
+    def close(self) -> None: ...
 
 
 class ObjectStore:
-    """Bytes under keys such as `models/<name>/<version>/config.json`.
+    """Bytes under keys such as `models/<name>/<version>/config.json`, through fsspec.
 
-    On `file://` every write is atomic and durable; `file://./relative` is below the current directory, and the root is
-    created by the first write. Every failure of the storage is an ArtifactError that names the URL.
+    Every failure of the storage is an ArtifactError that names the URL. Open one with `open_store`.
     """
 
-    def __init__(self, root_url: str) -> None:
-        self._directory = _local_directory(root_url)
-        self.url = root_url.rstrip("/") if self._directory is None else f"file://{self._directory}"
-        try:
-            self._fs, self._root = url_to_fs(self.url, use_listings_cache=False)
-        except (ValueError, ImportError) as exc:
-            raise ArtifactError(f"cannot use {root_url!r} as an object store: {exc}") from exc
-
-    def open(self, key: str) -> BinaryIO:
-        """Open an object for streaming. Raises ArtifactNotFoundError."""
-        try:
-            with translated("read", self._url(key)):
-                return cast(BinaryIO, self._fs.open(self._path(key), "rb"))
-        except ArtifactError as exc:
-            if isinstance(exc.__cause__, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
-                raise ArtifactNotFoundError(f"no object {self._url(key)!r}") from exc.__cause__
-            raise
+    def __init__(self, url: str, fs: Any, root: str) -> None:  # noqa: ANN401 - fsspec is untyped
+        self.url = url
+        self._fs = fs
+        self._root = root.rstrip("/")
 
     def read_bytes(self, key: str) -> bytes:
         """A whole object. Raises ArtifactNotFoundError."""
-        with self.open(key) as file, translated("read", self._url(key)):
-            return file.read()
+        with self._reading(key):
+            return cast(bytes, self._fs.cat_file(self._path(key)))
+
+    def open(self, key: str) -> BinaryIO:
+        """Open an object for streaming. Raises ArtifactNotFoundError."""
+        with self._reading(key):
+            return cast(BinaryIO, self._fs.open(self._path(key), "rb"))
+
+    def reader(self, key: str) -> ObjectReader:
+        """Open an object for reads of its pieces. Raises ArtifactNotFoundError."""
+        with self._reading(key):
+            return _FsspecReader(self._fs, self._path(key))
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under a key."""
-        with translated("look at", self._url(key)):
+        with self._translated("look at", key):
             return bool(self._fs.isfile(self._path(key)))
 
     def list_names(self, prefix: str) -> list[str]:
         """The names directly below a prefix, sorted; none when there is no such prefix."""
         try:
-            with translated("list", self._url(prefix)):
+            with self._translated("list", prefix):
                 paths = cast(list[str], self._fs.ls(self._path(prefix), detail=False))
         except ArtifactError as exc:
             if isinstance(exc.__cause__, (FileNotFoundError, NotADirectoryError)):
@@ -63,66 +69,97 @@ class ObjectStore:
 
     def upload(self, path: Path, key: str) -> None:
         """Store a local file under a key."""
-        with translated("read", path):
-            source = path.open("rb")
-        with source, translated("write", self._url(key)):
-            if self._directory is None:
-                self._fs.put_file(str(path), self._path(key))
-                return
-            with written(self._directory / key) as target:
-                shutil.copyfileobj(source, target, _COPY_BYTES)
+        with self._translated("write", key):
+            self._fs.put_file(str(path), self._path(key))
 
     def put_bytes(self, key: str, data: bytes) -> None:
         """Store bytes under a key, replacing what is there."""
-        with translated("write", self._url(key)):
-            if self._directory is None:
-                self._fs.pipe_file(self._path(key), data)
-                return
-            with written(self._directory / key) as target:
-                target.write(data)
+        with self._translated("write", key):
+            self._fs.pipe_file(self._path(key), data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Store bytes under a key that must be free; whether it was. Only `file://` and S3 are exact about it."""
+        if self.exists(key):
+            return False
+        self.put_bytes(key, data)
+        return True
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+        try:
+            with self._translated("delete", key):
+                self._fs.rm_file(self._path(key))
+        except ArtifactError as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError):
+                raise
 
     def compare_and_set(self, key: str, data: bytes, *, expected: bytes | None) -> None:
         """Replace an object only if it still holds `expected` (None: only if there is none).
 
         Of several writers, in any processes, exactly one wins. Raises PromotionConflictError for the others.
         """
-        if self._directory is None:
-            raise ArtifactError(
-                f"cannot promote on {self.url!r}: this release promotes on file:// only, other stores come with a "
-                "later one; keep the artifacts below a file:// root"
-            )
-        path = self._directory / key
-        with translated("write", self._url(key)), written(path) as target:
-            current = path.read_bytes() if path.exists() else None
-            if current != expected:
-                raise PromotionConflictError(
-                    f"{self._url(key)!r} was moved by another writer; look at what is promoted now and promote again"
-                )
-            target.write(data)
+        raise ArtifactError(
+            f"cannot replace {self._url(key)!r} on a condition ({len(data)} bytes for {len(expected or b'')}): only "
+            "file:// and s3:// can; keep the artifacts on one of them, or name every version in the release and "
+            "promote nothing"
+        )
 
-    @contextmanager
-    def exclusive(self, key: str) -> Iterator[None]:
-        """Hold out others that would publish under a key; only `file://` can."""
-        if self._directory is None:
-            yield
-            return
-        path = self._directory / key
-        with ExitStack() as held:
-            with translated("lock", self._url(key)):
-                held.enter_context(exclusive(path.with_name(f".{path.name}.lock")))
-            yield
+    def exclusive(self, key: str) -> AbstractContextManager[None]:  # noqa: ARG002 - the subclass needs it
+        """Hold out other processes that would publish under a key; only `file://` can, elsewhere it does nothing."""
+        return nullcontext()
 
     def _path(self, key: str) -> str:
-        return f"{self._root.rstrip('/')}/{key}"
+        return f"{self._root}/{key}"
 
     def _url(self, key: str) -> str:
         return f"{self.url}/{key}"
 
+    def _translated(self, action: str, key: str) -> AbstractContextManager[None]:
+        return translated(action, self._url(key))
 
-def _local_directory(root_url: str) -> Path | None:
-    """The absolute directory of a `file://` URL or plain path; None for any other protocol."""
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            with self._translated("read", key):
+                yield
+        except ArtifactError as exc:
+            if isinstance(exc.__cause__, _MISSING):
+                raise ArtifactNotFoundError(f"no object {self._url(key)!r}") from exc.__cause__
+            raise
+
+
+class _FsspecReader:
+    def __init__(self, fs: Any, path: str) -> None:  # noqa: ANN401
+        self._fs = fs
+        self._path = path
+        self.size_bytes = int(fs.info(path)["size"])
+
+    def read_at(self, offset: int, size_bytes: int) -> Buffer:
+        return cast(bytes, self._fs.cat_file(self._path, start=offset, end=offset + size_bytes))
+
+    def close(self) -> None:
+        """Nothing is held between reads."""
+
+
+def open_store(root_url: str) -> ObjectStore:
+    """The object store at a URL: `s3://bucket/prefix`, `file:///directory`, or anything else that fsspec opens.
+
+    `file://./relative` and plain paths are below the current directory; the root is created by the first write.
+    Raises ArtifactError for a URL that is none, or whose client is not installed.
+    """
     if not root_url:
         raise ArtifactError("the object store's root is empty; expected a URL such as file://./var/artifacts")
-    if "::" in root_url or ("://" in root_url and not root_url.startswith("file://")):
-        return None
-    return Path(root_url.removeprefix("file://")).expanduser().absolute()
+    try:
+        if root_url.startswith("s3://"):
+            # Imported where it is used: these clients take half a second, which file:// need not pay.
+            from rag_stack.artifacts.s3_store import S3Store
+
+            return S3Store(root_url)
+        if "::" in root_url or ("://" in root_url and not root_url.startswith("file://")):
+            url = root_url.rstrip("/")
+            return ObjectStore(url, *url_to_fs(url, use_listings_cache=False))
+    except (ValueError, ImportError) as exc:
+        raise ArtifactError(f"cannot use {root_url!r} as an object store: {exc}") from exc
+    from rag_stack.artifacts.file_store import FileStore
+
+    return FileStore(Path(root_url.removeprefix("file://")).expanduser().absolute())

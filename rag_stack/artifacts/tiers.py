@@ -1,86 +1,93 @@
-"""How an artifact comes to this node: the cache if it is there, else the object store, once, and verified."""
+"""How an artifact comes to this node: this node's cache, else the nodes that have it, else the object store."""
 
-import shutil
+import os
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Protocol
 
 from rag_stack.artifacts.catalog import Catalog
-from rag_stack.artifacts.local_file import translated
-from rag_stack.artifacts.manifest import FileEntry, Manifest
+from rag_stack.artifacts.fetch import Origin, OriginPlan, Plan, Source, fetch
+from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.node_cache import NodeCache
-from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.artifacts.object_store import open_store
+from rag_stack.artifacts.partial import Partial
+from rag_stack.artifacts.pin import Pin
 from rag_stack.config import ArtifactsConfig
-from rag_stack.errors import ArtifactCorruptError, ArtifactNotFoundError
 from rag_stack.metrics import ARTIFACT_LOAD_BYTES, ARTIFACT_LOAD_SECONDS, Recorder
-
-Source: TypeAlias = Literal["cache", "object_store"]
-_COPY_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class LocalArtifact:
-    """An artifact on this node: a read-only directory, where it came from and what that took."""
+    """An artifact on this node: a read-only directory, where it came from and what that took.
+
+    `source` is where most of it came from, `moved` the bytes that came from elsewhere. It stays on the node while
+    `pin` is held, which is until this process ends unless it is released.
+    """
 
     path: Path
     manifest: Manifest
     source: Source
     seconds: float
     size_bytes: int
+    pin: Pin
+    moved: Mapping[Source, int] = field(default_factory=dict)
+
+
+class Peers(Protocol):
+    """The other nodes of this cluster."""
+
+    def plan(self, partial: Partial, origin: Origin) -> Plan:
+        """How to get what is missing, together with the nodes that have it or fetch it too."""
 
 
 class Tiers:
-    """The places an artifact can be, nearest first."""
+    """The places an artifact can be, nearest first. Without `peers` that tier is absent."""
 
-    def __init__(self, catalog: Catalog, cache: NodeCache, recorder: Recorder) -> None:
+    def __init__(self, catalog: Catalog, cache: NodeCache, recorder: Recorder, *, peers: Peers | None = None) -> None:
         self.catalog = catalog
         self.cache = cache
         self._recorder = recorder
+        self._peers = peers
 
     def ensure_local(self, manifest: Manifest) -> LocalArtifact:
-        """Bring an artifact to this node and say what it took. Blocking; the origin is read once a node.
+        """Bring an artifact to this node and say what it took. Blocking; of all processes of a node one fetches.
 
-        Raises ArtifactCorruptError when the stored or cached bytes are not those of the manifest.
+        Raises ArtifactCorruptError when stored or cached bytes are not those of the manifest, ArtifactError when the
+        object store does not answer or there is no room.
         """
         started = time.perf_counter()
-        source: Source = "cache"
-        path = self.cache.find(manifest)
-        if path is None:
-            origin = _Origin(self.catalog.store, manifest)
-            path = self.cache.insert(manifest, origin.fetch)
-            # Nothing was read when another process on this node was faster.
-            source = "object_store" if origin.files_read else "cache"
-        seconds = time.perf_counter() - started
-        labels = {"kind": manifest.kind, "stage": "fetch", "source": source}
-        self._recorder.record(ARTIFACT_LOAD_SECONDS, seconds, labels)
-        self._recorder.record(ARTIFACT_LOAD_BYTES, manifest.size_bytes, labels)
-        return LocalArtifact(path, manifest, source, seconds, manifest.size_bytes)
+        moved: Counter[Source] = Counter()
 
+        def fill(partial: Partial) -> None:
+            with closing(Origin(self.catalog.store, manifest)) as origin:
+                plan = self._peers.plan(partial, origin) if self._peers else OriginPlan(origin, partial.missing())
+                moved.update(fetch(partial, plan))
 
-class _Origin:
-    """Reads one artifact's files from the object store."""
-
-    def __init__(self, store: ObjectStore, manifest: Manifest) -> None:
-        self._store = store
-        self._manifest = manifest
-        self.files_read = 0
-
-    def fetch(self, entry: FileEntry, path: Path) -> None:
-        """Copy one file. Whether the bytes are right is the cache's to check."""
-        key = f"{self._manifest.ref}/{entry.path}"
+        # Before looking, so that what is found cannot be evicted before it is opened.
+        pin = self.cache.pin(manifest)
         try:
-            source = self._store.open(key)
-        except ArtifactNotFoundError as exc:
-            raise ArtifactCorruptError(
-                f"file {entry.path!r} of {str(self._manifest.ref)!r} is gone from {self._store.url}; delete the rest "
-                "of that folder and publish it again"
-            ) from exc
-        with source, translated(f"copy {self._store.url}/{key} to", path), path.open("wb") as target:
-            shutil.copyfileobj(source, target, _COPY_BYTES)
-        self.files_read += 1
+            path = self.cache.find(manifest) or self.cache.insert(manifest, fill)
+        except BaseException:
+            pin.release()
+            raise
+        # Nothing moved when it was here, or another process on this node was faster.
+        source: Source = max(moved, key=lambda source: moved[source]) if moved else "cache"
+        local = LocalArtifact(path, manifest, source, time.perf_counter() - started, manifest.size_bytes, pin, moved)
+        self._record(local)
+        return local
+
+    def _record(self, local: LocalArtifact) -> None:
+        labels = {"kind": local.manifest.kind, "stage": "fetch"}
+        self._recorder.record(ARTIFACT_LOAD_SECONDS, local.seconds, {**labels, "source": local.source})
+        for source, size_bytes in (local.moved or {"cache": local.size_bytes}).items():
+            self._recorder.record(ARTIFACT_LOAD_BYTES, size_bytes, {**labels, "source": source})
 
 
-def open_tiers(config: ArtifactsConfig, recorder: Recorder) -> Tiers:
-    """The tiers that a release names."""
-    return Tiers(Catalog(ObjectStore(config.root)), NodeCache(config.cache), recorder)
+def open_tiers(config: ArtifactsConfig, recorder: Recorder, *, peers: Peers | None = None) -> Tiers:
+    """The tiers that a release names. A node that keeps its cache elsewhere says so with RAG_STACK_CACHE."""
+    cache = NodeCache(Path(os.environ.get("RAG_STACK_CACHE") or config.cache), limit_bytes=config.cache_limit_bytes)
+    return Tiers(Catalog(open_store(config.root)), cache, recorder, peers=peers)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import ArtifactRef, Manifest
-from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.artifacts.object_store import open_store
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.config import ArtifactsConfig
 from rag_stack.errors import ArtifactNotFoundError
@@ -108,7 +108,7 @@ def _report(result: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _open_catalog(root: str | None) -> Catalog:
-    return Catalog(ObjectStore(root or ArtifactsConfig().root))
+    return Catalog(open_store(root or ArtifactsConfig().root))
 
 
 def _locate(source: str) -> Path:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rag_stack.cli.ask import ask as ask_server
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.config import Release, load_release
 
 if TYPE_CHECKING:
-    from rag_stack.serving.startup import Server
+    from rag_stack.serving.start_report import StartReport
 
 
 def serve(
@@ -41,7 +43,7 @@ def serve(
         with console.status("starting") as status:
             server = startup.start(chosen, tell=status.update)
     _on_interrupt(stopped)  # again: Ray has put handlers of its own in place of ours
-    console.print(start_table(server))
+    console.print(start_table(server.report))
     if chosen.server.host not in ("127.0.0.1", "localhost", "::1") and not chosen.server.api_key_sha256:
         console.print("[yellow]open to the network without a key: set RAG_STACK_API_KEYS[/yellow]")
     console.print(f"metrics {server.metrics}")
@@ -58,23 +60,23 @@ def serve(
         server.stop()
 
 
-def start_table(server: "Server") -> Table:
-    """Where the start went: seconds, bytes, GB/s and source of each stage."""
-    table = Table(title="start", title_justify="left")
-    table.add_column("stage")
-    for column in ("seconds", "MB", "GB/s"):
-        table.add_column(column, justify="right")
+def start_table(report: "StartReport") -> Table:
+    """Where the start went, in the order of its stages. `waited` adds up to the whole; what ran beside counts 0."""
+    breakdown = report.breakdown()
+    table = Table(title="start", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("process")
+    table.add_column("stage", no_wrap=True)
+    for column in ("seconds", "waited", "MB", "GB/s"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("from")
-    for place, stages in (("", server.stages), ("replica: ", server.replica_stages)):
-        for stage in stages:
-            moved = stage.size_bytes > 0 and stage.source != "cache"  # what the cache has already is only looked at
-            table.add_row(
-                place + stage.name,
-                f"{stage.seconds:.2f}",
-                f"{stage.size_bytes / 1e6:.1f}" if stage.size_bytes else "",
-                f"{stage.gb_per_s:.2f}" if moved else "",
-                stage.source,
-            )
+    for stage in breakdown.stages:
+        span = stage.span
+        moved = (f"{span.size_bytes / 1e6:.1f}", f"{span.gb_per_s:.2f}") if span.size_bytes else ("", "")
+        cells = (f"{span.seconds:.2f}", f"{stage.critical_s:.2f}", *moved, span.source)
+        table.add_row(span.process, Text(span.name), *cells, style="dim" if span.beside else "")
+    table.add_section()
+    table.add_row("", f"unnamed ({breakdown.unnamed_share:.1%})", "", f"{breakdown.unnamed_s:.2f}")
+    table.add_row("", "whole", "", f"{breakdown.seconds:.2f}", style="bold")
     return table
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,19 @@ _OWNED = {
     "port": "the release's `server:`",
     "api_key": "the release's `server:`",
 }
+# Loaders that vLLM 0.29 knows and does not bring: the package that each needs.
+_LOADER_PACKAGES = {
+    "fastsafetensors": "fastsafetensors",
+    "instanttensor": "instanttensor",
+    "modelexpress": "modelexpress",
+    "runai_streamer": "runai_model_streamer",
+    "runai_streamer_sharded": "runai_model_streamer",
+    "tensorizer": "tensorizer",
+    "torchao": "torchao",
+}
+# What times an engine's start, in place of vLLM's own worker; named and not imported, since it is the worker's process
+# that does so.
+WORKER_CLASS = "rag_stack.generation.worker.TimedWorker"
 
 
 def vllm_fields() -> frozenset[str]:
@@ -37,6 +51,46 @@ def check_engine_settings(engine: Mapping[str, Any], *, fields: Collection[str])
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"engine.{key} is not an argument of vLLM{hint}")
+
+
+def check_loader(
+    engine: Mapping[str, Any],
+    *,
+    installed: Callable[[str], bool] = lambda package: importlib.util.find_spec(package) is not None,
+) -> None:
+    """Raise ConfigError when the weights' loader that the release names is not installed."""
+    for setting in ("load_format", "safetensors_load_strategy"):
+        chosen = engine.get(setting)
+        package = _LOADER_PACKAGES.get(str(chosen).lower())
+        if package is not None and not installed(package):
+            raise ConfigError(
+                f"engine.{setting} is {chosen!r}, which needs the package {package!r}: install it "
+                f"(`pip install {package.replace('_', '-')}`), or leave {setting} out to read the weights with "
+                "safetensors"
+            )
+
+
+def times_its_start(engine: Mapping[str, Any]) -> bool:
+    """Whether the engine's worker is ours; a release that names a worker class of its own keeps it."""
+    return engine.get("worker_cls", "auto") in ("auto", WORKER_CLASS)
+
+
+def loader_name(load_config: object) -> str:
+    """How vLLM reads the weights, from its LoadConfig: `auto`, `safetensors prefetch`, `runai_streamer`."""
+    parts = (getattr(load_config, name, None) for name in ("load_format", "safetensors_load_strategy"))
+    return " ".join(str(part) for part in parts if part)
+
+
+def weight_bytes(model_directory: Path) -> int:
+    """Bytes of the weights' files, which all workers together read; 0 where the model is not a local directory.
+
+    Not of the tensors: once loaded, they may be packed into another shape.
+    """
+    for suffix in ("safetensors", "bin", "pt"):
+        sizes = [path.stat().st_size for path in model_directory.glob(f"*.{suffix}")]
+        if sizes:
+            return sum(sizes)
+    return 0
 
 
 def context_tokens(engine: Mapping[str, Any], model_directory: Path) -> int:

@@ -7,14 +7,15 @@ from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from rag_stack.config import Release
-from rag_stack.serving.control import ENGINE_APP, SEARCH_APP, HealthServer, ModelsServer, SearchServer
+from rag_stack.generation.engine_settings import WORKER_CLASS, times_its_start
+from rag_stack.serving.control import ENGINE_APP, MODELS_APP, SEARCH_APP, HealthServer, ModelsServer, SearchServer
 from rag_stack.serving.environment import offline_environment
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
 
 _CONTROL: tuple[tuple[str, str, type], ...] = (
     (SEARCH_APP, "/v1/vector_stores", SearchServer),
-    ("models", "/v1/models", ModelsServer),
+    (MODELS_APP, "/v1/models", ModelsServer),
     ("health", "/health", HealthServer),
     ("ready", "/ready", HealthServer),
 )
@@ -39,7 +40,7 @@ def _engine(pinned: PinnedRelease, model_directory: Path) -> serve.Application:
     release = pinned.release
     config = LLMConfig(
         model_loading_config={"model_id": release.model.name, "model_source": str(model_directory)},
-        engine_kwargs=dict(release.engine),
+        engine_kwargs=_engine_arguments(release),
         server_cls=RagServer,
         callback_config={"callback_class": LocalWeights},
         runtime_env={"env_vars": {**offline_environment(), **release.engine_env}},
@@ -47,6 +48,11 @@ def _engine(pinned: PinnedRelease, model_directory: Path) -> serve.Application:
         **hardware(release),
     )
     return build_openai_app({"llm_configs": [config]})
+
+
+def _engine_arguments(release: Release) -> dict[str, Any]:
+    """The release's own, with our worker class unless it names one."""
+    return {**release.engine, "worker_cls": WORKER_CLASS} if times_its_start(release.engine) else dict(release.engine)
 
 
 def hardware(release: Release) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 from ray import serve
 from starlette.routing import BaseRoute
@@ -15,10 +16,12 @@ from rag_stack.metrics import Recorder
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.request_id import NamedByServe
-from rag_stack.serving.stages import StageClock
+from rag_stack.timeline import Timeline
 
 ENGINE_APP = "engine"
 SEARCH_APP = "vector_stores"
+MODELS_APP = "models"
+Starter: TypeAlias = Literal["replica", "command"]
 
 
 class SearchServer:
@@ -33,7 +36,7 @@ class SearchServer:
         self._recorder = RayRecorder()
         tiers = open_tiers(pinned.release.artifacts, self._recorder)
         self._retrieval = await asyncio.to_thread(
-            open_retrieval, pinned, tiers, clock=StageClock(self._recorder), recorder=self._recorder
+            open_retrieval, pinned, tiers, timeline=Timeline(), recorder=self._recorder
         )
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -45,17 +48,31 @@ class SearchServer:
 
 
 class ModelsServer:
-    """/v1/models: known models stay listed at zero replicas."""
+    """/v1/models: known models stay listed at zero replicas, with how their last start went."""
 
     def __init__(self, pinned: PinnedRelease) -> None:
         self._pinned = pinned
+        self._loads: dict[Starter, dict[str, Any]] = {}
+
+    def keep_load(self, starter: Starter, card: dict[str, Any]) -> None:
+        """Take over what a replica, or the command that started this server, reports of its start; the newest stays."""
+        kept = self._loads.get(starter)
+        if kept is None or kept["ready_at"] <= card["ready_at"]:
+            self._loads[starter] = card
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The models' routes behind the gate."""
         release = self._pinned.release
         stores = tuple(store.name for store in release.stores)
-        routes = Models(release.model.name, stores, self._pinned.created_at).routes()
+        routes = Models(release.model.name, stores, self._pinned.created_at, load=self._load).routes()
         return _served(routes, self._pinned, recorder=RayRecorder())
+
+    def _load(self) -> dict[str, Any] | None:
+        """The last replica's start; `command` in it is the start of everything, by `rag-stack serve`."""
+        card = dict(self._loads.get("replica", {}))
+        if "command" in self._loads:
+            card["command"] = self._loads["command"]
+        return card or None
 
 
 class HealthServer:

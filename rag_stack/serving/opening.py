@@ -1,6 +1,8 @@
 """Opens what a pinned release names: artifacts to this node, embedder and indexes into this process, one layer."""
 
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +18,14 @@ from rag_stack.config import Release
 from rag_stack.generation.engine_settings import context_tokens
 from rag_stack.generation.tokenizer import GeneratorTokenizer
 from rag_stack.index.reader import IndexVersion
-from rag_stack.metrics import ARTIFACT_LOAD_BYTES, ARTIFACT_LOAD_SECONDS, Recorder
+from rag_stack.metrics import Recorder, record_load
 from rag_stack.rag.citations import Citer
 from rag_stack.rag.pipeline import Pipeline
 from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.retrieval.embedder import Embedder
 from rag_stack.retrieval.retriever import Retriever
 from rag_stack.serving.pinning import PinnedRelease
-from rag_stack.serving.stages import Stage, StageClock
+from rag_stack.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,30 +36,32 @@ class OpenRetrieval:
     cards: tuple[StoreCard, ...]
 
 
-def fetch(tiers: Tiers, kind: ArtifactKind, name: str, version: str | None, *, clock: StageClock) -> LocalArtifact:
-    """An artifact on this node, as a stage of the start."""
+def fetch(tiers: Tiers, kind: ArtifactKind, name: str, version: str | None, *, timeline: Timeline) -> LocalArtifact:
+    """An artifact on this node, as a stage of the start. What the node's cache has already moves no bytes."""
+    began_s = time.time()
     local = tiers.ensure_local(tiers.catalog.resolve(kind, name, version))
-    clock.add(Stage(f"fetch {kind}/{name}", local.seconds, local.size_bytes, local.source))
+    moved = 0 if local.source == "cache" else local.size_bytes
+    timeline.add(f"fetch {name}", began_s, time.time(), kind=kind, size_bytes=moved, source=local.source)
     return local
 
 
-def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, clock: StageClock, recorder: Recorder) -> OpenRetrieval:
+def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline, recorder: Recorder) -> OpenRetrieval:
     """Embedder and indexes, mapped and prefaulted. Blocking: seconds.
 
     Raises EmbedderMismatchError, IndexVersionError or an ArtifactError, each with what to do.
     """
     release = pinned.release
-    local = fetch(tiers, "models", release.embedder.name, release.embedder.version, clock=clock)
-    with clock.time("load embedder"):
+    local = fetch(tiers, "models", release.embedder.name, release.embedder.version, timeline=timeline)
+    with _loading(timeline, recorder, "load embedder", kind="models", stage="load"):
         embedder = Embedder.load(
             local.path,
             name=release.embedder.name,
             digest=local.manifest.digest,
             threads=release.retrieval.threads_per_search,
         )
-    indexes = open_indexes(release, tiers, embedder_digest=embedder.digest, clock=clock)
+    indexes = open_indexes(release, tiers, embedder_digest=embedder.digest, timeline=timeline, recorder=recorder)
     for name, index in indexes.items():
-        _prefault(name, index, clock=clock, recorder=recorder)
+        _prefault(name, index, timeline=timeline, recorder=recorder)
     retriever = Retriever(
         embedder,
         indexes,
@@ -69,12 +73,14 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, clock: StageClock, re
     return OpenRetrieval(retriever, _cards(pinned, indexes))
 
 
-def open_indexes(release: Release, tiers: Tiers, *, embedder_digest: str, clock: StageClock) -> dict[str, IndexVersion]:
+def open_indexes(
+    release: Release, tiers: Tiers, *, embedder_digest: str, timeline: Timeline, recorder: Recorder
+) -> dict[str, IndexVersion]:
     """The index version of every store, opened and checked, by the store's name."""
     indexes: dict[str, IndexVersion] = {}
     for store in release.stores:
-        local = fetch(tiers, "indexes", store.index, store.version, clock=clock)
-        with clock.time(f"open {store.name}"):
+        local = fetch(tiers, "indexes", store.index, store.version, timeline=timeline)
+        with _loading(timeline, recorder, f"open {store.name}", kind="indexes", stage="open"):
             indexes[store.name] = IndexVersion.open(local.path, local.manifest, embedder_digest=embedder_digest)
     return indexes
 
@@ -118,13 +124,20 @@ def vector_stores(pinned: PinnedRelease, retrieval: OpenRetrieval) -> VectorStor
     return VectorStores(retrieval.cards, retrieval.retriever, pinned.release.server.max_body_bytes)
 
 
-def _prefault(name: str, index: IndexVersion, *, clock: StageClock, recorder: Recorder) -> None:
-    with clock.time(f"prefault {name}"):
-        size_bytes = index.prefault()
-    seconds = clock.stages()[-1].seconds
-    labels = {"kind": "indexes", "stage": "prefault", "source": "cache"}
-    recorder.record(ARTIFACT_LOAD_SECONDS, seconds, labels)
-    recorder.record(ARTIFACT_LOAD_BYTES, size_bytes, labels)
+def _prefault(name: str, index: IndexVersion, *, timeline: Timeline, recorder: Recorder) -> None:
+    began_s = time.time()
+    size_bytes = index.prefault()
+    span = timeline.add(f"prefault {name}", began_s, time.time(), kind="indexes", size_bytes=size_bytes, source="cache")
+    record_load(recorder, kind="indexes", stage="prefault", source="cache", seconds=span.seconds, size_bytes=size_bytes)
+
+
+@contextmanager
+def _loading(timeline: Timeline, recorder: Recorder, name: str, *, kind: ArtifactKind, stage: str) -> Iterator[None]:
+    """Time the block as a span and as an artifact's load from the node's cache."""
+    began_s = time.time()
+    yield
+    span = timeline.add(name, began_s, time.time(), kind=kind, source="cache")
+    record_load(recorder, kind=kind, stage=stage, source="cache", seconds=span.seconds)
 
 
 def _cards(pinned: PinnedRelease, indexes: Mapping[str, IndexVersion]) -> tuple[StoreCard, ...]:

@@ -1,6 +1,11 @@
 """The engine's deployment: vLLM's front end and the mapped index in one process. A shell; the logic is in `opening`."""
 
+# ruff: noqa: I001 - `imports` goes first: what comes after it is a stage of the start
+from rag_stack.serving import imports
+
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +14,47 @@ from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 from starlette.types import ASGIApp
 
+from rag_stack.api.auth import KeyRing
 from rag_stack.api.health import Readiness
-from rag_stack.artifacts.tiers import open_tiers
+from rag_stack.artifacts.tiers import Tiers, open_tiers
+from rag_stack.generation.engine_settings import times_its_start
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.serving.first_token import first_token
 from rag_stack.serving.opening import OpenRetrieval, build_layer, fetch, open_retrieval
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
+from rag_stack.serving.replica_start import ReplicaStart, keep_telling
 from rag_stack.serving.request_id import NamedByServe
-from rag_stack.serving.stages import StageClock
 
 # Where the release travels inside LLMConfig; Ray Serve LLM binds its server class to that alone.
 RELEASE_KEY = "rag_stack_release"
+_IMPORTED_S = time.time()
 
 
 class LocalWeights(CallbackBase):  # type: ignore[misc]  # Ray is untyped here
     """Brings the weights to this node before the engine reads them, in place of Ray's own download."""
 
+    directory: Path
+    _start: ReplicaStart
+    _tiers: Tiers
+
+    def prepare(self, start: ReplicaStart, tiers: Tiers) -> None:
+        """With what to fetch, and where to report it; the replica calls this before it starts its engine."""
+        self._start, self._tiers = start, tiers
+
     async def on_before_node_init(self) -> None:
         """Fetch, and skip Ray's remote task: it imports vLLM in one more process only to look at local files."""
         self.ctx.run_init_node = False
-        pinned = PinnedRelease.model_validate(self.llm_config.experimental_configs[RELEASE_KEY])
-        tiers = open_tiers(pinned.release.artifacts, MemoryRecorder())
-        model = pinned.release.model
-        await asyncio.to_thread(tiers.ensure_local, tiers.catalog.resolve("models", model.name, model.version))
+        self._start.lap("prepare engine")
+        model = PinnedRelease.model_validate(self.llm_config.experimental_configs[RELEASE_KEY]).release.model
+        local = await asyncio.to_thread(
+            fetch, self._tiers, "models", model.name, model.version, timeline=self._start.timeline
+        )
+        self.directory = local.path
+
+    async def on_after_node_init(self) -> None:
+        """From here on it is the engine that starts."""
+        self._start.mark()
 
 
 class RagServer(LLMServer):  # type: ignore[misc]
@@ -39,44 +62,46 @@ class RagServer(LLMServer):  # type: ignore[misc]
 
     async def __init__(self, llm_config: LLMConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         self._recorder = RayRecorder()
-        self._clock = StageClock(self._recorder)
+        self._start = ReplicaStart(self._recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
         self._pinned = PinnedRelease.model_validate(llm_config.experimental_configs[RELEASE_KEY])
-        self._model_directory: Path | None = None
+        tiers = open_tiers(self._pinned.release.artifacts, self._recorder)
+        self._weights: LocalWeights = llm_config.get_or_create_callback()
+        self._weights.prepare(self._start, tiers)
+        self._start.lap("set up replica")
         # Side by side: the index and the embedder open while the engine's processes import and load.
-        with self._clock.time("replica"):
-            self._retrieval, _ = await asyncio.gather(asyncio.to_thread(self._open), self._start_timed(llm_config))
+        self._retrieval, _ = await asyncio.gather(asyncio.to_thread(self._open, tiers), super().__init__(llm_config))
+        self._start.mark()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """VLLM's app inside our layer."""
+        """VLLM's app inside our layer, once it has answered a first question."""
         engine = await super().__serve_build_asgi_app__()
-        if self._model_directory is None:
-            raise RuntimeError("the replica builds its app after it has started")
         layer = build_layer(
             self._pinned,
             self._retrieval,
-            model_directory=self._model_directory,
+            model_directory=self._weights.directory,
             readiness=self._readiness,
             recorder=self._recorder,
         )
+        self._start.lap("build app")
+        ours = replace(layer, keys=KeyRing(()), recorder=MemoryRecorder())  # this one is nobody's but ours
+        if await first_token(ours.around(engine), self._pinned.release):
+            self._start.lap("first token")
+        self._telling = asyncio.create_task(keep_telling(self._start.report(), self._recorder))
         return NamedByServe(layer.around(engine))
 
-    async def start_report(self) -> list[dict[str, Any]]:
-        """The stages of this replica's start."""
-        return self._clock.to_wire()
-
-    async def _start_timed(self, llm_config: LLMConfig) -> None:
-        with self._clock.time("start engine"):
-            await super().__init__(llm_config)
+    async def start_report(self) -> dict[str, Any]:
+        """How this replica's start went."""
+        return self._start.report().to_wire()
 
     async def _start_engine(self) -> None:
         """Start the engine, and nothing else: the base class also starts an actor that collects usage statistics."""
         await self.engine.start()
+        ready_s = time.time()
+        timed = times_its_start(self._pinned.release.engine)
+        self._start.engine_ready(await self.collective_rpc("start_report") if timed else [], ready_s=ready_s)
 
-    def _open(self) -> OpenRetrieval:
-        tiers = open_tiers(self._pinned.release.artifacts, self._recorder)
-        model = self._pinned.release.model
-        self._model_directory = fetch(tiers, "models", model.name, model.version, clock=self._clock).path
-        return open_retrieval(self._pinned, tiers, clock=self._clock, recorder=self._recorder)
+    def _open(self, tiers: Tiers) -> OpenRetrieval:
+        return open_retrieval(self._pinned, tiers, timeline=self._start.beside, recorder=self._recorder)
 
     async def _readiness(self) -> Readiness:
         await self.check_health()

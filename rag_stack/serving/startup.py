@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,17 +15,18 @@ from rag_stack.metrics import MemoryRecorder
 from rag_stack.serving import environment
 from rag_stack.serving.opening import fetch, open_indexes
 from rag_stack.serving.pinning import PinnedRelease, pin
-from rag_stack.serving.stages import Stage, StageClock
+from rag_stack.serving.start_report import StartReport
+from rag_stack.timeline import Timeline, process_start
 
 _NEEDED = ("ray", "vllm", "faiss", "torch", "sentence_transformers")
+_COMMAND = "command"
 
 
 class Server:
     """A local Ray with the release's applications on it, until `stop`."""
 
-    def __init__(self, stages: tuple[Stage, ...], replica_stages: tuple[Stage, ...], url: str, metrics: str) -> None:
-        self.stages = stages
-        self.replica_stages = replica_stages
+    def __init__(self, report: StartReport, url: str, metrics: str) -> None:
+        self.report = report
         self.url = url
         self.metrics = metrics
 
@@ -39,30 +41,30 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
     Raises EngineMissingError, ConfigError, ArtifactError or IndexVersionError before Ray starts, UnavailableError
     when an application does not come up.
     """
+    started_s = process_start(os.getpid())
+    timeline = Timeline(process=_COMMAND)
+    timeline.add("start command", started_s, time.time())
     require_engine()
     require_port(release)
     environment.prepare()
-    clock = StageClock(MemoryRecorder())
-    with clock.time("total"):
-        tell("checking artifacts")
+    tell("checking artifacts")
+    with timeline.time("resolve versions"):
         tiers = open_tiers(release.artifacts, MemoryRecorder())
         pinned = pin(release, tiers.catalog)
-        model_directory = preflight(pinned, tiers, clock=clock)
-        tell("importing Ray and vLLM")
-        with clock.time("import Ray and vLLM"):
-            _check_engine(pinned.release)
-        try:
-            tell("starting Ray")
-            with clock.time("start Ray"):
-                metrics = _start_ray(pinned.release)
-            tell("starting the engine and the index (this takes a while)")
-            with clock.time("start applications"):
-                replica_stages = _run(pinned, model_directory)
-        except BaseException:
-            _shut_down()
-            raise
-    url = f"http://{pinned.release.server.host}:{pinned.release.server.port}"
-    return Server(clock.stages(), replica_stages, url, metrics)
+    model_directory = preflight(pinned, tiers, timeline=timeline)
+    tell("importing Ray and vLLM")
+    with timeline.time("import Ray and vLLM"):
+        _check_engine(pinned.release)
+    try:
+        tell("starting Ray")
+        with timeline.time("start Ray"):
+            metrics = _start_ray(pinned.release)
+        tell("starting the engine and the index (this takes a while)")
+        report = _run(pinned, model_directory, timeline=timeline, started_s=started_s)
+    except BaseException:
+        _shut_down()
+        raise
+    return Server(report, f"http://{pinned.release.server.host}:{pinned.release.server.port}", metrics)
 
 
 def require_engine() -> None:
@@ -88,23 +90,25 @@ def require_port(release: Release) -> None:
             ) from exc
 
 
-def preflight(pinned: PinnedRelease, tiers: Tiers, *, clock: StageClock) -> Path:
+def preflight(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline) -> Path:
     """Bring all artifacts here and open every index once; returns the model's directory.
 
     What is wrong with them is said here, in one line, and not in a replica's log.
     """
     release = pinned.release
-    model = fetch(tiers, "models", release.model.name, release.model.version, clock=clock)
-    embedder = fetch(tiers, "models", release.embedder.name, release.embedder.version, clock=clock)
-    open_indexes(release, tiers, embedder_digest=embedder.manifest.digest, clock=clock)
+    model = fetch(tiers, "models", release.model.name, release.model.version, timeline=timeline)
+    embedder = fetch(tiers, "models", release.embedder.name, release.embedder.version, timeline=timeline)
+    digest = embedder.manifest.digest
+    open_indexes(release, tiers, embedder_digest=digest, timeline=timeline, recorder=MemoryRecorder())
     return model.path
 
 
 def _check_engine(release: Release) -> None:
     import rag_stack.serving.app  # noqa: F401 - the slow import of the start, timed here
-    from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
+    from rag_stack.generation.engine_settings import check_engine_settings, check_loader, vllm_fields
 
     check_engine_settings(release.engine, fields=vllm_fields())
+    check_loader(release.engine)
     for library in (
         "ray",
         "ray.serve",
@@ -133,12 +137,14 @@ def _start_ray(release: Release) -> str:
     return f"http://127.0.0.1:{port}/metrics"
 
 
-def _run(pinned: PinnedRelease, model_directory: Path) -> tuple[Stage, ...]:
+def _run(pinned: PinnedRelease, model_directory: Path, *, timeline: Timeline, started_s: float) -> StartReport:
+    """Deploy, and wait until everything runs. The report holds the replica's start and this command's around it."""
     from ray import serve
 
     from rag_stack.serving.app import build_targets
     from rag_stack.serving.control import ENGINE_APP
 
+    deployed_s = time.time()
     try:
         serve.run_many(build_targets(pinned, model_directory=model_directory))
     except RuntimeError as exc:
@@ -146,8 +152,22 @@ def _run(pinned: PinnedRelease, model_directory: Path) -> tuple[Stage, ...]:
             name: app.message for name, app in serve.status().applications.items() if "FAILED" in app.status.value
         }
         raise UnavailableError(f"an application did not start: {failed or exc}") from exc
-    report = serve.get_app_handle(ENGINE_APP).start_report.remote().result()
-    return tuple(Stage(**stage) for stage in report)
+    replica = StartReport.from_wire(serve.get_app_handle(ENGINE_APP).start_report.remote().result())
+    ready_s = time.time()
+    timeline.add("deploy applications", deployed_s, replica.started_s)
+    timeline.add("put into service", replica.ready_s, ready_s)
+    report = StartReport(started_s, ready_s, (*timeline.spans(), *replica.spans))
+    _tell_models(report)
+    return report
+
+
+def _tell_models(report: StartReport) -> None:
+    """Have /v1/models show this start; nothing that is served waits for it or needs it."""
+    from ray import serve
+
+    from rag_stack.serving.control import MODELS_APP
+
+    serve.get_app_handle(MODELS_APP).keep_load.remote("command", report.to_card())
 
 
 def _shut_down() -> None:

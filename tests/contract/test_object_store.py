@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.artifacts.object_store import ObjectStore, open_store
 from rag_stack.errors import ArtifactError, ArtifactNotFoundError, PromotionConflictError
 
 ODD_NAME = "spaces and ünïcode/#1?%20*[x]&y;~.bin"
@@ -18,12 +18,12 @@ ODD_NAME = "spaces and ünïcode/#1?%20*[x]&y;~.bin"
 @pytest.fixture(params=["file", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     root = f"{tmp_path}/store" if request.param == "file" else uuid4().hex
-    return ObjectStore(f"{request.param}://{root}")
+    return open_store(f"{request.param}://{root}")
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> ObjectStore:
-    return ObjectStore(f"file://{tmp_path}/store")
+    return open_store(f"file://{tmp_path}/store")
 
 
 def test_bytes_come_back(store: ObjectStore) -> None:
@@ -108,7 +108,7 @@ def race(store: ObjectStore, start: Barrier, wins: "Queue[list[bool]]", rounds: 
 
 
 def test_a_store_without_compare_and_set_says_so() -> None:
-    store = ObjectStore(f"memory://{uuid4().hex}")
+    store = open_store(f"memory://{uuid4().hex}")
     with pytest.raises(ArtifactError, match="promotes on file:// only"):
         store.compare_and_set("p", b"1", expected=None)
     assert not store.exists("p")
@@ -119,7 +119,7 @@ def test_a_relative_root_is_below_the_current_directory(
     root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    store = ObjectStore(root)
+    store = open_store(root)
     assert not (tmp_path / "var").exists()
     monkeypatch.chdir("/")
     store.put_bytes("k", b"x")
@@ -129,12 +129,12 @@ def test_a_relative_root_is_below_the_current_directory(
 @pytest.mark.parametrize("root", ["", "nosuchprotocol://x"])
 def test_a_root_that_is_no_store_is_refused(root: str) -> None:
     with pytest.raises(ArtifactError):
-        ObjectStore(root)
+        open_store(root)
 
 
 def test_a_root_that_is_a_file_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    store = ObjectStore(f"file://{tmp_path}/file")
+    store = open_store(f"file://{tmp_path}/file")
     with pytest.raises(ArtifactError, match=r"cannot write 'file://.*: (Not a directory|File exists)"):
         store.put_bytes("a/b", b"x")
     assert store.list_names("a") == []

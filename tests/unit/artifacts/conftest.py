@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from rag_stack.artifacts.catalog import Catalog
-from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.artifacts.object_store import ObjectStore, open_store
 
 Tree = Callable[..., Path]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ObjectStore:
-    return ObjectStore(f"file://{tmp_path}/store")
+    return open_store(f"file://{tmp_path}/store")
 
 
 @pytest.fixture

