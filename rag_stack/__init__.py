@@ -4,6 +4,7 @@ The package, read along its paths:
 
     types, errors, protocol     the nouns: what passes between stages, what can fail, what goes over the wire
     config, metrics             the release file; every metric, declared once
+    timeline                    where a start's time went, over processes
     artifacts/                  DATA PATH: versioned artifacts, object store -> node cache -> this process
     index/                      what one index version is: FAISS file, passages, chunking, building, reading
     retrieval/, generation/     REQUEST PATH: question -> hits; the engine's weights, tokenizer and settings

@@ -16,6 +16,7 @@ from rag_stack.errors import ConfigError
 # One path component of an artifact's address, so no separators and no leading dot.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -35,10 +36,14 @@ class ArtifactsConfig(_Frozen):
 
 
 class ArtifactChoice(_Frozen):
-    """An artifact by name; without a version, the one that is promoted when the release starts."""
+    """An artifact by name; without a version, the one that is promoted when the release starts.
+
+    With its manifest's digest, a node that has it asks no object store, and another content is refused.
+    """
 
     name: Name
     version: Name | None = None
+    digest: Digest | None = None
 
 
 class StoreConfig(_Frozen):
@@ -47,6 +52,7 @@ class StoreConfig(_Frozen):
     name: Name
     index: Name
     version: Name | None = None
+    digest: Digest | None = None
     description: str = ""
 
 

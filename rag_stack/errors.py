@@ -15,6 +15,7 @@
       ArtifactError                       what is stored is not what was published
         ArtifactNotFoundError             no such artifact, or nothing promoted
         ArtifactCorruptError              a size or digest differs from the manifest
+        ArtifactOutdatedError             published by an older rag_stack: publish it again
         ArtifactExistsError               a published version is never changed
         PromotionConflictError            another writer moved the promoted pointer first
       IndexVersionError                   an index version cannot be opened or built
@@ -141,6 +142,12 @@ class ArtifactCorruptError(ArtifactError):
     """A size or digest differs from the manifest."""
 
     code = "artifact_corrupt"
+
+
+class ArtifactOutdatedError(ArtifactError):
+    """Published by an older rag_stack, in a form that is no longer read: publish it again."""
+
+    code = "artifact_outdated"
 
 
 class ArtifactExistsError(ArtifactError):

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 _MS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0)
 # Close together: Ray exports each observation as the middle of its bucket, also in the histogram's sum.
-_SECONDS = tuple(round(0.001 * 1.5**n, 5) for n in range(32))  # 1 ms to 287 s
+_SECONDS = tuple(round(0.001 * 1.5**n, 5) for n in range(36))  # 1 ms to 24 minutes
 _GB_PER_S = tuple(round(0.005 * 1.5**n, 5) for n in range(25))  # 5 MB/s to 84 GB/s
 
 

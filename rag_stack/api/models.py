@@ -2,13 +2,33 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from rag_stack.errors import NotFoundError
+
+Starter: TypeAlias = Literal["replica", "command"]
+
+
+class Starts:
+    """The last known starts: of a replica, and of the command that started the server, if one did."""
+
+    def __init__(self) -> None:
+        self._cards: dict[Starter, dict[str, Any]] = {}
+
+    def keep(self, starter: Starter, card: Mapping[str, Any]) -> None:
+        """Take over a report; of several the newest stays, whatever the order in which they come."""
+        kept = self._cards.get(starter)
+        if kept is None or kept["ready_at"] <= card["ready_at"]:
+            self._cards[starter] = dict(card)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last replica's start, with the command's as `command` in it; None before any is known."""
+        command = {"command": self._cards["command"]} if "command" in self._cards else {}
+        return {**self._cards.get("replica", {}), **command} or None
 
 
 @dataclass(frozen=True, slots=True)

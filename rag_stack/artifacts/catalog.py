@@ -16,7 +16,6 @@ from rag_stack.artifacts.manifest import (
     POINTER_NAME,
     ArtifactKind,
     ArtifactRef,
-    Digest,
     FileEntry,
     Manifest,
     canonical_json,
@@ -25,12 +24,13 @@ from rag_stack.artifacts.manifest import (
     parse_json_object,
 )
 from rag_stack.artifacts.object_store import ObjectStore
-from rag_stack.config import describe, is_name
+from rag_stack.config import Digest, describe, is_name
 from rag_stack.errors import (
     ArtifactCorruptError,
     ArtifactError,
     ArtifactExistsError,
     ArtifactNotFoundError,
+    ArtifactOutdatedError,
     PromotionConflictError,
 )
 
@@ -96,22 +96,23 @@ class Catalog:
             parent=parent,
         )
         if not self._is_published(wanted):
-            with self.store.exclusive(_manifest_key(wanted.ref)):
-                if not self._is_published(wanted):
-                    self._upload(directory, wanted)
-                    return wanted
+            with self.store.exclusive(_manifest_key(wanted.ref)) as alone:
+                self._upload(directory, wanted, alone=alone)
         return self._same(wanted)
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
-        """A published manifest. Raises ArtifactNotFoundError, or ArtifactCorruptError when it is another's."""
+        """A published manifest. Raises ArtifactNotFoundError, or ArtifactCorruptError when it is another's.
+
+        Raises ArtifactOutdatedError when an older rag_stack has published it.
+        """
         try:
             data = self.store.read_bytes(_manifest_key(ref))
         except ArtifactNotFoundError as exc:
             raise ArtifactNotFoundError(f"no artifact {str(ref)!r} in {self.store.url}; {self._advice(ref)}") from exc
         try:
             manifest = Manifest.from_bytes(data)
-        except ArtifactCorruptError as exc:
-            raise ArtifactCorruptError(f"{self.store.url}/{_manifest_key(ref)}: {exc}") from exc
+        except (ArtifactCorruptError, ArtifactOutdatedError) as exc:
+            raise type(exc)(f"{self.store.url}/{_manifest_key(ref)}: {exc}") from exc
         if manifest.ref != ref:
             raise ArtifactCorruptError(
                 f"{self.store.url}/{_manifest_key(ref)} is the manifest of {str(manifest.ref)!r}; "
@@ -162,7 +163,10 @@ class Catalog:
         return pointer
 
     def resolve(self, kind: ArtifactKind, name: str, version: str | None = None) -> Manifest:
-        """The manifest of a version, or of the promoted one. Raises ArtifactNotFoundError, ArtifactCorruptError."""
+        """The manifest of a version, or of the promoted one.
+
+        Raises ArtifactNotFoundError, ArtifactCorruptError or ArtifactOutdatedError.
+        """
         if version is not None:
             return self.manifest(ArtifactRef(kind, name, version))
         check_address(kind, name)
@@ -179,37 +183,61 @@ class Catalog:
             )
         return manifest
 
+    def readable(self, kind: ArtifactKind, name: str) -> Manifest | None:
+        """What is promoted; None when nothing is, or only what an older rag_stack published. Raises ArtifactError."""
+        if self.promoted(kind, name) is None:
+            return None
+        try:
+            return self.resolve(kind, name)
+        except ArtifactOutdatedError:
+            return None
+
     def _is_published(self, wanted: Manifest) -> bool:
         return self.store.exists(_manifest_key(wanted.ref))
 
     def _same(self, wanted: Manifest) -> Manifest:
-        found = self.manifest(wanted.ref)
+        other_version = "publish under another version, or leave the version out to have one made from the content"
+        try:
+            found = self.manifest(wanted.ref)
+        except ArtifactOutdatedError as exc:
+            raise ArtifactExistsError(
+                f"{str(wanted.ref)!r} was published by an older rag_stack, and a published version is never changed; "
+                f"{other_version}"
+            ) from exc
         if (found.files, found.metadata) != (wanted.files, wanted.metadata):
             raise ArtifactExistsError(
                 f"{str(wanted.ref)!r} is published with other content, and a published version is never changed; "
-                "publish under another version, or leave the version out to have one made from the content"
+                f"{other_version}"
             )
         return found
 
-    def _upload(self, directory: Path, manifest: Manifest) -> None:
+    def _upload(self, directory: Path, manifest: Manifest, *, alone: bool) -> None:
         claim = f"{manifest.ref}/{_CLAIM_NAME}"
-        self._claim(manifest, claim)
-        for entry in manifest.files:
-            self.store.upload(directory / entry.path, f"{manifest.ref}/{entry.path}")
-        if describe_files(directory) != manifest.files:
-            raise ArtifactError(f"{str(directory)!r} changed while it was being published; let its writer finish first")
-        if not self.store.create(_manifest_key(manifest.ref), manifest.to_bytes()):
-            self._same(manifest)
+        self._claim(manifest, claim, alone=alone)
+        # Only now it is sure: a faster publisher has given up its claim after its manifest was there.
+        if not self._is_published(manifest):
+            for entry in manifest.files:
+                self.store.upload(directory / entry.path, f"{manifest.ref}/{entry.path}")
+            if describe_files(directory) != manifest.files:
+                raise ArtifactError(
+                    f"{str(directory)!r} changed while it was being published; let its writer finish first"
+                )
+            # When it is there already, it is that of another publisher with the same claim.
+            self.store.create(_manifest_key(manifest.ref), manifest.to_bytes())
         self.store.delete(claim)
 
-    def _claim(self, manifest: Manifest, key: str) -> None:
+    def _claim(self, manifest: Manifest, key: str, *, alone: bool) -> None:
         """Two writers of one version with different files would overwrite each other's before either has a manifest."""
-        digest = manifest.digest.encode("ascii")
-        if not self.store.create(key, digest) and self.store.read_bytes(key) != digest:
+        content = _content_version(manifest.files, manifest.metadata).encode("ascii")
+        if self.store.create(key, content) or self.store.read_bytes(key) == content:
+            return
+        if not alone:
             raise ArtifactExistsError(
                 f"{str(manifest.ref)!r} is being published with other content; publish under another version, or, if "
                 f"that publish was killed, delete {self.store.url}/{manifest.ref} and publish again"
             )
+        # Nobody else publishes it now, so whoever claimed it was killed.
+        self.store.put_bytes(key, content)
 
     def _read_pointer(self, kind: ArtifactKind, name: str) -> tuple[Pointer | None, bytes | None]:
         check_address(kind, name)

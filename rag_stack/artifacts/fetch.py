@@ -63,9 +63,12 @@ def fetch(partial: Partial, plan: Plan, *, threads: int = THREADS) -> Mapping[So
             errors.append(exc)
             plan.stop()
 
-    with ThreadPoolExecutor(threads, "fetch") as pool:
-        for _ in range(threads):
-            pool.submit(work)
+    try:
+        with ThreadPoolExecutor(threads, "fetch") as pool:
+            for _ in range(threads):
+                pool.submit(work)
+    finally:
+        plan.stop()
     if errors:
         raise errors[0]
     return moved

@@ -62,13 +62,13 @@ class FileStore(ObjectStore):
             target.write(data)
 
     @contextmanager
-    def exclusive(self, key: str) -> Iterator[None]:
+    def exclusive(self, key: str) -> Iterator[bool]:
         """Hold out other processes that would publish under a key."""
         path = self._directory / key
         with ExitStack() as held:
             with self._translated("lock", key):
                 held.enter_context(exclusive(path.with_name(f".{path.name}.lock")))
-            yield
+            yield True
 
 
 class _FileReader:

@@ -37,6 +37,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
 
     Writers of one path take turns; what a killed one left is overwritten by the next. Raises OSError.
     """
+    created = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with _locked(partial) as file:
@@ -49,7 +50,8 @@ def written(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        for folder in (path.parent, *(folder.parent for folder in created)):
+            sync_directory(folder)
 
 
 @contextmanager
@@ -78,43 +80,50 @@ def file_digest(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def open_locked(path: Path, *, shared: bool = False, blocking: bool = True) -> BinaryIO | None:
-    """Open and lock a file, which is created if need be; closing it unlocks. The lock ends with the process.
+def open_locked(path: Path, *, shared: bool = False, blocking: bool = True, writable: bool = True) -> int | None:
+    """Open and lock a file, which is created if need be; `unlock` it. The lock ends with the process.
 
     None when it is not blocking and another process holds a lock that excludes this one. Raises OSError.
     """
     operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if blocking else fcntl.LOCK_NB)
+    flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CREAT | os.O_CLOEXEC
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+        descriptor = os.open(path, flags, 0o666)
         try:
-            fcntl.flock(file, operation)
+            fcntl.flock(descriptor, operation)
             # The holder before us may have renamed or removed the file: then our lock is on nothing.
-            if _is_at(file, path):
-                return file
+            if _is_at(descriptor, path):
+                return descriptor
         except BlockingIOError:
-            file.close()
+            os.close(descriptor)
             return None
         except BaseException:
-            file.close()
+            os.close(descriptor)
             raise
-        file.close()
+        os.close(descriptor)
+
+
+def unlock(descriptor: int) -> None:
+    """Drop a lock. Explicitly, because a forked child may still hold a copy of the descriptor."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
-    file = open_locked(path)
-    if file is None:
+    descriptor = open_locked(path)
+    if descriptor is None:
         raise BlockingIOError(errno.EWOULDBLOCK, "a blocking lock was refused", str(path))
-    try:
-        yield file
-    finally:
-        # Explicitly, because a forked child may still hold a copy of the descriptor.
-        fcntl.flock(file, fcntl.LOCK_UN)
-        file.close()
+    with os.fdopen(descriptor, "r+b", closefd=False) as file:
+        try:
+            yield file
+        finally:
+            file.close()
+            unlock(descriptor)
 
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
+def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False

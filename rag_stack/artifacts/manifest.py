@@ -14,27 +14,30 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeA
 from rag_stack.artifacts.chunk import CHUNK_BYTES, Chunk, chunk_digests
 from rag_stack.artifacts.local_file import translated
 from rag_stack.config import describe, is_name
-from rag_stack.errors import ArtifactCorruptError, ArtifactError
+from rag_stack.errors import ArtifactCorruptError, ArtifactError, ArtifactOutdatedError
 
 ArtifactKind: TypeAlias = Literal["models", "indexes"]
 
 SCHEMA_VERSION: Final = 2
 MANIFEST_NAME: Final = "manifest.json"
 POINTER_NAME: Final = "PROMOTED"
+# A chunk is held in memory while it moves.
+_MAX_CHUNK_BYTES: Final = 256 * 1024 * 1024
 
 
 def _posix_relative(path: str) -> str:
     pure = PurePosixPath(path)
-    if path == MANIFEST_NAME:
+    if PurePosixPath(path).parts[:1] == (MANIFEST_NAME,):
         raise ValueError(f"{MANIFEST_NAME!r} is the name of the manifest itself")
     if path in ("", ".") or pure.is_absolute() or ".." in pure.parts or pure.as_posix() != path:
         raise ValueError(f"{path!r} is not a plain relative path inside the artifact")
+    if any(part.startswith(".") for part in pure.parts):
+        raise ValueError(f"{path!r} has a name with a leading dot, and those are never published")
     if "\0" in path:
         raise ValueError(f"{path!r} holds a NUL character")
     return path
 
 
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 ChunkDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -79,7 +82,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     metadata: Mapping[str, Any]
     parent: str | None = None
-    chunk_bytes: Annotated[int, Field(strict=True, ge=1)] = CHUNK_BYTES
+    chunk_bytes: Annotated[int, Field(strict=True, ge=1, le=_MAX_CHUNK_BYTES)] = CHUNK_BYTES
     schema_version: int = SCHEMA_VERSION
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -120,13 +123,12 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Manifest":
-        """Parse and check a manifest. Raises ArtifactCorruptError for anything that `to_bytes` would not write."""
+        """Parse and check a manifest. Raises ArtifactCorruptError for anything that `to_bytes` would not write.
+
+        Raises ArtifactOutdatedError for what an older release has written.
+        """
         document = parse_json_object(data, what="manifest")
-        if document.get("schema_version") != SCHEMA_VERSION:
-            raise ArtifactCorruptError(
-                f"manifest has schema version {document.get('schema_version')!r}, this release reads {SCHEMA_VERSION}; "
-                "upgrade rag_stack or publish the artifact again"
-            )
+        _check_schema(document.get("schema_version"))
         try:
             manifest = _MANIFEST.validate_python(document)
             _ = manifest.ref
@@ -148,6 +150,18 @@ class Manifest:
 
 
 _MANIFEST: Final = TypeAdapter(Manifest)
+
+
+def _check_schema(version: object) -> None:
+    if version == SCHEMA_VERSION:
+        return
+    found = f"manifest has schema version {version!r}, this release reads {SCHEMA_VERSION}"
+    if type(version) is int and 1 <= version < SCHEMA_VERSION:
+        raise ArtifactOutdatedError(
+            f"{found}: it was published by an older rag_stack; publish and promote it again, with `rag-stack model "
+            "import` or `rag-stack index build`"
+        )
+    raise ArtifactCorruptError(f"{found}; upgrade rag_stack or publish the artifact again")
 
 
 def check_address(kind: str, name: str) -> None:

@@ -104,9 +104,9 @@ class ObjectStore:
             "promote nothing"
         )
 
-    def exclusive(self, key: str) -> AbstractContextManager[None]:  # noqa: ARG002 - the subclass needs it
-        """Hold out other processes that would publish under a key; only `file://` can, elsewhere it does nothing."""
-        return nullcontext()
+    def exclusive(self, key: str) -> AbstractContextManager[bool]:  # noqa: ARG002 - the subclass needs it
+        """Hold out other processes that would publish under a key, and say whether that is sure: on `file://` only."""
+        return nullcontext(enter_result=False)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"

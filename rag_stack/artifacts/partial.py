@@ -29,6 +29,9 @@ class Partial:
         for entry in manifest.files:
             path = directory / entry.path
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                # Whoever was killed while it made the whole visible had made it read-only.
+                path.chmod(0o644)
             with path.open("ab") as file:
                 file.truncate(entry.size_bytes)
         self._have = _HaveMap(have_path(directory), len(self.chunks))
@@ -80,9 +83,12 @@ class _HaveMap:
 
     def __init__(self, path: Path, count: int) -> None:
         self._map: mmap.mmap | None = None
-        with path.open("w+b") as file:
+        # Never cut: one that a killed fetch left may be mapped by a reader, which would not survive that.
+        with path.open("ab") as file:
             file.truncate(max(count, 1))
+        with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 0)
+            self._map[:] = bytes(max(count, 1))
 
     def mark(self, index: int) -> None:
         if self._map is not None:

@@ -34,13 +34,13 @@ _PROBE: Final = ".conditional-write-probe"
 class S3Store(ObjectStore):
     """Keys are objects below `s3://bucket/prefix`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, stall_timeout_s: int = _STALL_TIMEOUT_S, attempts: int = _ATTEMPTS) -> None:
         root = url.removeprefix("s3://").strip("/")
         if not root:
             raise ArtifactError(f"{url!r} names no bucket; expected s3://bucket/prefix")
-        super().__init__(f"s3://{root}", _file_system(), root)
+        super().__init__(f"s3://{root}", _file_system(stall_timeout_s, attempts), root)
         with self._translated("open", ""):
-            self._bulk = _bulk_reader()
+            self._bulk = _bulk_reader(stall_timeout_s, attempts)
 
     def reader(self, key: str) -> ObjectReader:
         """Open an object for reads of its pieces. Raises ArtifactNotFoundError."""
@@ -132,13 +132,15 @@ class _S3Reader:
         self._file.close()
 
 
-def _file_system() -> S3FileSystem:
+def _file_system(stall_timeout_s: int, attempts: int) -> S3FileSystem:
     return S3FileSystem(
         use_listings_cache=False,
+        # Another one of this process may have been opened with other credentials, or for another endpoint.
+        skip_instance_cache=True,
         config_kwargs={
             "connect_timeout": _CONNECT_TIMEOUT_S,
-            "read_timeout": _STALL_TIMEOUT_S,
-            "retries": {"max_attempts": _ATTEMPTS, "mode": "standard"},
+            "read_timeout": stall_timeout_s,
+            "retries": {"max_attempts": attempts, "mode": "standard"},
             # Newer checksums that many S3 servers do not know; ours are in the manifest.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
@@ -146,7 +148,7 @@ def _file_system() -> S3FileSystem:
     )
 
 
-def _bulk_reader() -> arrow.S3FileSystem:
+def _bulk_reader(stall_timeout_s: int, attempts: int) -> arrow.S3FileSystem:
     """The client for bulk reads. Raises OSError."""
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -156,8 +158,8 @@ def _bulk_reader() -> arrow.S3FileSystem:
         # Another server than Amazon's has no regions to ask for.
         region=region or ("us-east-1" if endpoint.netloc else None),
         connect_timeout=_CONNECT_TIMEOUT_S,
-        request_timeout=_STALL_TIMEOUT_S,
-        retry_strategy=arrow.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        request_timeout=stall_timeout_s,
+        retry_strategy=arrow.AwsStandardS3RetryStrategy(max_attempts=attempts),
     )
 
 

@@ -11,12 +11,13 @@ from typing import Protocol
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.fetch import Origin, OriginPlan, Plan, Source, fetch
-from rag_stack.artifacts.manifest import Manifest
+from rag_stack.artifacts.manifest import ArtifactKind, Manifest
 from rag_stack.artifacts.node_cache import NodeCache
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.partial import Partial
 from rag_stack.artifacts.pin import Pin
 from rag_stack.config import ArtifactsConfig
+from rag_stack.errors import ArtifactCorruptError
 from rag_stack.metrics import ARTIFACT_LOAD_BYTES, ARTIFACT_LOAD_SECONDS, Recorder
 
 
@@ -53,6 +54,25 @@ class Tiers:
         self._recorder = recorder
         self._peers = peers
 
+    def resolve(
+        self, kind: ArtifactKind, name: str, version: str | None = None, *, digest: str | None = None
+    ) -> Manifest:
+        """The manifest of a version, or of the promoted one; by its digest, from this node's cache if it is there.
+
+        A replica whose artifacts are all cached so starts without the object store. Raises ArtifactNotFoundError, or
+        ArtifactCorruptError when the version's content is not that of the digest.
+        """
+        cached = self.cache.manifest(digest) if digest else None
+        if cached is not None and (cached.kind, cached.name) == (kind, name):
+            return cached
+        manifest = self.catalog.resolve(kind, name, version)
+        if digest is not None and manifest.digest != digest:
+            raise ArtifactCorruptError(
+                f"{str(manifest.ref)!r} has digest {manifest.digest} in {self.catalog.store.url}, the release names "
+                f"{digest}; it is not the same content: correct the release, or publish again"
+            )
+        return manifest
+
     def ensure_local(self, manifest: Manifest) -> LocalArtifact:
         """Bring an artifact to this node and say what it took. Blocking; of all processes of a node one fetches.
 
@@ -87,7 +107,13 @@ class Tiers:
             self._recorder.record(ARTIFACT_LOAD_BYTES, size_bytes, {**labels, "source": source})
 
 
-def open_tiers(config: ArtifactsConfig, recorder: Recorder, *, peers: Peers | None = None) -> Tiers:
-    """The tiers that a release names. A node that keeps its cache elsewhere says so with RAG_STACK_CACHE."""
-    cache = NodeCache(Path(os.environ.get("RAG_STACK_CACHE") or config.cache), limit_bytes=config.cache_limit_bytes)
-    return Tiers(Catalog(open_store(config.root)), cache, recorder, peers=peers)
+def open_tiers(
+    config: ArtifactsConfig, recorder: Recorder, *, peers: Peers | None = None, cache: Path | None = None
+) -> Tiers:
+    """The tiers that a release names. A node that keeps its cache elsewhere says so with RAG_STACK_CACHE.
+
+    `cache` is what was asked for on the command line, and goes before both.
+    """
+    directory = cache or Path(os.environ.get("RAG_STACK_CACHE") or config.cache)
+    node_cache = NodeCache(directory, limit_bytes=config.cache_limit_bytes)
+    return Tiers(Catalog(open_store(config.root)), node_cache, recorder, peers=peers)

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.errors import EngineMissingError
 
-_SERVER_COMMANDS = ("index", "model", "serve")
+_SERVER_COMMANDS = ("cache", "index", "model", "serve")
 
 
 class RootGroup(TyperGroup):
@@ -42,6 +42,10 @@ class RootGroup(TyperGroup):
 def _load(name: str) -> typer.Typer:
     """Import a server command. Raises ModuleNotFoundError on the base install."""
     match name:
+        case "cache":
+            from rag_stack.cli import cache
+
+            return cache.app
         case "index":
             from rag_stack.cli import index
 

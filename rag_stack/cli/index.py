@@ -10,24 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from rag_stack.artifacts.manifest import ArtifactRef, Manifest
+from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.manifest import Manifest
+from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.tiers import open_tiers
+from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config, published
 from rag_stack.cli.failure import one_line_failures
-from rag_stack.config import ArtifactsConfig
 from rag_stack.index.format import IndexMetadata
 from rag_stack.index.spec import load_spec
 from rag_stack.metrics import MemoryRecorder
 
 app = typer.Typer(help="Index versions in the object store.", no_args_is_help=True)
-
-Root = Annotated[
-    str | None,
-    typer.Option("--root", envvar="RAG_STACK_ROOT", help="URL of the object store (default: file://./var/artifacts)"),
-]
-Cache = Annotated[
-    Path | None, typer.Option("--cache", envvar="RAG_STACK_CACHE", help="This node's cache (default: var/cache)")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @app.command()
@@ -40,16 +33,16 @@ def build(
         int | None, typer.Option("--workers", min=1, max=64, help="Batches embedded at once (default: one a core)")
     ] = None,
     if_missing: Annotated[
-        bool, typer.Option("--if-missing", help="Do nothing if the index has a promoted version.")
+        bool, typer.Option("--if-missing", help="Do nothing if the index has a promoted version that can be read.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build an index version from its spec, publish and promote it."""
     with one_line_failures():
         spec = load_spec(spec_file)
-        tiers = open_tiers(_artifacts(root, cache), MemoryRecorder())
-        if if_missing and tiers.catalog.promoted("indexes", spec.name) is not None:
-            _report(tiers.catalog.resolve("indexes", spec.name), seconds=0.0, as_json=as_json)
+        tiers = open_tiers(artifacts_config(root), MemoryRecorder(), cache=cache)
+        if if_missing and (built := tiers.catalog.readable("indexes", spec.name)) is not None:
+            _report(built, seconds=0.0, as_json=as_json)
             return
         # Imports torch: only for those who build.
         from rag_stack.jobs.index_build import Progress as Embedded
@@ -73,9 +66,9 @@ def versions(
 ) -> None:
     """The published versions of an index; the promoted one is marked."""
     with one_line_failures():
-        catalog = open_tiers(_artifacts(root, None), MemoryRecorder()).catalog
+        catalog = Catalog(open_store(artifacts_config(root).root))
         pointer = catalog.promoted("indexes", name)
-        manifests = [catalog.manifest(ArtifactRef("indexes", name, v)) for v in catalog.versions("indexes", name)]
+        manifests = published(catalog, "indexes", name)
         rows = [_row(each) | {"promoted": bool(pointer and pointer.version == each.version)} for each in manifests]
     if as_json:
         typer.echo(json.dumps(rows))
@@ -117,8 +110,3 @@ def _row(manifest: Manifest) -> dict[str, Any]:
         "recipe": metadata.recipe,
         "size_bytes": manifest.size_bytes,
     }
-
-
-def _artifacts(root: str | None, cache: Path | None) -> ArtifactsConfig:
-    given = {"root": root, "cache": cache}
-    return ArtifactsConfig().model_copy(update={key: value for key, value in given.items() if value is not None})

@@ -11,22 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from rag_stack.artifacts.catalog import Catalog
-from rag_stack.artifacts.manifest import ArtifactRef, Manifest
+from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.object_store import open_store
+from rag_stack.cli.artifact import AsJson, Root, artifacts_config, published
 from rag_stack.cli.failure import one_line_failures
-from rag_stack.config import ArtifactsConfig
 from rag_stack.errors import ArtifactNotFoundError
 from rag_stack.generation.model_import import import_model
 
 app = typer.Typer(help="Models in the object store.", no_args_is_help=True)
 
 _PACKAGE = "package:"
-
-Root = Annotated[
-    str | None,
-    typer.Option("--root", envvar="RAG_STACK_ROOT", help="URL of the object store (default: file://./var/artifacts)"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @app.command("import")
@@ -41,7 +35,7 @@ def import_command(
     root: Root = None,
     *,
     if_missing: Annotated[
-        bool, typer.Option("--if-missing", help="Do nothing if the name has a promoted version.")
+        bool, typer.Option("--if-missing", help="Do nothing if the name has a promoted version that can be read.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -50,9 +44,8 @@ def import_command(
     started = time.perf_counter()
     with one_line_failures():
         catalog = _open_catalog(root)
-        if if_missing and catalog.promoted("models", name) is not None:
-            manifest = catalog.resolve("models", name, None)
-        else:
+        manifest = catalog.readable("models", name) if if_missing else None
+        if manifest is None:
             manifest = import_model(
                 _locate(source),
                 catalog=catalog,
@@ -85,7 +78,7 @@ def ls_command(root: Root = None, *, as_json: AsJson = False) -> None:
 
 def _versions(catalog: Catalog, *, name: str) -> list[dict[str, Any]]:
     pointer = catalog.promoted("models", name)
-    manifests = [catalog.manifest(ArtifactRef("models", name, v)) for v in catalog.versions("models", name)]
+    manifests = published(catalog, "models", name)
     return [{**_row(m), "promoted": pointer is not None and pointer.version == m.version} for m in manifests]
 
 
@@ -108,7 +101,7 @@ def _report(result: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _open_catalog(root: str | None) -> Catalog:
-    return Catalog(open_store(root or ArtifactsConfig().root))
+    return Catalog(open_store(artifacts_config(root).root))
 
 
 def _locate(source: str) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -63,12 +62,12 @@ def serve(
 def start_table(report: "StartReport") -> Table:
     """Where the start went, in the order of its stages. `waited` adds up to the whole; what ran beside counts 0."""
     breakdown = report.breakdown()
-    table = Table(title="start", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("process")
+    table = Table(title="start", title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("process", no_wrap=True, min_width=11)
     table.add_column("stage", no_wrap=True)
     for column in ("seconds", "waited", "MB", "GB/s"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("from")
+        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
+    table.add_column("from", min_width=12)
     for stage in breakdown.stages:
         span = stage.span
         moved = (f"{span.size_bytes / 1e6:.1f}", f"{span.gb_per_s:.2f}") if span.size_bytes else ("", "")

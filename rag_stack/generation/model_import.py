@@ -9,7 +9,7 @@ from typing import Any, Final
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.local_file import file_digest, translated
 from rag_stack.artifacts.manifest import ArtifactRef, Manifest
-from rag_stack.errors import ArtifactError
+from rag_stack.errors import ArtifactError, ArtifactOutdatedError
 from rag_stack.generation.conversion import convert_gguf
 
 _WANTED: Final = frozenset({".json", ".safetensors", ".txt", ".jinja", ".model"})
@@ -68,7 +68,11 @@ def _import_gguf(source: Path, *, catalog: Catalog, name: str, progress: Callabl
     with translated("read", source):
         source_digest = file_digest(source)
     for version in catalog.versions("models", name):
-        manifest = catalog.manifest(ArtifactRef("models", name, version))
+        try:
+            manifest = catalog.manifest(ArtifactRef("models", name, version))
+        except ArtifactOutdatedError:
+            # What an older release converted is not read any more.
+            continue
         if manifest.metadata.get("source_digest") == source_digest:
             progress(f"{source.name} is published already, as {manifest.ref}")
             return manifest

@@ -4,6 +4,7 @@ vLLM takes it by name, through its `worker_cls` setting, in the worker's process
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,8 +71,8 @@ class TimedWorker(_platform_worker()):  # type: ignore[misc]  # vLLM is untyped 
 
     def start_report(self) -> dict[str, Any]:
         """Its spans so far, and the processes from its own upwards with their starts: plain values."""
-        parent = os.getppid()
-        return {
-            "spans": [span.to_wire() for span in self._timeline.spans()],
-            "processes": [{"pid": pid, "started_s": process_start(pid)} for pid in (os.getpid(), parent)],
-        }
+        processes = []
+        for pid in (os.getpid(), os.getppid()):
+            with suppress(OSError):  # a parent that has ended, or that is another user's
+                processes.append({"pid": pid, "started_s": process_start(pid)})
+        return {"spans": [span.to_wire() for span in self._timeline.spans()], "processes": processes}

@@ -8,5 +8,8 @@ builder    documents -> index.faiss, passages.arrow, documents.arrow
 format     file names, Arrow schemas, metadata
 passages   the memory-mapped passage table
 selector   how each kind of FAISS index is told which rows may be found
+probe      which part of an index's file a query reads
+residency  what of a file is in the page cache
+memory     how much of it this process may still take
 reader     one open index version: mapped, prefaulted, searched
 """

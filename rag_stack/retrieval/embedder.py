@@ -1,5 +1,6 @@
 """Texts -> unit vectors, with a sentence-transformers model from a local directory."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -12,17 +13,25 @@ from tokenizers import Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from rag_stack.errors import ArtifactError
+from rag_stack.retrieval.mapped_weights import Weights, inspect, spoil, weight_files
 
 Vectors = npt.NDArray[np.float32]
 
 _MODULES: Final = "modules.json"
+_COPY_SHARE: Final = 0.05
 
 
 class Embedder:
-    """A loaded embedder. `encode` may run in several threads at once."""
+    """A loaded embedder. `encode` may run in several threads at once.
 
-    def __init__(self, model: SentenceTransformer, tokenizer: Tokenizer, *, name: str, digest: str) -> None:
+    Its weights are pages of the mapped files, so that all processes of a node share one copy; `weights` says how far.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, tokenizer: Tokenizer, *, name: str, digest: str, weights: Weights
+    ) -> None:
         self._model = model
+        self.weights = weights
         self.tokenizer = tokenizer
         self.name = name
         self.digest = digest
@@ -34,7 +43,9 @@ class Embedder:
         """Load from a directory of local files; nothing is fetched. Blocking, about a second.
 
         `threads` is what torch takes for one call and holds for the whole process: more threads than free cores make
-        a short query many times slower. Raises ArtifactError when the directory holds no such model.
+        a short query many times slower. Only safetensors are read, never a pickle, and no code of the model's is run;
+        tensors that the model does not know are left out. Raises ArtifactError when the directory holds no such model,
+        or lacks a tensor that its vectors depend on.
         """
         torch.set_num_threads(threads)
         disable_progress_bar()
@@ -43,19 +54,45 @@ class Embedder:
                 f"{str(path)!r} is no embedder: it has no {_MODULES}; import a sentence-transformers model, with "
                 "safetensors and a tokenizer.json"
             )
+        files = weight_files(path)
         try:
-            model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
+            model = SentenceTransformer(
+                str(path),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
             # A copy of its own, with nothing cut: the model's tokenizer cuts at max_tokens and is busy with queries.
             tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+            weights = inspect(model, files)
         except Exception as exc:
             # These libraries raise whatever their parsers raise, down to a bare Exception.
             raise ArtifactError(f"cannot load the embedder {name!r} from {str(path)!r}: {exc}") from exc
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        embedder = cls(model, tokenizer, name=name, digest=digest)
-        # The first call sets up the model's tokenizer, which several threads must not do at once.
-        embedder.encode(["warm up"])
+        embedder = cls(model, tokenizer, name=name, digest=digest, weights=weights)
+        embedder._warm_up()
         return embedder
+
+    def _warm_up(self) -> None:
+        """One text. The first call sets up the model's tokenizer, which several threads must not do at once.
+
+        The library gives random numbers to what no file has, such as a pooler that the embedding does not go through.
+        As NaN they show whether it does.
+        """
+        spoil(self._model, self.weights.absent)
+        if not np.isfinite(self.encode(["warm up"])).all():
+            raise ArtifactError(
+                f"the files of the embedder {self.name!r} lack {', '.join(self.weights.absent[:3]) or 'nothing'}, and "
+                "its vectors are not finite numbers: import the whole model again"
+            )
+        if self.weights.copied_bytes > _COPY_SHARE * self.weights.mapped_bytes:
+            logging.getLogger(__name__).warning(
+                "every process has its own copy of %.0f MB of the embedder %s, and shares %.0f MB: weights stored in "
+                "the dtype of its config.json would all be shared",
+                *(self.weights.copied_bytes / 1e6, self.name, self.weights.mapped_bytes / 1e6),
+            )
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> Vectors:
         """Embed texts: float32 [n, dimension], of unit length; a text over `max_tokens` is cut. Blocking."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from ray import serve
 from starlette.routing import BaseRoute
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from rag_stack.api.auth import KeyRing
 from rag_stack.api.gate import Gate
 from rag_stack.api.health import OPEN_PATHS, Health, Readiness
-from rag_stack.api.models import Models
+from rag_stack.api.models import Models, Starter, Starts
 from rag_stack.metrics import Recorder
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
@@ -21,7 +21,6 @@ from rag_stack.timeline import Timeline
 ENGINE_APP = "engine"
 SEARCH_APP = "vector_stores"
 MODELS_APP = "models"
-Starter: TypeAlias = Literal["replica", "command"]
 
 
 class SearchServer:
@@ -52,27 +51,18 @@ class ModelsServer:
 
     def __init__(self, pinned: PinnedRelease) -> None:
         self._pinned = pinned
-        self._loads: dict[Starter, dict[str, Any]] = {}
+        self._starts = Starts()
 
     def keep_load(self, starter: Starter, card: dict[str, Any]) -> None:
-        """Take over what a replica, or the command that started this server, reports of its start; the newest stays."""
-        kept = self._loads.get(starter)
-        if kept is None or kept["ready_at"] <= card["ready_at"]:
-            self._loads[starter] = card
+        """Take over what a replica, or the command that started this server, reports of its start."""
+        self._starts.keep(starter, card)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The models' routes behind the gate."""
         release = self._pinned.release
         stores = tuple(store.name for store in release.stores)
-        routes = Models(release.model.name, stores, self._pinned.created_at, load=self._load).routes()
+        routes = Models(release.model.name, stores, self._pinned.created_at, load=self._starts.load).routes()
         return _served(routes, self._pinned, recorder=RayRecorder())
-
-    def _load(self) -> dict[str, Any] | None:
-        """The last replica's start; `command` in it is the start of everything, by `rag-stack serve`."""
-        card = dict(self._loads.get("replica", {}))
-        if "command" in self._loads:
-            card["command"] = self._loads["command"]
-        return card or None
 
 
 class HealthServer:

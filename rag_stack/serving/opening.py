@@ -1,10 +1,12 @@
 """Opens what a pinned release names: artifacts to this node, embedder and indexes into this process, one layer."""
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from rag_stack.api.auth import KeyRing
 from rag_stack.api.health import Health, Readiness
@@ -15,6 +17,7 @@ from rag_stack.api.vector_stores import StoreCard, VectorStores
 from rag_stack.artifacts.manifest import ArtifactKind
 from rag_stack.artifacts.tiers import LocalArtifact, Tiers
 from rag_stack.config import Release
+from rag_stack.errors import IndexVersionError
 from rag_stack.generation.engine_settings import context_tokens
 from rag_stack.generation.tokenizer import GeneratorTokenizer
 from rag_stack.index.reader import IndexVersion
@@ -40,13 +43,18 @@ def fetch(tiers: Tiers, kind: ArtifactKind, name: str, version: str | None, *, t
     """An artifact on this node, as a stage of the start. What the node's cache has already moves no bytes."""
     began_s = time.time()
     local = tiers.ensure_local(tiers.catalog.resolve(kind, name, version))
-    moved = 0 if local.source == "cache" else local.size_bytes
+    moved = sum(local.moved.values())
     timeline.add(f"fetch {name}", began_s, time.time(), kind=kind, size_bytes=moved, source=local.source)
     return local
 
 
 def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline, recorder: Recorder) -> OpenRetrieval:
-    """Embedder and indexes, mapped and prefaulted. Blocking: seconds.
+    """Embedder and indexes, mapped and ready to search. Blocking: seconds.
+
+    The indexes are prefaulted in the background, and nobody waits for that: their answers are right from the first
+    query on, and only slower by what each reads from the disk. A replica that held its readiness back would delay
+    questions for the seconds to minutes that a large index takes, and would never be as ready as it waits to be with
+    one that is larger than its memory.
 
     Raises EmbedderMismatchError, IndexVersionError or an ArtifactError, each with what to do.
     """
@@ -60,8 +68,8 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline, r
             threads=release.retrieval.threads_per_search,
         )
     indexes = open_indexes(release, tiers, embedder_digest=embedder.digest, timeline=timeline, recorder=recorder)
-    for name, index in indexes.items():
-        _prefault(name, index, timeline=timeline, recorder=recorder)
+    beside = {"indexes": indexes, "timeline": timeline, "recorder": recorder}
+    Thread(target=prefault, kwargs=beside, name="prefault", daemon=True).start()
     retriever = Retriever(
         embedder,
         indexes,
@@ -83,6 +91,24 @@ def open_indexes(
         with _loading(timeline, recorder, f"open {store.name}", kind="indexes", stage="open"):
             indexes[store.name] = IndexVersion.open(local.path, local.manifest, embedder_digest=embedder_digest)
     return indexes
+
+
+def prefault(indexes: Mapping[str, IndexVersion], *, timeline: Timeline, recorder: Recorder) -> None:
+    """Read the indexes ahead of their queries, one after another. Blocking.
+
+    The source is `cache` for one that was in memory already, as a second replica's on a node, else `disk`.
+    """
+    for name, index in indexes.items():
+        began_s = time.time()
+        try:
+            done = index.prefault()
+        except IndexVersionError:
+            # Searches that need that part of the file will fail too; all others are answered.
+            logging.getLogger(__name__).exception("the store %s is searched without a prefault", name)
+            continue
+        source, size = ("disk", done.read_bytes) if done.read_bytes else ("cache", done.size_bytes)
+        span = timeline.add(f"prefault {name}", began_s, time.time(), kind="indexes", size_bytes=size, source=source)
+        record_load(recorder, kind="indexes", stage="prefault", source=source, seconds=span.seconds, size_bytes=size)
 
 
 def build_layer(
@@ -122,13 +148,6 @@ def build_layer(
 def vector_stores(pinned: PinnedRelease, retrieval: OpenRetrieval) -> VectorStores:
     """The handlers of /v1/vector_stores."""
     return VectorStores(retrieval.cards, retrieval.retriever, pinned.release.server.max_body_bytes)
-
-
-def _prefault(name: str, index: IndexVersion, *, timeline: Timeline, recorder: Recorder) -> None:
-    began_s = time.time()
-    size_bytes = index.prefault()
-    span = timeline.add(f"prefault {name}", began_s, time.time(), kind="indexes", size_bytes=size_bytes, source="cache")
-    record_load(recorder, kind="indexes", stage="prefault", source="cache", seconds=span.seconds, size_bytes=size_bytes)
 
 
 @contextmanager

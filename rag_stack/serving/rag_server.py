@@ -19,11 +19,12 @@ from rag_stack.api.health import Readiness
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.generation.engine_settings import times_its_start
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.serving.announcement import keep_announcing
 from rag_stack.serving.first_token import first_token
 from rag_stack.serving.opening import OpenRetrieval, build_layer, fetch, open_retrieval
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
-from rag_stack.serving.replica_start import ReplicaStart, keep_telling
+from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
 
 # Where the release travels inside LLMConfig; Ray Serve LLM binds its server class to that alone.
@@ -86,7 +87,7 @@ class RagServer(LLMServer):  # type: ignore[misc]
         ours = replace(layer, keys=KeyRing(()), recorder=MemoryRecorder())  # this one is nobody's but ours
         if await first_token(ours.around(engine), self._pinned.release):
             self._start.lap("first token")
-        self._telling = asyncio.create_task(keep_telling(self._start.report(), self._recorder))
+        self._announcing = asyncio.create_task(keep_announcing(self._start.report(), self._recorder))
         return NamedByServe(layer.around(engine))
 
     async def start_report(self) -> dict[str, Any]:

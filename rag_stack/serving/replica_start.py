@@ -1,26 +1,13 @@
-"""Times one replica's start, from its process's birth to its first token, and tells it to whoever asks."""
+"""Times one replica's start, from its process's birth to its first token."""
 
-import asyncio
-import itertools
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-
 from rag_stack.metrics import Recorder, record_load
-from rag_stack.serving.control import MODELS_APP
 from rag_stack.serving.start_report import StartReport, engine_spans
 from rag_stack.timeline import Span, Timeline, process_start
-
-_TURN_S = 5.0
-_TURNS_A_CARD = 12
-_TELL_LIMIT_S = 5.0
-_LOG = logging.getLogger("ray.serve")
 
 
 class ReplicaStart:
@@ -67,23 +54,3 @@ class ReplicaStart:
         """From the process's start to the end of the last lap."""
         spans = (*self.timeline.spans(), *self._engine, *self.beside.spans())
         return StartReport(self._started_s, self._mark_s, spans)
-
-
-async def keep_telling(report: StartReport, recorder: Recorder) -> None:
-    """Tell how this replica's start went, for as long as it lives: the metrics, and the models' application.
-
-    Ray drops a gauge that was not set for twenty seconds. The application runs elsewhere; it may be absent or have been
-    replaced since, and a replica serves without it.
-    """
-    handle: Any = None
-    card = report.to_card()
-    for turn in itertools.count():
-        report.record(recorder)
-        if turn % _TURNS_A_CARD == 0:
-            try:
-                async with asyncio.timeout(_TELL_LIMIT_S):
-                    handle = handle or await asyncio.to_thread(serve.get_app_handle, MODELS_APP)
-                    await handle.keep_load.remote("replica", card)
-            except (RayServeException, RayError, TimeoutError) as exc:
-                _LOG.warning("/v1/models does not know of this replica's start: %s", exc)
-        await asyncio.sleep(_TURN_S)

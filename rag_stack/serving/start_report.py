@@ -7,8 +7,6 @@ from typing import Any, Self
 from rag_stack.metrics import START_SECONDS, Recorder
 from rag_stack.timeline import UNNAMED, Breakdown, Span, Stage, break_down
 
-ARTIFACT_KINDS = ("models", "indexes")
-
 
 @dataclass(frozen=True, slots=True)
 class StartReport:
@@ -34,10 +32,10 @@ class StartReport:
         """What GET /v1/models/{id} shows: `critical_seconds` and `unnamed_seconds` add up to `seconds`."""
         breakdown = self.breakdown()
         return {
-            "seconds": round(breakdown.seconds, 3),
-            "started_at": round(self.started_s, 3),
-            "ready_at": round(self.ready_s, 3),
-            "unnamed_seconds": round(breakdown.unnamed_s, 3),
+            "seconds": round(breakdown.seconds, 6),
+            "started_at": round(self.started_s, 6),
+            "ready_at": round(self.ready_s, 6),
+            "unnamed_seconds": round(breakdown.unnamed_s, 6),
             "stages": [_card(stage, began_s=self.started_s) for stage in breakdown.stages],
         }
 
@@ -63,10 +61,11 @@ def engine_spans(reports: Sequence[Mapping[str, Any]], *, asked_s: float, ready_
     Of several workers the one that had its weights last is shown, since the others waited for it. Without a worker's
     report there is one span for all.
     """
+    reports = [report for report in reports if report["spans"]]
     if not reports:
         return [Span("start engine", asked_s, ready_s, "engine")]
     told = [tuple(map(Span.from_wire, report["spans"])) for report in reports]
-    slowest = max(range(len(told)), key=lambda n: max(span.end_s for span in told[n] if span.kind))
+    slowest = max(range(len(told)), key=lambda n: max((span.end_s for span in told[n] if span.kind), default=0.0))
     worker = told[slowest]
     first_s, last_s = min(span.start_s for span in worker), max(span.end_s for span in worker)
     # A worker's parent is the engine's core where each has a process; under another executor it is not of this start.
@@ -88,9 +87,10 @@ def _card(stage: Stage, *, began_s: float) -> dict[str, Any]:
     return {
         "name": span.name,
         "process": span.process,
-        "start_seconds": round(span.start_s - began_s, 3),
-        "seconds": round(span.seconds, 3),
-        "critical_seconds": round(stage.critical_s, 3),
+        "start_seconds": round(span.start_s - began_s, 6),
+        "seconds": round(span.seconds, 6),
+        "critical_seconds": round(stage.critical_s, 6),
         **artifact,
         **moved,
+        **({"beside": True} if span.beside else {}),
     }

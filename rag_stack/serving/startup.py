@@ -43,7 +43,7 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
     """
     started_s = process_start(os.getpid())
     timeline = Timeline(process=_COMMAND)
-    timeline.add("start command", started_s, time.time())
+    timeline.add("import rag_stack", started_s, time.time())
     require_engine()
     require_port(release)
     environment.prepare()

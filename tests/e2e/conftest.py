@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from rag_stack.artifacts.manifest import SCHEMA_VERSION
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import ArtifactsConfig, load_release
 from rag_stack.generation.model_import import import_model
@@ -54,7 +55,7 @@ class Stack:
 @pytest.fixture(scope="session")
 def release_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release with real artifacts. Published under var/, since converting the weights takes half a minute."""
-    root = REPOSITORY / "var" / "test-cache" / "e2e"
+    root = REPOSITORY / "var" / "test-cache" / f"e2e-{SCHEMA_VERSION}"
     folder = tmp_path_factory.mktemp("e2e")
     release = folder / "release.yaml"
     release.write_text(RELEASE.format(root=f"file://{root}/store", cache=root / "cache"))

@@ -1,6 +1,7 @@
 """What a user gets, through the official client: cited answers from real documents, real weights and a real cluster."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -156,9 +157,42 @@ def test_closed_clients_abort_their_generations(client: openai.OpenAI) -> None:
 
 
 def test_start_and_retrieval_are_metrics(stack: Stack) -> None:
-    assert _appears(stack, "ray_rag_stack_cold_start_seconds_count", 'stage="start engine"')
+    assert _appears(stack, "ray_rag_stack_cold_start_seconds", 'stage="worker: load weights"')
     assert _appears(stack, "ray_rag_stack_retrieval_milliseconds_count", 'stage="embed"')
     assert _appears(stack, "ray_rag_stack_artifact_load_bytes_total", 'kind="indexes"')
+    assert _appears(stack, "ray_rag_stack_artifact_load_gb_per_second_count", 'source="auto"')
+
+
+def test_the_model_tells_how_its_start_went(stack: Stack, client: openai.OpenAI) -> None:
+    """The stages of three processes add up to the whole, and next to nothing of it is unnamed."""
+    load: dict[str, Any] = client.models.retrieve(MODEL).load  # type: ignore[attr-defined]
+    for whole in (load, load["command"]):
+        waited = sum(stage["critical_seconds"] for stage in whole["stages"])
+        assert waited + whole["unnamed_seconds"] == pytest.approx(whole["seconds"], abs=0.001)
+        assert whole["seconds"] == pytest.approx(whole["ready_at"] - whole["started_at"], abs=0.001)
+        assert whole["unnamed_seconds"] / whole["seconds"] < 0.05
+    stages = {(stage["process"], stage["name"]): stage for stage in load["stages"]}
+    weights = stages["worker", "load weights"]
+    assert weights["source"] == "auto"
+    assert weights["size_bytes"] > 200_000_000
+    assert {process for process, _ in stages} == {"replica", "engine core", "worker"}
+    assert load["stages"][0]["name"] == "start Ray worker"
+    assert load["stages"][-1]["name"] == "first token"
+    assert stages["replica", "open python"]["beside"]
+
+
+def test_the_stages_metrics_add_up_to_the_start_that_the_model_tells(stack: Stack, client: openai.OpenAI) -> None:
+    load: dict[str, Any] = client.models.retrieve(MODEL).load  # type: ignore[attr-defined]
+    assert _appears(stack, "ray_rag_stack_cold_start_seconds", 'stage="replica: first token"')
+    lines = httpx.get(stack.metrics_url, timeout=30).text.splitlines()
+    values = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("ray_rag_stack_cold_start_seconds{")]
+    assert sum(values) == pytest.approx(load["seconds"], abs=0.01)
+
+
+def test_the_start_table_adds_up(stack: Stack) -> None:
+    printed = "".join(stack.output)
+    assert "load weights" in printed
+    assert re.search(r"unnamed \(\d\.\d%\)", printed)
 
 
 def test_every_route_of_the_real_engine_is_on_one_list(stack: Stack) -> None:

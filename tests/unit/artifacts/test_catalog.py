@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from multiprocessing.context import ForkContext
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.file_store import FileStore
 from rag_stack.artifacts.manifest import ArtifactRef, Manifest
 from rag_stack.artifacts.object_store import ObjectStore, open_store
 from rag_stack.errors import (
@@ -18,6 +20,7 @@ from rag_stack.errors import (
     ArtifactError,
     ArtifactExistsError,
     ArtifactNotFoundError,
+    ArtifactOutdatedError,
     PromotionConflictError,
 )
 
@@ -77,32 +80,33 @@ def test_what_cannot_be_published_is_named(catalog: Catalog, tree: Tree, tmp_pat
     assert not (tmp_path / "store").exists()
 
 
-def test_a_source_that_changes_under_the_publisher_is_not_published(store: ObjectStore, tree: Tree) -> None:
-    class Busy(ObjectStore):
+def test_a_source_that_changes_under_the_publisher_is_not_published(tmp_path: Path, tree: Tree) -> None:
+    class Busy(FileStore):
         def upload(self, path: Path, key: str) -> None:
             super().upload(path, key)
             path.write_bytes(b"changed")
 
-    catalog = Catalog(Busy(store.url))
+    catalog = Catalog(Busy(tmp_path / "store"))
     with pytest.raises(ArtifactError, match="changed while it was being published"):
         publish(catalog, tree({"a": b"1"}))
     assert catalog.versions("models", "m") == []
 
 
 def test_a_publisher_killed_halfway_has_published_nothing(
-    store: ObjectStore, catalog: Catalog, tree: Tree, processes: ForkContext
+    store: ObjectStore, catalog: Catalog, tree: Tree, tmp_path: Path, processes: ForkContext
 ) -> None:
     source = tree({"a": b"1", "b": b"2"})
     halfway, never = processes.Event(), processes.Event()
 
-    class Stalling(ObjectStore):
+    class Stalling(FileStore):
         def upload(self, path: Path, key: str) -> None:
             if key.endswith("/b"):
                 halfway.set()
                 never.wait()
             super().upload(path, key)
 
-    publisher = processes.Process(target=lambda: publish(Catalog(Stalling(store.url)), source, version="v1"))
+    stalling = Catalog(Stalling(tmp_path / "store"))
+    publisher = processes.Process(target=lambda: publish(stalling, source, version="v1"))
     publisher.start()
     assert halfway.wait(30)
     assert publisher.pid is not None
@@ -142,6 +146,54 @@ def test_of_racing_publishers_of_one_version_one_wins_whole(
     assert found == ["exists", "exists", "published"]
     assert store.read_bytes("models/m/v1/a") == store.read_bytes("models/m/v1/b")
     assert publish(catalog, tree({}, name=store.read_bytes("models/m/v1/a").decode()), version="v1").version == "v1"
+
+
+def test_on_a_store_without_locks_the_loser_of_a_race_changes_nothing(tmp_path: Path, tree: Tree) -> None:
+    """The other publisher begins after the first had seen no manifest, and is done before that begins to upload."""
+    first, second = tree({"a": b"first"}, name="one"), tree({"a": b"second"}, name="two")
+
+    class Late(FileStore):
+        def exclusive(self, key: str) -> AbstractContextManager[bool]:
+            publish(Catalog(Unlocked(tmp_path / "store")), second, version="v1")
+            return nullcontext(enter_result=False)
+
+    class Unlocked(FileStore):
+        def exclusive(self, key: str) -> AbstractContextManager[bool]:
+            return nullcontext(enter_result=False)
+
+    with pytest.raises(ArtifactExistsError, match="published with other content"):
+        publish(Catalog(Late(tmp_path / "store")), first, version="v1")
+    assert (tmp_path / "store/models/m/v1/a").read_bytes() == b"second"
+    assert not (tmp_path / "store/models/m/v1/.publishing").exists()
+
+
+def test_two_publishers_of_the_same_get_the_same_manifest(tmp_path: Path, tree: Tree) -> None:
+    source = tree({"a": b"1"})
+
+    class Late(FileStore):
+        def exclusive(self, key: str) -> AbstractContextManager[bool]:
+            catalog = Catalog(FileStore(tmp_path / "store"))
+            catalog.publish(source, kind="models", name="m", metadata={}, version="v1", parent="v0")
+            return super().exclusive(key)
+
+    late = Catalog(Late(tmp_path / "store")).publish(source, kind="models", name="m", metadata={}, version="v1")
+    assert late == Catalog(FileStore(tmp_path / "store")).manifest(late.ref)
+    assert late.parent == "v0"
+
+
+def test_what_an_older_release_published_is_published_again(catalog: Catalog, store: ObjectStore, tree: Tree) -> None:
+    old = {"schema_version": 1, "kind": "models", "name": "m", "version": "v1", "files": [], "metadata": {}}
+    store.put_bytes("models/m/v1/manifest.json", json.dumps(old).encode())
+    pointer = {"version": "v1", "digest": "sha256:" + "0" * 64, "previous": None, "promoted_at": "2026-01-01T00:00:00"}
+    store.put_bytes("models/m/PROMOTED", json.dumps(pointer).encode())
+    with pytest.raises(ArtifactOutdatedError, match=r"models/m/v1/manifest.json: .* an older rag_stack; publish and"):
+        catalog.resolve("models", "m")
+    with pytest.raises(ArtifactExistsError, match=r"by an older rag_stack, .* publish under another version"):
+        publish(catalog, tree({"a": b"1"}), version="v1")
+    assert catalog.readable("models", "m") is None
+    manifest = publish(catalog, tree({"a": b"1"}))
+    assert catalog.promote(manifest.ref).previous == "v1"
+    assert catalog.resolve("models", "m") == catalog.readable("models", "m") == manifest
 
 
 def test_promote_moves_the_pointer_and_remembers(catalog: Catalog, tree: Tree) -> None:

@@ -2,11 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rag_stack.errors import ConfigError
-from rag_stack.generation.engine_settings import check_engine_settings, context_tokens
+from rag_stack.generation.engine_settings import (
+    check_engine_settings,
+    check_loader,
+    context_tokens,
+    loader_name,
+    times_its_start,
+    weight_bytes,
+)
 
 FIELDS = {"max_model_len", "enforce_eager", "gpu_memory_utilization"}
 
@@ -37,3 +45,49 @@ def test_a_model_that_does_not_say_is_refused(tmp_path: Path, text: str) -> None
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match="max_model_len"):
         context_tokens({}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "package"),
+    [
+        ("load_format", "runai_streamer", "runai_model_streamer"),
+        ("load_format", "FastSafetensors", "fastsafetensors"),
+        ("load_format", "instanttensor", "instanttensor"),
+        ("safetensors_load_strategy", "torchao", "torchao"),
+    ],
+)
+def test_a_loader_that_is_not_installed_is_refused(setting: str, value: str, package: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine.{setting}.*{package}.*pip install"):
+        check_loader({setting: value}, installed=lambda _: False)
+    check_loader({setting: value}, installed=lambda name: name == package)
+
+
+def test_loaders_that_vllm_brings_need_nothing() -> None:
+    check_loader({"load_format": "safetensors", "safetensors_load_strategy": "prefetch"}, installed=lambda _: False)
+    check_loader({}, installed=lambda _: False)
+
+
+def test_a_package_is_looked_for_where_python_would_find_it() -> None:
+    with pytest.raises(ConfigError, match="tensorizer"):
+        check_loader({"load_format": "tensorizer"})
+
+
+@pytest.mark.parametrize(("worker_cls", "ours"), [(None, True), ("auto", True), ("their.Worker", False)])
+def test_a_worker_class_of_the_releases_own_is_kept(worker_cls: str | None, ours: bool) -> None:
+    assert times_its_start({} if worker_cls is None else {"worker_cls": worker_cls}) is ours
+
+
+def test_the_loader_is_named_with_its_strategy() -> None:
+    assert loader_name(SimpleNamespace(load_format="auto", safetensors_load_strategy=None)) == "auto"
+    prefetch = SimpleNamespace(load_format="safetensors", safetensors_load_strategy="prefetch")
+    assert loader_name(prefetch) == "safetensors prefetch"
+
+
+def test_the_weights_are_the_files_that_are_loaded(tmp_path: Path) -> None:
+    assert weight_bytes(tmp_path / "nowhere") == 0
+    (tmp_path / "pytorch_model.bin").write_bytes(b"1234567")
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    assert weight_bytes(tmp_path) == 7
+    for number in (1, 2):
+        (tmp_path / f"model-{number}-of-2.safetensors").write_bytes(b"1234")
+    assert weight_bytes(tmp_path) == 8

@@ -50,8 +50,15 @@ def test_the_slowest_of_several_workers_is_shown() -> None:
     assert spans["worker: import vLLM"] == (21, 35)
 
 
-def test_an_engine_with_a_worker_class_of_its_own_is_one_stage() -> None:
-    assert named(engine_spans([], asked_s=10, ready_s=36)) == {"engine: start engine": (10, 36)}
+@pytest.mark.parametrize("reports", [[], [worker_report(20, 12, spans=())]])
+def test_an_engine_that_does_not_tell_is_one_stage(reports: list[dict[str, Any]]) -> None:
+    """A release may name a worker class of its own."""
+    assert named(engine_spans(reports, asked_s=10, ready_s=36)) == {"engine: start engine": (10, 36)}
+
+
+def test_a_worker_whose_processes_are_not_seen_begins_with_its_first_step() -> None:
+    spans = named(engine_spans([worker_report()], asked_s=10, ready_s=36))
+    assert spans["replica: configure engine"] == (10, 30)
 
 
 @pytest.fixture

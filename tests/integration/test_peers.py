@@ -1,0 +1,262 @@
+"""Artifacts from node to node: a real Ray cluster of several raylets, each with a cache of its own."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.actor import ActorHandle
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.chunk import CHUNK_BYTES, Buffer, Chunk
+from rag_stack.artifacts.fetch import Origin
+from rag_stack.artifacts.ledger import NodeId
+from rag_stack.artifacts.manifest import Manifest
+from rag_stack.artifacts.node_cache import NodeCache
+from rag_stack.artifacts.object_store import open_store
+from rag_stack.artifacts.partial import Partial
+from rag_stack.artifacts.peers import PeerPlan
+from rag_stack.artifacts.tiers import LocalArtifact, Tiers, open_tiers
+from rag_stack.config import ArtifactsConfig
+from rag_stack.errors import ArtifactError
+from rag_stack.metrics import ARTIFACT_LOAD_BYTES, MemoryRecorder
+from rag_stack.serving.node_agent import LEDGER, NAMESPACE, RayCluster, agent_name, cluster_peers
+
+NODES = 4
+CHUNKS = 10
+CONTENT = np.random.default_rng(0).bytes(CHUNKS * CHUNK_BYTES - 7)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A cluster whose driver is on the first node."""
+
+    cluster: Cluster
+    directory: Path
+    ids: tuple[NodeId, ...]
+
+    def cache(self, number: int) -> Path:
+        return self.directory / f"cache{number}"
+
+    @property
+    def config(self) -> ArtifactsConfig:
+        return ArtifactsConfig(root=f"file://{self.directory}/store", cache=self.cache(0))
+
+    def agent_process(self, number: int) -> int:
+        """The process of a node's agent."""
+        name = agent_name(self.ids[number], str(self.config.cache))
+        return process_of(ray.get_actor(name, namespace=NAMESPACE))
+
+
+class Fetcher:
+    """A process on some node."""
+
+    def __init__(self, config: ArtifactsConfig) -> None:
+        self._config = config
+
+    def fetch(self, manifest: Manifest) -> dict[str, int]:
+        """Bytes by source; of what is here every digest has been checked."""
+        tiers = open_tiers(self._config, MemoryRecorder(), peers=cluster_peers(self._config))
+        local = tiers.ensure_local(manifest)
+        tiers.cache.verify(manifest)
+        return dict(local.moved)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path, tuple[NodeId, ...]]]:
+    directory = tmp_path_factory.mktemp("peers")
+    settings: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 400 * 2**20}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        head = {**settings, "include_dashboard": False, "env_vars": {"RAG_STACK_CACHE": str(directory / "cache0")}}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            ids = [ray.get_runtime_context().get_node_id()]
+            for number in range(1, NODES):
+                cluster.add_node(**settings, env_vars={"RAG_STACK_CACHE": str(directory / f"cache{number}")})
+                (added,) = {node["NodeID"] for node in ray.nodes()} - set(ids)
+                ids.append(added)
+            yield cluster, directory, tuple(ids)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster: tuple[Cluster, Path, tuple[NodeId, ...]]) -> Nodes:
+    return Nodes(*cluster)
+
+
+@pytest.fixture
+def manifest(nodes: Nodes, tmp_path: Path, request: pytest.FixtureRequest) -> Manifest:
+    """An artifact that no other test has."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "w.bin").write_bytes(CONTENT)
+    (source / "empty.json").write_bytes(b"")
+    name = request.node.name.replace("[", "-").replace("]", "")
+    return Catalog(open_store(nodes.config.root)).publish(source, kind="models", name=name, metadata={})
+
+
+def process_of(actor: "ActorHandle[Any]") -> int:
+    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())))
+
+
+def fetcher(nodes: Nodes, number: int) -> "ActorHandle[Any]":
+    there = NodeAffinitySchedulingStrategy(nodes.ids[number], soft=False)
+    return ray.remote(Fetcher).options(num_cpus=0, scheduling_strategy=there).remote(nodes.config)
+
+
+def give(nodes: Nodes, manifest: Manifest, number: int, indices: range = range(CHUNKS)) -> None:
+    """Have a node hold an artifact, or some chunks of it, as of old."""
+
+    def fill(partial: Partial) -> None:
+        for index in indices:
+            chunk = partial.chunks[index]
+            partial.write(chunk, CONTENT[chunk.offset : chunk.offset + chunk.size_bytes])
+        if len(indices) < CHUNKS:
+            raise ArtifactError("broke off")
+
+    try:
+        NodeCache(nodes.cache(number)).insert(manifest, fill)
+    except ArtifactError as exc:
+        assert str(exc) == "broke off"  # noqa: PT017 - only some are given
+
+
+class WatchedCluster(RayCluster):
+    """Calls back before each read from another node."""
+
+    on_read: Callable[[NodeId, Chunk], None]
+
+    def read(self, node: NodeId, chunk: Chunk) -> Buffer:
+        self.on_read(node, chunk)
+        return super().read(node, chunk)
+
+
+@dataclass
+class WatchedPeers:
+    """The driver's peers, with a callback before each read from one of them."""
+
+    nodes: Nodes
+    on_read: Callable[[NodeId, Chunk], None]
+    read_timeout_s: float = 30.0
+
+    def plan(self, partial: Partial, origin: Origin) -> PeerPlan:
+        cache = self.nodes.config.cache
+        cluster = WatchedCluster(cache, partial.manifest.hex, read_timeout_s=self.read_timeout_s)
+        cluster.on_read = self.on_read
+        return PeerPlan(partial, origin, cluster)
+
+    def tiers(self) -> Tiers:
+        config = self.nodes.config
+        return Tiers(Catalog(open_store(config.root)), NodeCache(config.cache), MemoryRecorder(), peers=self)
+
+
+def right(local: LocalArtifact) -> LocalArtifact:
+    assert (local.path / "w.bin").read_bytes() == CONTENT
+    assert (local.path / "empty.json").read_bytes() == b""
+    return local
+
+
+def test_without_ray_there_are_no_peers(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert cluster_peers(nodes.config) is None
+
+
+def test_four_nodes_at_once_read_the_origin_once(nodes: Nodes, manifest: Manifest) -> None:
+    fetchers = [fetcher(nodes, number) for number in range(NODES)]
+    moved = ray.get([fetcher.fetch.remote(manifest) for fetcher in fetchers], timeout=120)
+    assert sum(sources.get("object_store", 0) for sources in moved) == len(CONTENT)
+    assert sum(sources.get("peer", 0) for sources in moved) == (NODES - 1) * len(CONTENT)
+
+
+def test_a_node_that_has_it_gives_it_when_the_origin_is_gone(nodes: Nodes, manifest: Manifest) -> None:
+    give(nodes, manifest, 1)
+    (nodes.directory / "store" / str(manifest.ref) / "w.bin").unlink()
+    recorder = MemoryRecorder()
+    tiers = open_tiers(nodes.config, recorder, peers=cluster_peers(nodes.config))
+    assert right(tiers.ensure_local(manifest)).moved == {"peer": len(CONTENT)}
+    labels = {"kind": "models", "stage": "fetch", "source": "peer"}
+    assert recorder.values(ARTIFACT_LOAD_BYTES, labels) == [len(CONTENT)]
+
+
+def test_a_node_with_a_part_gives_that_part(nodes: Nodes, manifest: Manifest) -> None:
+    give(nodes, manifest, 2, range(3, 7))
+    moved = ray.get(fetcher(nodes, 3).fetch.remote(manifest), timeout=60)
+    assert moved == {"peer": 4 * CHUNK_BYTES, "object_store": len(CONTENT) - 4 * CHUNK_BYTES}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_source_that_dies_or_stalls_midway_is_replaced(
+    nodes: Nodes, manifest: Manifest, how: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        give(nodes, manifest, number)
+    reads: list[NodeId] = []
+    hit: list[int] = []
+
+    def strike(node: NodeId, _: Chunk) -> None:
+        reads.append(node)
+        if node == nodes.ids[1] and not hit:
+            hit.append(nodes.agent_process(1))
+            os.kill(hit[0], how)
+
+    peers = WatchedPeers(nodes, strike, read_timeout_s=5)
+    try:
+        assert right(peers.tiers().ensure_local(manifest)).moved == {"peer": len(CONTENT)}
+    finally:
+        if hit and how == signal.SIGSTOP:
+            os.kill(hit[0], signal.SIGCONT)
+    assert hit
+    assert nodes.ids[2] in reads
+    assert f"not from node {nodes.ids[1]}" in caplog.text
+
+
+def test_damaged_bytes_are_not_taken(nodes: Nodes, manifest: Manifest) -> None:
+    give(nodes, manifest, 1)
+    path = nodes.cache(1) / "artifacts" / manifest.hex / "w.bin"
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(CHUNK_BYTES)
+        file.write(b"damaged")
+    tiers = open_tiers(nodes.config, MemoryRecorder(), peers=cluster_peers(nodes.config))
+    assert right(tiers.ensure_local(manifest)).moved["object_store"] >= CHUNK_BYTES
+
+
+def test_the_ledger_is_killed_midway(nodes: Nodes, manifest: Manifest) -> None:
+    give(nodes, manifest, 1)
+    killed: list[int] = []
+
+    def kill(_: NodeId, chunk: Chunk) -> None:
+        if not killed:
+            killed.append(process_of(ray.get_actor(LEDGER, namespace=NAMESPACE)))
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert right(WatchedPeers(nodes, kill).tiers().ensure_local(manifest)).moved == {"peer": len(CONTENT)}
+    assert process_of(ray.get_actor(LEDGER, namespace=NAMESPACE)) != killed[0]
+
+
+def test_a_node_is_lost_midway(nodes: Nodes, manifest: Manifest) -> None:
+    """The last test here: it takes a node away."""
+    for number in (1, NODES - 1):
+        give(nodes, manifest, number)
+    lost = nodes.ids[-1]
+    removed: list[NodeId] = []
+
+    def remove(node: NodeId, _: Chunk) -> None:
+        if node == lost and not removed:
+            removed.append(node)
+            (found,) = [node for node in nodes.cluster.list_all_nodes() if node.node_id == lost]
+            nodes.cluster.remove_node(found, allow_graceful=False)
+
+    peers = WatchedPeers(nodes, remove, read_timeout_s=10)
+    assert right(peers.tiers().ensure_local(manifest)).moved == {"peer": len(CONTENT)}
+    assert removed
