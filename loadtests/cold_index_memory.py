@@ -12,7 +12,7 @@ from typing import Any
 from loadtests.cold_index_cgroup import MemoryGroup
 from loadtests.cold_index_data import IndexData
 from loadtests.process_tree import inherited_environment
-from rag_stack.index.residency import resident_bytes
+from rag_stack.artifacts.residency import resident_bytes
 
 PROCESSES = 4
 _TIMEOUT_S = 600

@@ -25,8 +25,8 @@ import pyarrow as pa
 from loadtests import cold_index_data
 from loadtests.cold_index_data import IndexData, K, Questions
 from loadtests.page_cache import drop
+from rag_stack.artifacts.memory import available_bytes
 from rag_stack.index.format import INDEX_FILE, PASSAGES_FILE
-from rag_stack.index.memory import available_bytes
 from rag_stack.index.passages import PassageTable
 from rag_stack.index.reader import IndexVersion, Prefault, Rows, Vectors, set_search_threads
 

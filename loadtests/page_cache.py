@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from rag_stack.index.residency import resident_bytes
+from rag_stack.artifacts.residency import resident_bytes
 
 
 class StillResidentError(Exception):

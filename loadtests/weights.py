@@ -28,8 +28,8 @@ from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.node_cache import NodeCache
 from rag_stack.artifacts.object_store import open_store
+from rag_stack.artifacts.residency import resident_bytes
 from rag_stack.artifacts.tiers import Tiers
-from rag_stack.index.residency import resident_bytes
 from rag_stack.metrics import MemoryRecorder
 
 _ARMS: Final = {

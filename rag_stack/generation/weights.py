@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from rag_stack.artifacts.manifest import Manifest
+from rag_stack.artifacts.memory import available_bytes
+from rag_stack.artifacts.residency import populate
 from rag_stack.errors import ArtifactError
-from rag_stack.index.memory import available_bytes
-from rag_stack.index.residency import populate
 
 WEIGHTS: Final = ".safetensors"
 # What a model's directory may hold: data that no loader executes.

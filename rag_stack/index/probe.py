@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from rag_stack.index.residency import will_need
+from rag_stack.artifacts.residency import will_need
 
 _ID_BYTES: Final = 8
 _AGAIN_S: Final = 10.0
@@ -70,10 +70,16 @@ class Probe:
             vectors = transform.apply(vectors)
         _, probed = self._index.quantizer.search(vectors, min(self._index.nprobe, self._index.nlist))
         lists = self._index.invlists
-        import os
-        from rag_stack.index.residency import _LIBC
         import ctypes
-        todo = [(int(lists.get_codes(n)), lists.list_size(n) * self._entry_bytes) for n in np.unique(probed[probed >= 0]).tolist() if lists.list_size(n)]
+        import os
+
+        from rag_stack.artifacts.residency import _LIBC
+
+        todo = [
+            (int(lists.get_codes(n)), lists.list_size(n) * self._entry_bytes)
+            for n in np.unique(probed[probed >= 0]).tolist()
+            if lists.list_size(n)
+        ]
         for a, e in todo:
             will_need(a, e)
         if os.environ.get("TOUCH"):

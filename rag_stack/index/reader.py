@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rag_stack.artifacts.manifest import Manifest
+from rag_stack.artifacts.memory import available_bytes
+from rag_stack.artifacts.residency import populate, resident_bytes
 from rag_stack.errors import EmbedderMismatchError, IndexVersionError
 from rag_stack.index.format import DOCUMENTS_FILE, DOCUMENTS_SCHEMA, INDEX_FILE, PASSAGES_FILE, IndexMetadata
-from rag_stack.index.memory import available_bytes
 from rag_stack.index.passages import PassageTable, open_table
 from rag_stack.index.probe import Probe, head_bytes
-from rag_stack.index.residency import populate, resident_bytes
 from rag_stack.index.selector import selecting
 
 Vectors = npt.NDArray[np.float32]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rag_stack.index.memory import available_bytes
+from rag_stack.artifacts.memory import available_bytes
 
 GB = 1 << 30
 MEMINFO = f"MemTotal: {64 * GB // 1024} kB\nMemFree: 100 kB\nMemAvailable: {32 * GB // 1024} kB\n"

@@ -11,7 +11,7 @@ from threading import Event
 import numpy as np
 import pytest
 
-from rag_stack.index.residency import populate, resident_bytes, will_need
+from rag_stack.artifacts.residency import populate, resident_bytes, will_need
 
 MIB = 1 << 20
 SIZE = 24 * MIB + 12_345
