@@ -21,7 +21,7 @@ class FileStore(ObjectStore):
     """Keys are paths below a directory, which the first write creates."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(f"file://{directory}", LocalFileSystem(), str(directory))
+        super().__init__(f"file://{directory}", str(directory), open_fs=LocalFileSystem)
         self._directory = directory
 
     def reader(self, key: str) -> ObjectReader:

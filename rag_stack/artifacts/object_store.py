@@ -1,7 +1,8 @@
 """Where artifacts live: keys below the root of any fsspec URL."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, cast
 
@@ -27,13 +28,18 @@ class ObjectReader(Protocol):
 class ObjectStore:
     """Bytes under keys such as `models/<name>/<version>/config.json`, through fsspec.
 
-    Every failure of the storage is an ArtifactError that names the URL. Open one with `open_store`.
+    Every failure of the storage is an ArtifactError that names the URL. Open one with `open_store`; nothing is asked of
+    the storage before it is needed.
     """
 
-    def __init__(self, url: str, fs: Any, root: str) -> None:  # noqa: ANN401 - fsspec is untyped
+    def __init__(self, url: str, root: str, *, open_fs: Callable[[], Any]) -> None:
         self.url = url
-        self._fs = fs
+        self._open_fs = open_fs
         self._root = root.rstrip("/")
+
+    @cached_property
+    def _fs(self) -> Any:  # noqa: ANN401 - fsspec is untyped
+        return self._open_fs()
 
     def read_bytes(self, key: str) -> bytes:
         """A whole object. Raises ArtifactNotFoundError."""
@@ -151,13 +157,13 @@ def open_store(root_url: str) -> ObjectStore:
         raise ArtifactError("the object store's root is empty; expected a URL such as file://./var/artifacts")
     try:
         if root_url.startswith("s3://"):
-            # Imported where it is used: these clients take half a second, which file:// need not pay.
             from rag_stack.artifacts.s3_store import S3Store
 
             return S3Store(root_url)
         if "::" in root_url or ("://" in root_url and not root_url.startswith("file://")):
             url = root_url.rstrip("/")
-            return ObjectStore(url, *url_to_fs(url, use_listings_cache=False))
+            fs, root = url_to_fs(url, use_listings_cache=False)
+            return ObjectStore(url, root, open_fs=lambda: fs)
     except (ValueError, ImportError) as exc:
         raise ArtifactError(f"cannot use {root_url!r} as an object store: {exc}") from exc
     from rag_stack.artifacts.file_store import FileStore

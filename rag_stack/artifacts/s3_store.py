@@ -1,24 +1,26 @@
 """The object store on S3: fast ranged reads, and writes that happen only if nobody else wrote first.
 
 Bulk reads go through pyarrow's client, the fastest of those measured (`python -m loadtests.fetch` prints the table),
-all else through s3fs. Endpoint, region and credentials come from the usual AWS environment for both.
+all else through s3fs. Endpoint, region and credentials come from the usual AWS environment for both. Both are imported
+by the first call that needs them: that takes half a second, and a replica whose artifacts are all cached needs neither.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
-
-from botocore.exceptions import BotoCoreError, ClientError
-from pyarrow import fs as arrow
-from s3fs import S3FileSystem
 
 from rag_stack.artifacts import local_file
 from rag_stack.artifacts.chunk import Buffer
 from rag_stack.artifacts.object_store import ObjectReader, ObjectStore
 from rag_stack.errors import ArtifactError, PromotionConflictError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import S3FileSystem as BulkReader
+    from s3fs import S3FileSystem
 
 _CONNECT_TIMEOUT_S: Final = 5
 # Without a byte for so long, a request counts as failed and is tried again.
@@ -38,9 +40,13 @@ class S3Store(ObjectStore):
         root = url.removeprefix("s3://").strip("/")
         if not root:
             raise ArtifactError(f"{url!r} names no bucket; expected s3://bucket/prefix")
-        super().__init__(f"s3://{root}", _file_system(stall_timeout_s, attempts), root)
-        with self._translated("open", ""):
-            self._bulk = _bulk_reader(stall_timeout_s, attempts)
+        super().__init__(f"s3://{root}", root, open_fs=lambda: _file_system(stall_timeout_s, attempts))
+        self._stall_timeout_s = stall_timeout_s
+        self._attempts = attempts
+
+    @cached_property
+    def _bulk(self) -> "BulkReader":
+        return _bulk_reader(self._stall_timeout_s, self._attempts)
 
     def reader(self, key: str) -> ObjectReader:
         """Open an object for reads of its pieces. Raises ArtifactNotFoundError."""
@@ -92,7 +98,7 @@ class S3Store(ObjectStore):
         bucket, path, _ = self._fs.split_path(self._path(key))
         try:
             self._fs.call_s3("put_object", Bucket=bucket, Key=path, Body=data, **condition)
-        except (ClientError, OSError) as exc:
+        except _failures() as exc:
             if _code(exc) in _LOST_RACE:
                 return False
             raise
@@ -102,7 +108,7 @@ class S3Store(ObjectStore):
         bucket, path, _ = self._fs.split_path(self._path(key))
         try:
             reply: dict[str, Any] = self._fs.call_s3("head_object", Bucket=bucket, Key=path)
-        except (ClientError, OSError) as exc:
+        except _failures() as exc:
             if isinstance(exc, FileNotFoundError) or _code(exc) in _ABSENT:
                 return None
             raise
@@ -113,7 +119,7 @@ class S3Store(ObjectStore):
         """Failures of both clients, with what to check."""
         try:
             yield
-        except (BotoCoreError, ClientError, OSError) as exc:
+        except _failures() as exc:
             raise ArtifactError(f"cannot {action} {self._url(key)!r}: {exc}; {_advice(exc)}") from exc
 
 
@@ -132,7 +138,9 @@ class _S3Reader:
         self._file.close()
 
 
-def _file_system(stall_timeout_s: int, attempts: int) -> S3FileSystem:
+def _file_system(stall_timeout_s: int, attempts: int) -> "S3FileSystem":
+    from s3fs import S3FileSystem
+
     return S3FileSystem(
         use_listings_cache=False,
         # Another one of this process may have been opened with other credentials, or for another endpoint.
@@ -148,19 +156,28 @@ def _file_system(stall_timeout_s: int, attempts: int) -> S3FileSystem:
     )
 
 
-def _bulk_reader(stall_timeout_s: int, attempts: int) -> arrow.S3FileSystem:
+def _bulk_reader(stall_timeout_s: int, attempts: int) -> "BulkReader":
     """The client for bulk reads. Raises OSError."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return arrow.S3FileSystem(
+    return S3FileSystem(
         endpoint_override=f"{endpoint.netloc}{endpoint.path}".rstrip("/") or None,
         scheme=endpoint.scheme or "https",
         # Another server than Amazon's has no regions to ask for.
         region=region or ("us-east-1" if endpoint.netloc else None),
         connect_timeout=_CONNECT_TIMEOUT_S,
         request_timeout=stall_timeout_s,
-        retry_strategy=arrow.AwsStandardS3RetryStrategy(max_attempts=attempts),
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=attempts),
     )
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the two clients raise when a request fails."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return BotoCoreError, ClientError, OSError
 
 
 def _advice(exc: Exception) -> str:
@@ -172,6 +189,8 @@ def _advice(exc: Exception) -> str:
 
 def _code(exc: BaseException | None) -> str:
     """S3's name of an error; s3fs wraps the client's own exception."""
+    from botocore.exceptions import ClientError
+
     while exc is not None and not isinstance(exc, ClientError):
         exc = exc.__cause__
     return "" if exc is None else str(exc.response.get("Error", {}).get("Code", ""))

@@ -18,7 +18,7 @@ from rag_stack.artifacts.partial import Partial
 from rag_stack.artifacts.pin import Pin
 from rag_stack.config import ArtifactsConfig
 from rag_stack.errors import ArtifactCorruptError
-from rag_stack.metrics import ARTIFACT_LOAD_BYTES, ARTIFACT_LOAD_SECONDS, Recorder
+from rag_stack.metrics import ARTIFACT_LOAD_BYTES, Recorder, record_load
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,12 @@ class Tiers:
 
     def _record(self, local: LocalArtifact) -> None:
         labels = {"kind": local.manifest.kind, "stage": "fetch"}
-        self._recorder.record(ARTIFACT_LOAD_SECONDS, local.seconds, {**labels, "source": local.source})
-        for source, size_bytes in (local.moved or {"cache": local.size_bytes}).items():
+        # The time, and so the rate, is told once: several sources were read side by side.
+        size_bytes = local.moved.get(local.source, 0)
+        record_load(self._recorder, **labels, source=local.source, seconds=local.seconds, size_bytes=size_bytes)
+        # What the cache had is told as bytes without a rate, since none of them moved.
+        others = {source: size for source, size in local.moved.items() if source != local.source}
+        for source, size_bytes in (others if local.moved else {"cache": local.size_bytes}).items():
             self._recorder.record(ARTIFACT_LOAD_BYTES, size_bytes, {**labels, "source": source})
 
 
