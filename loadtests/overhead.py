@@ -26,10 +26,10 @@ from loadtests.overhead_figures import STAGES, arms_agree, build_report
 from loadtests.overhead_log import Cell, Log, Settings, Visit, resume
 from loadtests.plain_app import model_directory
 from loadtests.report import Report, Value
-from rag_stack.artifacts.catalog import Catalog
-from rag_stack.artifacts.object_store import open_store
+from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import Release, load_release
 from rag_stack.errors import RagStackError
+from rag_stack.metrics import MemoryRecorder
 from rag_stack.serving.pinning import pin
 
 QUESTIONS = Path(__file__).parent / "data" / "questions.txt"
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def what_is_served(release: Release) -> str:
     """The release with the versions that are promoted now, without where it is kept and served: JSON."""
-    pinned = pin(release, Catalog(open_store(release.artifacts.root)))
+    pinned = pin(release, open_tiers(release.artifacts, MemoryRecorder()))
     return pinned.release.model_dump_json(exclude={"artifacts", "server"})
 
 

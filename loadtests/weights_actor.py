@@ -1,8 +1,8 @@
 """One actor of the weights benchmark: a process with vLLM imported that loads a model on command.
 
-Reads one JSON command a line and answers with one JSON object a line. Loading is vLLM's own model loader, as the engine's
-worker calls it; `ready` is when every tensor is in the model's parameters. What a CPU does next, packing them anew for
-its kernels, moves nothing from store or disk and is timed apart.
+Reads one JSON command a line and answers with one JSON object a line. Loading is vLLM's own model loader, as the
+engine's worker calls it; `ready` is when every tensor is in the model's parameters. What a CPU does next, packing them
+anew for its kernels, moves nothing from store or disk and is timed apart.
 """
 
 import gc
@@ -62,7 +62,7 @@ class Actor:
         """What a replica does: the artifact local, read ahead, and vLLM's loader behind it."""
         tiers = open_tiers(ArtifactsConfig(root=root, cache=Path(cache)), MemoryRecorder())
         local = tiers.ensure_local(tiers.resolve("models", name, version, digest=digest))
-        ahead = read_ahead(local.path)
+        ahead = read_ahead(local.path, {})
         try:
             return {**self.load(local.path, strategy=None), "source": local.source}
         finally:

@@ -7,19 +7,24 @@ node finds them in memory.
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.memory import available_bytes
-from rag_stack.artifacts.residency import populate
+from rag_stack.artifacts.residency import populate, resident_bytes
 from rag_stack.errors import ArtifactError
+from rag_stack.metrics import Recorder, record_load
+from rag_stack.timeline import Timeline
 
 WEIGHTS: Final = ".safetensors"
 # What a model's directory may hold: data that no loader executes.
 SAFE_SUFFIXES: Final = frozenset({WEIGHTS, ".json", ".txt", ".jinja", ".model", ".md", ".tiktoken"})
 _SAFE_NAMES: Final = frozenset({"LICENSE", "NOTICE", "README"})
+# vLLM's loaders that read files through the page cache; the others go past it, or read no files.
+_THROUGH_PAGE_CACHE: Final = frozenset({"auto", "hf", "safetensors", "fastsafetensors", "runai_streamer"})
 
 
 def check_files(manifest: Manifest) -> None:
@@ -39,11 +44,14 @@ def check_files(manifest: Manifest) -> None:
 class ReadAhead:
     """A thread that brings files into the page cache, one after another, while there is memory for them.
 
-    Advice and no promise: where it fails or stops early, the reader behind it waits for the disk itself.
+    Advice and no promise: where it fails or stops early, the reader behind it waits for the disk itself. `read_bytes`
+    is what the disk gave.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        self.read_bytes = 0
         self._paths = tuple(paths)
+        self._began_s = self._ended_s = time.time()
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
         self._thread.start()
@@ -53,22 +61,47 @@ class ReadAhead:
         self._thread.join()
 
     def stop(self) -> None:
-        """Read nothing more: the reader has all it wants."""
+        """Read nothing more: the reader has all it wants. Waits for the piece that is being read."""
         self._cancelled.set()
+        self._thread.join()
+
+    def tell(self, timeline: Timeline, recorder: Recorder) -> None:
+        """Report what it did, once it has ended, unless all was in memory before."""
+        if self.read_bytes == 0:
+            return
+        size, source = self.read_bytes, "disk"
+        span = timeline.add(
+            "read weights ahead", self._began_s, self._ended_s, kind="models", size_bytes=size, source=source
+        )
+        record_load(recorder, kind="models", stage="prefault", source=source, seconds=span.seconds, size_bytes=size)
 
     def _run(self) -> None:
         try:
-            # Page cache that pushes out other page cache would only move the wait. The engine's own copy fits beside it.
+            # Page cache that pushes out other page cache would only move the wait. The engine's copy fits beside it.
             room = available_bytes() // 2
             for path in self._paths:
-                populate(path, stop_bytes=room, cancelled=self._cancelled)
-                room -= path.stat().st_size
-                if room <= 0 or self._cancelled.is_set():
-                    return
+                if self._cancelled.is_set() or room <= 0:
+                    break
+                room -= self._read(path, room)
         except OSError as exc:
             logging.getLogger(__name__).warning("cannot read the weights ahead of the engine: %s", exc)
+        finally:
+            self._ended_s = time.time()
+
+    def _read(self, path: Path, room: int) -> int:
+        missing = path.stat().st_size - resident_bytes(path)
+        # A second replica on a node finds all of it there, and need not touch every page to know.
+        if missing > 0:
+            populate(path, stop_bytes=room, cancelled=self._cancelled)
+            missing = min(missing, room) if not self._cancelled.is_set() else 0
+            self.read_bytes += missing
+        return missing
 
 
-def read_ahead(directory: Path) -> ReadAhead:
-    """Start to read a model's weights into the page cache, in the order in which the engine wants them."""
-    return ReadAhead(sorted(directory.rglob(f"*{WEIGHTS}")))
+def read_ahead(directory: Path, engine: Mapping[str, Any]) -> ReadAhead:
+    """Start to read a model's weights into the page cache, in the order in which the engine wants them.
+
+    `engine` are the release's settings: a loader that goes past the page cache has nothing read for it.
+    """
+    through = str(engine.get("load_format", "auto")).lower() in _THROUGH_PAGE_CACHE
+    return ReadAhead(sorted(directory.rglob(f"*{WEIGHTS}")) if through else ())

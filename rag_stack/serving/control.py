@@ -29,11 +29,13 @@ class SearchServer:
     async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
         # Imported here: the other control processes share this module and do no search.
         from rag_stack.artifacts.tiers import open_tiers
+        from rag_stack.serving.node_agent import cluster_peers
         from rag_stack.serving.opening import open_retrieval
 
         self._pinned = pinned
         self._recorder = RayRecorder()
-        tiers = open_tiers(pinned.release.artifacts, self._recorder)
+        artifacts = pinned.release.artifacts
+        tiers = open_tiers(artifacts, self._recorder, peers=cluster_peers(artifacts))
         self._retrieval = await asyncio.to_thread(
             open_retrieval, pinned, tiers, timeline=Timeline(), recorder=self._recorder
         )

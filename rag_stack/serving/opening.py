@@ -14,9 +14,9 @@ from rag_stack.api.models import Models
 from rag_stack.api.rag_layer import RagLayer
 from rag_stack.api.retrieval_request import RequestReader
 from rag_stack.api.vector_stores import StoreCard, VectorStores
-from rag_stack.artifacts.manifest import ArtifactKind
+from rag_stack.artifacts.manifest import ArtifactKind, Manifest
 from rag_stack.artifacts.tiers import LocalArtifact, Tiers
-from rag_stack.config import Release
+from rag_stack.config import ArtifactChoice, Release, StoreConfig
 from rag_stack.errors import IndexVersionError
 from rag_stack.generation.engine_settings import context_tokens
 from rag_stack.generation.tokenizer import GeneratorTokenizer
@@ -39,13 +39,16 @@ class OpenRetrieval:
     cards: tuple[StoreCard, ...]
 
 
-def fetch(tiers: Tiers, kind: ArtifactKind, name: str, version: str | None, *, timeline: Timeline) -> LocalArtifact:
-    """An artifact on this node, as a stage of the start. What the node's cache has already moves no bytes."""
-    began_s = time.time()
-    local = tiers.ensure_local(tiers.catalog.resolve(kind, name, version))
-    moved = sum(local.moved.values())
-    timeline.add(f"fetch {name}", began_s, time.time(), kind=kind, size_bytes=moved, source=local.source)
-    return local
+def fetch_model(
+    tiers: Tiers, choice: ArtifactChoice, *, timeline: Timeline, check: Callable[[Manifest], None] = lambda _: None
+) -> LocalArtifact:
+    """A model on this node, as a stage of the start; `check` raises for one that shall not come."""
+    return _fetch(tiers, "models", choice.name, choice, timeline=timeline, check=check)
+
+
+def fetch_index(tiers: Tiers, store: StoreConfig, *, timeline: Timeline) -> LocalArtifact:
+    """A store's index version on this node, as a stage of the start."""
+    return _fetch(tiers, "indexes", store.index, store, timeline=timeline, check=lambda _: None)
 
 
 def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline, recorder: Recorder) -> OpenRetrieval:
@@ -59,7 +62,7 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline, r
     Raises EmbedderMismatchError, IndexVersionError or an ArtifactError, each with what to do.
     """
     release = pinned.release
-    local = fetch(tiers, "models", release.embedder.name, release.embedder.version, timeline=timeline)
+    local = fetch_model(tiers, release.embedder, timeline=timeline)
     with _loading(timeline, recorder, "load embedder", kind="models", stage="load"):
         embedder = Embedder.load(
             local.path,
@@ -87,7 +90,7 @@ def open_indexes(
     """The index version of every store, opened and checked, by the store's name."""
     indexes: dict[str, IndexVersion] = {}
     for store in release.stores:
-        local = fetch(tiers, "indexes", store.index, store.version, timeline=timeline)
+        local = fetch_index(tiers, store, timeline=timeline)
         with _loading(timeline, recorder, f"open {store.name}", kind="indexes", stage="open"):
             indexes[store.name] = IndexVersion.open(local.path, local.manifest, embedder_digest=embedder_digest)
     return indexes
@@ -148,6 +151,25 @@ def build_layer(
 def vector_stores(pinned: PinnedRelease, retrieval: OpenRetrieval) -> VectorStores:
     """The handlers of /v1/vector_stores."""
     return VectorStores(retrieval.cards, retrieval.retriever, pinned.release.server.max_body_bytes)
+
+
+def _fetch(
+    tiers: Tiers,
+    kind: ArtifactKind,
+    name: str,
+    choice: ArtifactChoice | StoreConfig,
+    *,
+    timeline: Timeline,
+    check: Callable[[Manifest], None],
+) -> LocalArtifact:
+    """What the node's cache has moves no bytes; where the digest is given, the object store is not even asked."""
+    began_s = time.time()
+    manifest = tiers.resolve(kind, name, choice.version, digest=choice.digest)
+    check(manifest)
+    local = tiers.ensure_local(manifest)
+    moved = sum(local.moved.values())
+    timeline.add(f"fetch {name}", began_s, time.time(), kind=kind, size_bytes=moved, source=local.source)
+    return local
 
 
 @contextmanager

@@ -1,41 +1,41 @@
-"""A release with every version filled in: what all replicas of one deployment agree on."""
+"""A release with every version and digest filled in: what all replicas of one deployment agree on."""
 
 import time
 
 from pydantic import BaseModel, ConfigDict
 
-from rag_stack.artifacts.catalog import Catalog
-from rag_stack.config import ArtifactChoice, Release
+from rag_stack.artifacts.manifest import ArtifactKind
+from rag_stack.artifacts.tiers import Tiers
+from rag_stack.config import ArtifactChoice, Release, StoreConfig
 
 
 class PinnedRelease(BaseModel):
-    """A release that names exact versions. `created_at`, Unix seconds, is when it was pinned."""
+    """A release that names exact versions and their digests. `created_at`, Unix seconds, is when it was pinned."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     release: Release
     created_at: int
 
 
-def pin(release: Release, catalog: Catalog) -> PinnedRelease:
-    """Fill in the promoted version wherever the release names none.
+def pin(release: Release, tiers: Tiers) -> PinnedRelease:
+    """Fill in the promoted version wherever the release names none, and every digest.
 
-    Raises ArtifactNotFoundError or ArtifactCorruptError, with what to do.
+    By the digest a replica finds what its node has without asking the object store. Raises ArtifactNotFoundError or
+    ArtifactCorruptError, with what to do.
     """
 
-    def pinned(choice: ArtifactChoice) -> ArtifactChoice:
-        return choice.model_copy(update={"version": catalog.resolve("models", choice.name, choice.version).version})
+    def exact(kind: ArtifactKind, name: str, choice: ArtifactChoice | StoreConfig) -> dict[str, str]:
+        manifest = tiers.resolve(kind, name, choice.version, digest=choice.digest)
+        return {"version": manifest.version, "digest": manifest.digest}
 
     # Replicas run in directories of their own, so a path relative to this process must not travel.
     artifacts = release.artifacts.model_copy(
-        update={"root": catalog.store.url, "cache": release.artifacts.cache.absolute()}
+        update={"root": tiers.catalog.store.url, "cache": release.artifacts.cache.absolute()}
     )
     update = {
-        "model": pinned(release.model),
-        "embedder": pinned(release.embedder),
-        "stores": tuple(
-            store.model_copy(update={"version": catalog.resolve("indexes", store.index, store.version).version})
-            for store in release.stores
-        ),
+        "model": release.model.model_copy(update=exact("models", release.model.name, release.model)),
+        "embedder": release.embedder.model_copy(update=exact("models", release.embedder.name, release.embedder)),
+        "stores": tuple(store.model_copy(update=exact("indexes", store.index, store)) for store in release.stores),
         "artifacts": artifacts,
     }
     return PinnedRelease(release=release.model_copy(update=update), created_at=int(time.time()))

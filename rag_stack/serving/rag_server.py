@@ -18,10 +18,12 @@ from rag_stack.api.auth import KeyRing
 from rag_stack.api.health import Readiness
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.generation.engine_settings import times_its_start
-from rag_stack.metrics import MemoryRecorder
+from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
+from rag_stack.metrics import MemoryRecorder, Recorder
 from rag_stack.serving.announcement import keep_announcing
 from rag_stack.serving.first_token import first_token
-from rag_stack.serving.opening import OpenRetrieval, build_layer, fetch, open_retrieval
+from rag_stack.serving.node_agent import cluster_peers
+from rag_stack.serving.opening import OpenRetrieval, build_layer, fetch_model, open_retrieval
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.replica_start import ReplicaStart
@@ -38,6 +40,7 @@ class LocalWeights(CallbackBase):  # type: ignore[misc]  # Ray is untyped here
     directory: Path
     _start: ReplicaStart
     _tiers: Tiers
+    _ahead: ReadAhead
 
     def prepare(self, start: ReplicaStart, tiers: Tiers) -> None:
         """With what to fetch, and where to report it; the replica calls this before it starts its engine."""
@@ -47,15 +50,21 @@ class LocalWeights(CallbackBase):  # type: ignore[misc]  # Ray is untyped here
         """Fetch, and skip Ray's remote task: it imports vLLM in one more process only to look at local files."""
         self.ctx.run_init_node = False
         self._start.lap("prepare engine")
-        model = PinnedRelease.model_validate(self.llm_config.experimental_configs[RELEASE_KEY]).release.model
+        release = PinnedRelease.model_validate(self.llm_config.experimental_configs[RELEASE_KEY]).release
         local = await asyncio.to_thread(
-            fetch, self._tiers, "models", model.name, model.version, timeline=self._start.timeline
+            fetch_model, self._tiers, release.model, timeline=self._start.timeline, check=check_files
         )
         self.directory = local.path
+        self._ahead = read_ahead(local.path, release.engine)
 
     async def on_after_node_init(self) -> None:
         """From here on it is the engine that starts."""
         self._start.mark()
+
+    async def loaded(self, recorder: Recorder) -> None:
+        """The engine has its weights: nothing need be read ahead of it any more."""
+        await asyncio.to_thread(self._ahead.stop)
+        self._ahead.tell(self._start.beside, recorder)
 
 
 class RagServer(LLMServer):  # type: ignore[misc]
@@ -65,7 +74,8 @@ class RagServer(LLMServer):  # type: ignore[misc]
         self._recorder = RayRecorder()
         self._start = ReplicaStart(self._recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
         self._pinned = PinnedRelease.model_validate(llm_config.experimental_configs[RELEASE_KEY])
-        tiers = open_tiers(self._pinned.release.artifacts, self._recorder)
+        artifacts = self._pinned.release.artifacts
+        tiers = open_tiers(artifacts, self._recorder, peers=cluster_peers(artifacts))
         self._weights: LocalWeights = llm_config.get_or_create_callback()
         self._weights.prepare(self._start, tiers)
         self._start.lap("set up replica")
@@ -100,6 +110,7 @@ class RagServer(LLMServer):  # type: ignore[misc]
         ready_s = time.time()
         timed = times_its_start(self._pinned.release.engine)
         self._start.engine_ready(await self.collective_rpc("start_report") if timed else [], ready_s=ready_s)
+        await self._weights.loaded(self._recorder)
 
     def _open(self, tiers: Tiers) -> OpenRetrieval:
         return open_retrieval(self._pinned, tiers, timeline=self._start.beside, recorder=self._recorder)

@@ -11,9 +11,10 @@ from pathlib import Path
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import Release
 from rag_stack.errors import ConfigError, EngineMissingError, UnavailableError
+from rag_stack.generation.weights import check_files
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.serving import environment
-from rag_stack.serving.opening import fetch, open_indexes
+from rag_stack.serving.opening import fetch_model, open_indexes
 from rag_stack.serving.pinning import PinnedRelease, pin
 from rag_stack.serving.start_report import StartReport
 from rag_stack.timeline import Timeline, process_start
@@ -50,7 +51,7 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
     tell("checking artifacts")
     with timeline.time("resolve versions"):
         tiers = open_tiers(release.artifacts, MemoryRecorder())
-        pinned = pin(release, tiers.catalog)
+        pinned = pin(release, tiers)
     model_directory = preflight(pinned, tiers, timeline=timeline)
     tell("importing Ray and vLLM")
     with timeline.time("import Ray and vLLM"):
@@ -96,8 +97,8 @@ def preflight(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline) -> Pat
     What is wrong with them is said here, in one line, and not in a replica's log.
     """
     release = pinned.release
-    model = fetch(tiers, "models", release.model.name, release.model.version, timeline=timeline)
-    embedder = fetch(tiers, "models", release.embedder.name, release.embedder.version, timeline=timeline)
+    model = fetch_model(tiers, release.model, timeline=timeline, check=check_files)
+    embedder = fetch_model(tiers, release.embedder, timeline=timeline)
     digest = embedder.manifest.digest
     open_indexes(release, tiers, embedder_digest=digest, timeline=timeline, recorder=MemoryRecorder())
     return model.path

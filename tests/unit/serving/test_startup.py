@@ -11,6 +11,7 @@ from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig, Release
 from rag_stack.errors import (
     ArtifactCorruptError,
+    ArtifactError,
     ArtifactNotFoundError,
     ConfigError,
     EmbedderMismatchError,
@@ -48,7 +49,7 @@ def release(tmp_path: Path, **changes: Any) -> Release:
 
 
 def start(tiers: Tiers, chosen: Release) -> PinnedRelease:
-    pinned = pin(chosen, tiers.catalog)
+    pinned = pin(chosen, tiers)
     preflight(pinned, tiers, timeline=Timeline())
     return pinned
 
@@ -106,6 +107,28 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path: Path, tiers: Tiers) ->
         start(tiers, release(tmp_path))
 
 
+def test_what_is_pinned_and_cached_needs_no_object_store(tmp_path: Path, tiers: Tiers) -> None:
+    """A second replica of a node, or one that starts while the store is down."""
+    pinned = start(tiers, release(tmp_path))
+    (tmp_path / "store").rename(tmp_path / "away")
+    again = open_tiers(pinned.release.artifacts, MemoryRecorder())
+    assert preflight(pinned, again, timeline=Timeline()).is_dir()
+    assert pin(pinned.release, again).release == pinned.release
+
+
+def test_a_version_with_another_content_than_the_release_says_is_refused(tmp_path: Path, tiers: Tiers) -> None:
+    other = "sha256:" + "0" * 64
+    with pytest.raises(ArtifactCorruptError, match="the release names"):
+        start(tiers, release(tmp_path, model={"name": "generator", "digest": other}))
+
+
+def test_a_model_with_code_is_refused_before_it_is_fetched(tmp_path: Path, tiers: Tiers) -> None:
+    _publish(tiers.catalog, tmp_path, name="generator", text="together with code", beside="modeling.py")
+    with pytest.raises(ArtifactError, match=r"modeling\.py"):
+        start(tiers, release(tmp_path))
+    assert tiers.cache.find(tiers.catalog.resolve("models", "generator")) is None
+
+
 def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -113,10 +136,11 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
             require_port(release(tmp_path, server={"port": port}))
 
 
-def _publish(catalog: Catalog, tmp_path: Path, *, name: str, text: str) -> None:
+def _publish(catalog: Catalog, tmp_path: Path, *, name: str, text: str, beside: str = "config.json") -> None:
     folder = tmp_path / f"{name}-{len(text)}"
     folder.mkdir()
     (folder / "weights.safetensors").write_text(text)
+    (folder / beside).write_text("{}")
     catalog.promote(catalog.publish(folder, kind="models", name=name, metadata={}).ref)
 
 
