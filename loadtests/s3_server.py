@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 START_TIMEOUT_S = 30.0
-_KEY, _SECRET = "testkey1", "testsecret1"
+KEY, SECRET = "testkey1", "testsecret1"
 _LISTENS = re.compile(r"s3 server on \[?(http://127\.0\.0\.1:\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running server; `environment` is what a client's process needs to reach it."""
+    """A running server; `environment` is what a client's process needs, buckets are the folders of `directory`."""
 
     url: str
+    directory: Path
     process_id: int
     environment: Mapping[str, str] = field(repr=False)
 
@@ -34,8 +35,10 @@ class S3Server:
 def serve_s3(directory: Path) -> Iterator[S3Server]:
     """Serve a directory on a free port of the loopback interface until the block ends."""
     command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--config", "/dev/null"]
-    # What is put there past the server shall be seen at once.
-    options = ["--auth-key", f"{_KEY},{_SECRET}", "--addr", "127.0.0.1:0", "--dir-cache-time", "0s"]
+    # What is put there past the server shall be seen at once; with 0 it looks at some new folders without an end.
+    options = ["--auth-key", f"{KEY},{SECRET}", "--addr", "127.0.0.1:0", "--dir-cache-time", "1ms"]
+    # A real store keeps an object's ETag; this one would read and hash the whole file for each request on it.
+    options += ["--etag-hash", ""]
     directory.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         [*command, *options, str(directory)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -45,7 +48,7 @@ def serve_s3(directory: Path) -> Iterator[S3Server]:
     reader.start()
     try:
         url = _url(said)
-        yield S3Server(url, process.pid, _environment(url))
+        yield S3Server(url, directory, process.pid, environment(url))
     finally:
         process.terminate()
         process.wait(10)
@@ -69,12 +72,13 @@ def _drain(process: "subprocess.Popen[str]", said: "queue.Queue[str | None]") ->
     said.put(None)
 
 
-def _environment(url: str) -> dict[str, str]:
+def environment(url: str) -> dict[str, str]:
+    """What a client's process needs to reach a server on this machine that knows KEY and SECRET."""
     # No proxy of this machine's shall stand between client and server.
     direct = {name: "127.0.0.1,localhost" for name in ("no_proxy", "NO_PROXY") if os.environ.get("http_proxy")}
     return {
-        "AWS_ACCESS_KEY_ID": _KEY,
-        "AWS_SECRET_ACCESS_KEY": _SECRET,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_ENDPOINT_URL": url,
         "AWS_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",

@@ -3,16 +3,19 @@
 It passes on the bytes of each request as they came, so that signatures stay right, and one request a connection.
 """
 
+import os
 import socket
 import socketserver
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+
+import pytest
 
 from loadtests.s3_server import S3Server
 
@@ -91,6 +94,14 @@ def fault_proxy(server: S3Server) -> Iterator[FaultProxy]:
             proxy.ended.set()
             proxy.shutdown()
             thread.join()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str]) -> None:
+    """Have this process's S3 clients reach a server, or a proxy, and know nothing of this machine's own account."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
 
 
 def damage(path: Path, *, offset: int) -> None:

@@ -98,6 +98,10 @@ class Catalog:
         if not self._is_published(wanted):
             with self.store.exclusive(_manifest_key(wanted.ref)) as alone:
                 self._upload(directory, wanted, alone=alone)
+        elif self.store.exists(_claim_key(wanted.ref)):
+            # Its publisher was killed between its last two steps.
+            with self.store.exclusive(_manifest_key(wanted.ref)):
+                self.store.delete(_claim_key(wanted.ref))
         return self._same(wanted)
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
@@ -212,7 +216,7 @@ class Catalog:
         return found
 
     def _upload(self, directory: Path, manifest: Manifest, *, alone: bool) -> None:
-        claim = f"{manifest.ref}/{_CLAIM_NAME}"
+        claim = _claim_key(manifest.ref)
         self._claim(manifest, claim, alone=alone)
         # Only now it is sure: a faster publisher has given up its claim after its manifest was there.
         if not self._is_published(manifest):
@@ -229,7 +233,11 @@ class Catalog:
     def _claim(self, manifest: Manifest, key: str, *, alone: bool) -> None:
         """Two writers of one version with different files would overwrite each other's before either has a manifest."""
         content = _content_version(manifest.files, manifest.metadata).encode("ascii")
-        if self.store.create(key, content) or self.store.read_bytes(key) == content:
+        claimed = None
+        # None when it is there, and then not: its publisher has ended between the two looks.
+        while claimed is None:
+            claimed = content if self.store.create(key, content) else self._read_claim(key)
+        if claimed == content:
             return
         if not alone:
             raise ArtifactExistsError(
@@ -238,6 +246,12 @@ class Catalog:
             )
         # Nobody else publishes it now, so whoever claimed it was killed.
         self.store.put_bytes(key, content)
+
+    def _read_claim(self, key: str) -> bytes | None:
+        try:
+            return self.store.read_bytes(key)
+        except ArtifactNotFoundError:
+            return None
 
     def _read_pointer(self, kind: ArtifactKind, name: str) -> tuple[Pointer | None, bytes | None]:
         check_address(kind, name)
@@ -271,6 +285,10 @@ def _content_version(files: tuple[FileEntry, ...], metadata: Mapping[str, Any]) 
 
 def _manifest_key(ref: ArtifactRef) -> str:
     return f"{ref}/{MANIFEST_NAME}"
+
+
+def _claim_key(ref: ArtifactRef) -> str:
+    return f"{ref}/{_CLAIM_NAME}"
 
 
 def _pointer_key(kind: ArtifactKind, name: str) -> str:

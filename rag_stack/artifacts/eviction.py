@@ -80,18 +80,18 @@ class Eviction:
 
     def collect(self, limit_bytes: int | None, *, useless: Callable[[CachedArtifact], bool]) -> Collected:
         """Remove the leavings of killed processes and what is useless, then evict down to a limit."""
-        with translated("clean", self._directory):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with self._alone():
-                leavings, size_bytes = self._remove_leavings()
-                artifacts = self._list()
-                evicted = [artifact for artifact in artifacts if useless(artifact) and self._evict(artifact)]
-                for artifact in artifacts:
-                    if limit_bytes is None or self.used_bytes() <= limit_bytes:
-                        break
-                    if artifact not in evicted and self._evict(artifact):
-                        evicted.append(artifact)
-                self._remove_idle_pins()
+        if not self._directory.exists():
+            return Collected((), (), 0)
+        with translated("clean", self._directory), self._alone():
+            leavings, size_bytes = self._remove_leavings()
+            artifacts = self._list()
+            evicted = [artifact for artifact in artifacts if useless(artifact) and self._evict(artifact)]
+            for artifact in artifacts:
+                if limit_bytes is None or self.used_bytes() <= limit_bytes:
+                    break
+                if artifact not in evicted and self._evict(artifact):
+                    evicted.append(artifact)
+            self._remove_idle_pins()
         return Collected(tuple(evicted), leavings, size_bytes)
 
     def _alone(self) -> AbstractContextManager[None]:

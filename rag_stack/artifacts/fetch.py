@@ -51,10 +51,11 @@ def fetch(partial: Partial, plan: Plan, *, threads: int = THREADS) -> Mapping[So
 
     The first error that the plan cannot mend ends the fetch and is raised; what came stays for the next one.
     """
-    moved: Counter[Source] = Counter()
     errors: list[BaseException] = []
 
-    def work() -> None:
+    def work() -> Counter[Source]:
+        # Each thread counts for itself: adding to a common count is no single step, and would lose some.
+        moved: Counter[Source] = Counter()
         try:
             while not errors and (assignment := plan.take()) is not None:
                 if _move(assignment, partial, plan):
@@ -62,16 +63,16 @@ def fetch(partial: Partial, plan: Plan, *, threads: int = THREADS) -> Mapping[So
         except BaseException as exc:
             errors.append(exc)
             plan.stop()
+        return moved
 
     try:
         with ThreadPoolExecutor(threads, "fetch") as pool:
-            for _ in range(threads):
-                pool.submit(work)
+            counts = [pool.submit(work) for _ in range(threads)]
     finally:
         plan.stop()
     if errors:
         raise errors[0]
-    return moved
+    return sum((count.result() for count in counts), Counter())
 
 
 def _move(assignment: Assignment, partial: Partial, plan: Plan) -> bool:

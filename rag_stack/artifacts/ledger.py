@@ -17,8 +17,9 @@ Chunks: TypeAlias = int
 
 # Chunks that one node gives at once, to all others together.
 READS_PER_SOURCE: Final = 8
-# A session that is silent for so long has died; what it fetches from the origin is given to others.
-SILENCE_S: Final = 8.0
+# A session that is silent for so long has died; what it fetches from the origin is given to others. Longer than it
+# takes to ask all nodes what they have.
+SILENCE_S: Final = 12.0
 # Another node may fetch a chunk, too, that has been on its way from the origin for so long.
 LEASE_S: Final = 60.0
 # Chunks with more copies than this are all alike.
@@ -65,6 +66,8 @@ class _Fetcher:
     session: Session
     wanted: Chunks
     heard_at: float
+    # Nothing is read from the origin before it is known what the nodes have.
+    ready: bool
     reading: dict[int, NodeId | None] = field(default_factory=dict)
     bad_sources: set[NodeId] = field(default_factory=set)
 
@@ -104,15 +107,20 @@ class Ledger:
         have: Chunks,
         reading: Mapping[int, NodeId | None],
         bad_sources: Iterable[NodeId] = (),
+        holdings: Mapping[NodeId, Chunks] | None,
     ) -> None:
-        """Begin a session, or go on with it after the ledger was lost, with what its node has and fetches now."""
+        """Begin a session, or go on with it after the ledger was lost, with what its node has and fetches now.
+
+        `holdings` is what the other nodes have. While they are being asked (None) the session has to wait.
+        """
         self._artifacts.setdefault(session.artifact, _Artifact()).fetchers.add(session.id)
         if session.id in self._fetchers:
             self._end_all(self._fetchers[session.id])
         wanted = ((1 << session.chunk_count) - 1) & ~have
-        fetcher = _Fetcher(session, wanted, self._clock(), bad_sources=set(bad_sources))
+        ready = holdings is not None
+        fetcher = _Fetcher(session, wanted, self._clock(), ready=ready, bad_sources=set(bad_sources))
         self._fetchers[session.id] = fetcher
-        self.hold(session.id, {session.node: have})
+        self.hold(session.id, {**(holdings or {}), session.node: have})
         for index, source in reading.items():
             self._begin(fetcher, Task(index, source))
 
@@ -130,6 +138,8 @@ class Ledger:
         unread = fetcher.wanted & ~_set_of(fetcher.reading)
         if not unread:
             return None
+        if not fetcher.ready:
+            return "wait"
         artifact = self._artifacts[fetcher.session.artifact]
         ways = [self._from_origin, self._from_peer]
         # Both at once, where both have something: neither link then waits for the other.

@@ -74,9 +74,11 @@ class ObjectStore:
         return sorted(name for name in names if name and not name.startswith("."))
 
     def upload(self, path: Path, key: str) -> None:
-        """Store a local file under a key."""
+        """Store a local file under a key, in parts where it is large."""
+        with translated("read", path):
+            path.open("rb").close()
         with self._translated("write", key):
-            self._fs.put_file(str(path), self._path(key))
+            self._put_file(path, key)
 
     def put_bytes(self, key: str, data: bytes) -> None:
         """Store bytes under a key, replacing what is there."""
@@ -113,6 +115,9 @@ class ObjectStore:
     def exclusive(self, key: str) -> AbstractContextManager[bool]:  # noqa: ARG002 - the subclass needs it
         """Hold out other processes that would publish under a key, and say whether that is sure: on `file://` only."""
         return nullcontext(enter_result=False)
+
+    def _put_file(self, path: Path, key: str) -> None:
+        self._fs.put_file(str(path), self._path(key))
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"

@@ -44,15 +44,23 @@ class Cluster(Protocol):
         """What the other nodes have of the artifact: asked anew, or those that answered or appeared since."""
 
     def join(
-        self, session: Session, *, have: Chunks, reading: Mapping[int, NodeId | None], bad_sources: Iterable[NodeId]
-    ) -> None: ...
+        self,
+        session: Session,
+        *,
+        have: Chunks,
+        reading: Mapping[int, NodeId | None],
+        bad_sources: Iterable[NodeId],
+        holdings: Mapping[NodeId, Chunks] | None,
+    ) -> None:
+        """As the ledger's."""
 
     def hold(self, session_id: str, holdings: Mapping[NodeId, Chunks]) -> None: ...
 
     def next(self, session_id: str, progress: Progress) -> Reply:
         """As the ledger's, but "wait" only after some waiting for others' progress."""
 
-    def leave(self, session_id: str, progress: Progress) -> None: ...
+    def leave(self, session_id: str, progress: Progress) -> None:
+        """As the ledger's, without waiting for it."""
 
     def read(self, node: NodeId, chunk: Chunk) -> Buffer:
         """A chunk from a node. Raises ArtifactNotFoundError when it is not there, ArtifactError when nothing comes."""
@@ -61,8 +69,9 @@ class Cluster(Protocol):
 class PeerPlan:
     """The plan of one fetch (`fetch.Plan`): the ledger's, or everything from the origin while there is none."""
 
-    def __init__(self, partial: Partial, origin: Origin, cluster: Cluster) -> None:
+    def __init__(self, partial: Partial, origin: Origin, cluster: Cluster, *, heartbeat_s: float = HEARTBEAT_S) -> None:
         missing = partial.missing()
+        self._heartbeat_s = heartbeat_s
         self._chunks = partial.chunks
         self._origin = origin
         self._cluster = cluster
@@ -175,27 +184,28 @@ class PeerPlan:
                 if not self._cluster.has_others():
                     self._joined = False
                     return
-                with self._lock:
-                    # Before the nodes are asked, so that what they get while they answer is known, too.
-                    self._tell_all()
-                holdings = self._cluster.holdings(fresh=True)
-                with self._lock:
-                    if self._stopped.is_set():
-                        self._cluster.leave(self._session.id, NOTHING)
-                        return
-                    self._tell_all()
-                    self._cluster.hold(self._session.id, holdings)
-                    self._joined, self._warned = True, False
-                    self._joins += 1
-            except (ArtifactError, UnknownSessionError) as exc:
+                # Before the nodes are asked, so that what they get while they answer is known, too.
+                self._tell_all(None)
+                self._tell_all(self._cluster.holdings(fresh=True))
+            except ArtifactError as exc:
                 self._part(exc)
+                return
+            with self._lock:
+                self._joined, self._warned = not self._stopped.is_set(), False
+                self._joins += 1
+            if not self._joined:
+                self._cluster.leave(self._session.id, NOTHING)
 
-    def _tell_all(self) -> None:
-        """What is here, and what is on its way. Holds the lock, so that nothing changes meanwhile."""
-        missing = {*self._unread, *self._reading}
+    def _tell_all(self, holdings: Mapping[NodeId, Chunks] | None) -> None:
+        """What is here, what is on its way, and what other nodes have."""
+        with self._lock:
+            missing = {*self._unread, *self._reading}
+            reading, bad_sources = dict(self._reading), tuple(self._bad_sources)
+            # Told with the rest; and what changes from here on is told later.
+            self._progress()
         have = sum(1 << index for index in range(len(self._chunks)) if index not in missing)
-        self._cluster.join(self._session, have=have, reading=dict(self._reading), bad_sources=tuple(self._bad_sources))
-        self._progress()
+        # Not under the lock: while the ledger does not answer, the fetch goes on.
+        self._cluster.join(self._session, have=have, reading=reading, bad_sources=bad_sources, holdings=holdings)
 
     def _join_again(self, joins: int) -> None:
         """After the ledger was lost; of several threads that notice the first does it."""
@@ -211,7 +221,7 @@ class PeerPlan:
             self._log.warning("no peers for %s, it comes from the object store: %s", self._session.artifact, error)
 
     def _watch(self) -> None:
-        while not self._stopped.wait(HEARTBEAT_S):
+        while not self._stopped.wait(self._heartbeat_s):
             joins = self._joins
             try:
                 if self._joined:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from rag_stack.artifacts import local_file
 from rag_stack.artifacts.chunk import Buffer
 from rag_stack.artifacts.object_store import ObjectReader, ObjectStore
-from rag_stack.errors import ArtifactError, PromotionConflictError
+from rag_stack.errors import ArtifactError, ArtifactNotFoundError, PromotionConflictError
 
 if TYPE_CHECKING:
     from pyarrow.fs import S3FileSystem as BulkReader
@@ -53,17 +52,17 @@ class S3Store(ObjectStore):
         with self._reading(key):
             return _S3Reader(self, self._bulk.open_input_file(self._path(key)), key)
 
-    def upload(self, path: Path, key: str) -> None:
-        """Store a local file under a key, in parts where it is large."""
-        with local_file.translated("read", path):
-            path.open("rb").close()
-        with self._translated("write", key):
-            self._fs.put_file(str(path), self._path(key), max_concurrency=_PARTS_IN_FLIGHT)
-
     def create(self, key: str, data: bytes) -> bool:
         """Store bytes under a key that must be free; whether it was. A server without conditions overwrites."""
         with self._translated("write", key):
-            return self._put(key, data, IfNoneMatch="*") or self.read_bytes(key) == data
+            if self._put(key, data, IfNoneMatch="*"):
+                return True
+            try:
+                # A write whose answer was lost is tried again by the client and then finds itself.
+                return self.read_bytes(key) == data
+            except ArtifactNotFoundError:
+                # Whoever had it has deleted it meanwhile.
+                return False
 
     def compare_and_set(self, key: str, data: bytes, *, expected: bytes | None) -> None:
         """Replace an object only if it still holds `expected` (None: only if there is none).
@@ -73,15 +72,17 @@ class S3Store(ObjectStore):
         """
         with self._translated("write", key):
             self._require_conditions()
-            condition = {"IfNoneMatch": "*"}
+            conditions = [{"IfNoneMatch": "*"}]
             if expected is not None:
                 # The tag first: if the object moves before it is read, the write on the old tag fails.
                 tag = self._tag(key)
                 if tag is None or self.read_bytes(key) != expected:
                     raise PromotionConflictError(f"{self._url(key)!r} was moved by another writer")
-                condition = {"IfMatch": tag}
+                # Ceph compares the tag without the quotes that the standard, and every server's answer, puts around it.
+                conditions = [{"IfMatch": tag}, {"IfMatch": tag.strip('"')}]
+            won = any(self._put(key, data, **condition) for condition in conditions)
             # A write whose answer was lost is tried again by the client and then finds itself.
-            if not self._put(key, data, **condition) and self.read_bytes(key) != data:
+            if not won and self.read_bytes(key) != data:
                 raise PromotionConflictError(f"{self._url(key)!r} was moved by another writer")
 
     def _require_conditions(self) -> None:
@@ -93,6 +94,9 @@ class S3Store(ObjectStore):
                 "would seem to win; use one that knows If-Match and If-None-Match, or name every version in the "
                 "release and promote nothing"
             )
+
+    def _put_file(self, path: Path, key: str) -> None:
+        self._fs.put_file(str(path), self._path(key), max_concurrency=_PARTS_IN_FLIGHT)
 
     def _put(self, key: str, data: bytes, **condition: str) -> bool:
         bucket, path, _ = self._fs.split_path(self._path(key))

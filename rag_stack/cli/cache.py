@@ -21,7 +21,7 @@ from rag_stack.config import ArtifactsConfig, load_release
 from rag_stack.errors import ArtifactCorruptError, ArtifactNotFoundError, InvalidRequestError
 from rag_stack.metrics import MemoryRecorder
 
-app = typer.Typer(help="What this node keeps of the object store.", no_args_is_help=True)
+app = typer.Typer(help="What this node keeps of the object store.", no_args_is_help=True, add_completion=False)
 
 _UNREADABLE = "(unreadable)"
 
@@ -35,17 +35,14 @@ def ls_command(cache: Cache = None, *, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows))
         return
-    table = Table("artifact", "bytes", "last used", "pinned", box=None, header_style="bold")
-    # Nothing of a path is cut off, however narrow the terminal.
-    table.add_column("path", overflow="fold")
-    for row in rows:
-        pinned = "yes" if row["pinned"] else ""
-        table.add_row(row["ref"] or _UNREADABLE, f"{row['size_bytes']:,}", row["used_at"], pinned, row["path"])
-    console = Console(soft_wrap=True)
     if any(row["ref"] is None for row in rows):
-        Console(stderr=True).print("unreadable ones are removed by `rag-stack cache gc`", style="yellow")
-    empty = f"nothing is cached in {node_cache.directory}"
-    console.print(table if rows else empty, markup=False)
+        Console(stderr=True, soft_wrap=True).print(
+            "unreadable ones are removed by `rag-stack cache gc`", style="yellow"
+        )
+    if rows:
+        Console().print(_table(rows))
+    total = sum(row["size_bytes"] for row in rows)
+    typer.echo(f"{total:,} bytes in {node_cache.directory}" if rows else f"nothing is cached in {node_cache.directory}")
 
 
 @app.command("verify")
@@ -73,7 +70,7 @@ def verify_command(
     if as_json:
         typer.echo(json.dumps(rows))
     elif not rows:
-        Console().print(f"nothing is cached in {node_cache.directory}", markup=False, soft_wrap=True)
+        typer.echo(f"nothing is cached in {node_cache.directory}")
     raise typer.Exit(int(any(row["problem"] for row in rows)))
 
 
@@ -95,18 +92,18 @@ def gc_command(
         names = {artifact.hex: _manifest(artifact) for artifact in node_cache.eviction.artifacts()}
         collected = node_cache.collect(0 if everything else limit_bytes)
         left = node_cache.eviction.used_bytes()
+        in_use = sum(artifact.size_bytes for artifact in node_cache.eviction.artifacts() if artifact.pinned)
     evicted = [{**_row(each), "ref": _ref(names.get(each.hex))} for each in collected.evicted]
     freed = sum(each.size_bytes for each in collected.evicted) + collected.leavings_bytes
     leavings = list(collected.leavings)
     if as_json:
         typer.echo(json.dumps({"evicted": evicted, "leavings": leavings, "freed_bytes": freed, "used_bytes": left}))
         return
-    console = Console(soft_wrap=True, markup=False, highlight=False)
     for row in evicted:
-        console.print(f"evicted {row['ref'] or _UNREADABLE}  {row['size_bytes']:,} bytes  {row['path']}")
+        typer.echo(f"evicted {row['ref'] or _UNREADABLE}  {row['size_bytes']:,} bytes  {row['path']}")
     for name in leavings:
-        console.print(f"removed a leaving  {name}")
-    console.print(f"freed {freed:,} bytes, {left:,} are in use or may stay")
+        typer.echo(f"removed what a killed process left  {name}")
+    typer.echo(f"freed {freed:,} bytes; {left:,} bytes stay, {in_use:,} of them in use by a process")
 
 
 @app.command("warm")
@@ -140,7 +137,25 @@ def warm_command(
 
 
 def _open(cache: Path | None) -> NodeCache:
-    return NodeCache(cache or ArtifactsConfig().cache)
+    node_cache = NodeCache(cache or ArtifactsConfig().cache)
+    if node_cache.directory.exists() and not node_cache.directory.is_dir():
+        raise InvalidRequestError(f"{str(node_cache.directory)!r} is a file; expected the directory of a cache")
+    return node_cache
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    # Nothing of a name is cut off, however narrow the terminal.
+    table.add_column("artifact", overflow="fold")
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("last used (UTC)", no_wrap=True)
+    table.add_column("in use", no_wrap=True)
+    table.add_column("folder", no_wrap=True)
+    for row in rows:
+        used_at = row["used_at"].removesuffix("+00:00").replace("T", " ")
+        in_use, folder = "yes" if row["pinned"] else "", Path(row["path"]).name[:12]
+        table.add_row(row["ref"] or _UNREADABLE, f"{row['size_bytes']:,}", used_at, in_use, folder)
+    return table
 
 
 def _manifest(artifact: CachedArtifact) -> Manifest | None:

@@ -20,7 +20,7 @@ from rag_stack.index.format import IndexMetadata
 from rag_stack.index.spec import load_spec
 from rag_stack.metrics import MemoryRecorder
 
-app = typer.Typer(help="Index versions in the object store.", no_args_is_help=True)
+app = typer.Typer(help="Index versions in the object store.", no_args_is_help=True, add_completion=False)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from rag_stack.cli.failure import one_line_failures
 from rag_stack.errors import ArtifactNotFoundError
 from rag_stack.generation.model_import import import_model
 
-app = typer.Typer(help="Models in the object store.", no_args_is_help=True)
+app = typer.Typer(help="Models in the object store.", no_args_is_help=True, add_completion=False)
 
 _PACKAGE = "package:"
 

@@ -1,10 +1,10 @@
 """Artifacts from node to node through Ray's object store: an agent on every node, one ledger a cluster.
 
-Both are detached actors, made by the first fetch that needs them, and hold nothing that they cannot do without: an
-agent reads its node's cache, the ledger is told all again when it restarts. Nothing heavy is imported here.
+Both are detached actors without CPUs of their own, made by the first fetch that needs them. They stay until the
+cluster ends, for the next fetch of whatever job, and hold nothing that they cannot do without: an agent reads its
+node's cache, the ledger is told all again when it restarts. Nothing heavy is imported here.
 """
 
-import asyncio
 import hashlib
 import logging
 import os
@@ -24,10 +24,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rag_stack.artifacts.chunk import Buffer, Chunk
 from rag_stack.artifacts.fetch import Origin
 from rag_stack.artifacts.ledger import (
-    NOTHING,
     READS_PER_SOURCE,
     Chunks,
-    Ledger,
     NodeId,
     Progress,
     Reply,
@@ -39,6 +37,7 @@ from rag_stack.artifacts.partial import Partial
 from rag_stack.artifacts.peers import PeerPlan
 from rag_stack.config import ArtifactsConfig
 from rag_stack.errors import ArtifactError, ArtifactNotFoundError
+from rag_stack.serving.ledger_actor import LedgerActor
 
 # A new version of what the actors take and answer needs a new name: they outlive the program that made them.
 NAMESPACE: Final = "rag_stack.peers.1"
@@ -49,8 +48,8 @@ AGENT_START_S: Final = 10.0
 LEDGER_TIMEOUT_S: Final = 20.0
 # A chunk takes milliseconds; a source that needs so long is replaced.
 READ_TIMEOUT_S: Final = 30.0
-# How long the ledger keeps a question open while there is nothing to fetch.
-_WAIT_S: Final = 2.0
+# A resource that only the head node has.
+_HEAD: Final = "node:__internal_head__"
 _DETACHED: Final = {
     "namespace": NAMESPACE,
     "lifetime": "detached",
@@ -58,56 +57,6 @@ _DETACHED: Final = {
     "num_cpus": 0,
     "max_restarts": -1,
 }
-
-
-class LedgerActor:
-    """The cluster's ledger. A session that has to wait is answered as soon as others get on."""
-
-    def __init__(self) -> None:
-        self._ledger = Ledger()
-        self._progress = asyncio.Event()
-
-    async def join(self, session: Session, have: Chunks, reading: dict[int, NodeId | None], bad: list[NodeId]) -> None:
-        """See Ledger.join."""
-        self._ledger.join(session, have=have, reading=reading, bad_sources=bad)
-
-    async def hold(self, session_id: str, holdings: dict[NodeId, Chunks]) -> bool:
-        """See Ledger.hold; False for a session that has to join first."""
-        try:
-            self._ledger.hold(session_id, holdings)
-        except UnknownSessionError:
-            return False
-        if holdings:
-            self._wake()
-        return True
-
-    async def next(self, session_id: str, progress: Progress) -> Reply | bool:
-        """See Ledger.next; False for a session that has to join first."""
-        try:
-            reply = self._ledger.next(session_id, progress)
-            if progress != NOTHING:
-                self._wake()
-            if reply == "wait" and await self._others_progress():
-                reply = self._ledger.next(session_id, NOTHING)
-        except UnknownSessionError:
-            return False
-        return reply
-
-    async def leave(self, session_id: str, progress: Progress) -> None:
-        """See Ledger.leave."""
-        self._ledger.leave(session_id, progress)
-        self._wake()
-
-    async def _others_progress(self) -> bool:
-        try:
-            await asyncio.wait_for(self._progress.wait(), _WAIT_S)
-        except TimeoutError:
-            return False
-        return True
-
-    def _wake(self) -> None:
-        self._progress.set()
-        self._progress = asyncio.Event()
 
 
 class NodeAgent:
@@ -138,10 +87,12 @@ class RayCluster:
         self._cache = str(cache)
         self._artifact = artifact
         self._read_timeout_s = read_timeout_s
+        self._log = logging.getLogger(__name__)
         self._agents: dict[NodeId, ActorHandle[Any]] = {}
         self._ledger: ActorHandle[Any] | None = None
         self._asked: dict[NodeId, ray.ObjectRef[Any] | None] = {}
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
 
     def has_others(self) -> bool:
         """Whether there is any other node now."""
@@ -149,30 +100,39 @@ class RayCluster:
 
     def holdings(self, *, fresh: bool) -> Mapping[NodeId, Chunks]:
         """What the other nodes have of the artifact: asked anew, or those that answered or appeared since."""
-        if fresh:
-            self._asked.clear()
-        for node in self._others() - self._asked.keys():
-            with _translated(f"ask node {node}"):
-                self._asked[node] = self._agent(node).chunks.remote(self._artifact)
-        waiting = {ref: node for node, ref in self._asked.items() if ref is not None}
-        if not waiting:
-            return {}
-        answered, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=AGENT_START_S if fresh else 0)
-        found: dict[NodeId, Chunks] = {}
-        for ref in answered:
-            self._asked[waiting[ref]] = None
-            try:
-                found[waiting[ref]] = ray.get(ref)
-            except RayError as exc:
-                logging.getLogger(__name__).warning("no answer from node %s: %s", waiting[ref], exc)
+        with self._asking:
+            if fresh:
+                self._asked.clear()
+            for node in self._others() - self._asked.keys():
+                with _translated(f"ask node {node}"):
+                    self._asked[node] = self._agent(node).chunks.remote(self._artifact)
+            waiting = {ref: node for node, ref in self._asked.items() if ref is not None}
+            if not waiting:
+                return {}
+            with _translated("ask the nodes"):
+                answered, silent = ray.wait(
+                    list(waiting), num_returns=len(waiting), timeout=AGENT_START_S if fresh else 0
+                )
+            if fresh and silent:
+                names = ", ".join(waiting[ref] for ref in silent)
+                self._log.warning("left out until they answer: nodes %s, silent for %.0f s", names, AGENT_START_S)
+            self._asked.update({waiting[ref]: None for ref in answered})
+        found = {waiting[ref]: self._answer(waiting[ref], ref) for ref in answered}
         return {node: chunks for node, chunks in found.items() if chunks}
 
     def join(
-        self, session: Session, *, have: Chunks, reading: Mapping[int, NodeId | None], bad_sources: Iterable[NodeId]
+        self,
+        session: Session,
+        *,
+        have: Chunks,
+        reading: Mapping[int, NodeId | None],
+        bad_sources: Iterable[NodeId],
+        holdings: Mapping[NodeId, Chunks] | None,
     ) -> None:
         """See Ledger.join."""
         self._ledger = None
-        self._ask("join", session, have, dict(reading), list(bad_sources))
+        others = {"reading": dict(reading), "bad_sources": tuple(bad_sources), "holdings": holdings}
+        self._ask("join", session, have, **others)
 
     def hold(self, session_id: str, holdings: Mapping[NodeId, Chunks]) -> None:
         """See Ledger.hold."""
@@ -187,8 +147,9 @@ class RayCluster:
         return reply
 
     def leave(self, session_id: str, progress: Progress) -> None:
-        """See Ledger.leave."""
-        self._ask("leave", session_id, progress)
+        """See Ledger.leave. Not waited for: a ledger that does not hear of it notices by itself."""
+        with _translated("reach the ledger"):
+            self._reach().leave.remote(session_id, progress)
 
     def read(self, node: NodeId, chunk: Chunk) -> Buffer:
         """A chunk from a node, as a view of the object store's memory."""
@@ -202,13 +163,29 @@ class RayCluster:
         with _translated("list the nodes"):
             return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {self.node}
 
-    def _ask(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - each method answers its own
+    def _answer(self, node: NodeId, ref: "ray.ObjectRef[Any]") -> Chunks:
+        try:
+            with _translated(f"ask node {node}"):
+                return int(ray.get(ref))
+        except ArtifactError as exc:
+            self._log.warning("%s", exc)
+            return 0
+
+    def _ask(self, method: str, *arguments: object, **named: object) -> Any:  # noqa: ANN401 - each answers its own
         with _translated("reach the ledger"):
-            if self._ledger is None:
-                # Retried where it restarts meanwhile; so many questions because it keeps them open.
-                options = {**_DETACHED, "max_task_retries": -1, "max_concurrency": 10_000}
-                self._ledger = ray.remote(LedgerActor).options(name=LEDGER, **options).remote()
-            return ray.get(getattr(self._ledger, method).remote(*arguments), timeout=LEDGER_TIMEOUT_S)
+            asked = getattr(self._reach(), method).remote(*arguments, **named)
+            return ray.get(asked, timeout=LEDGER_TIMEOUT_S)
+
+    def _reach(self) -> "ActorHandle[Any]":
+        ledger = self._ledger
+        if ledger is None:
+            # Beside Ray's own control, which the cluster does not survive either; so it outlives all other nodes.
+            heads = [node["NodeID"] for node in ray.nodes() if _HEAD in node["Resources"]]
+            there = NodeAffinitySchedulingStrategy((heads or [self.node])[0], soft=True)
+            # Retried where it restarts meanwhile; so many questions because it keeps them open.
+            options = {**_DETACHED, "max_task_retries": -1, "max_concurrency": 10_000, "scheduling_strategy": there}
+            ledger = self._ledger = ray.remote(LedgerActor).options(name=LEDGER, **options).remote()
+        return ledger
 
     def _agent(self, node: NodeId) -> "ActorHandle[Any]":
         with self._lock:
@@ -237,8 +214,12 @@ class RayPeers:
 
 
 def cluster_peers(config: ArtifactsConfig, *, read_timeout_s: float = READ_TIMEOUT_S) -> RayPeers | None:
-    """The peers of this process, or None when it is in no Ray cluster. `config` is the same on all nodes."""
-    if not ray.is_initialized():
+    """The peers of this process, or None when it is on no node of a Ray cluster. `config` is the same on all nodes.
+
+    A fetch goes on alone when Ray was shut down meanwhile; but Ray itself may never answer what another thread asks in
+    the very moment of its shutdown.
+    """
+    if not ray.is_initialized() or ray.util.client.ray.is_connected():
         return None
     return RayPeers(config.cache.absolute(), read_timeout_s=read_timeout_s)
 
@@ -250,6 +231,9 @@ def agent_name(node: NodeId, cache: str) -> str:
 
 @contextmanager
 def _translated(action: str) -> Iterator[None]:
+    if not ray.is_initialized():
+        # A question would start a cluster of this process's own.
+        raise ArtifactError(f"cannot {action}: Ray was shut down in this process")
     try:
         yield
     except GetTimeoutError as exc:

@@ -1,6 +1,8 @@
-"""What every object store must do, and what only file:// can."""
+"""What every object store must do, on a real S3 server too, and what only some can."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -9,16 +11,31 @@ from uuid import uuid4
 
 import pytest
 
+from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.node_cache import NodeCache
 from rag_stack.artifacts.object_store import ObjectStore, open_store
+from rag_stack.artifacts.tiers import Tiers
 from rag_stack.errors import ArtifactError, ArtifactNotFoundError, PromotionConflictError
+from rag_stack.metrics import MemoryRecorder
 
-ODD_NAME = "spaces and ünïcode/#1?%20*[x]&y;~.bin"
+ODD_NAMES = (
+    "spaces and ünïcode/#1?%20*[x]&y;~.bin",
+    "a+b=c@d,e$f!g'h(i):j^`{k}|\".bin",
+    "日本語 🌊/100%.bin",
+    "a\\b\tc",
+)
+SHARDS = 40
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    root = f"{tmp_path}/store" if request.param == "file" else uuid4().hex
-    return open_store(f"{request.param}://{root}")
+    match request.param:
+        case "s3":
+            return open_store(f"s3://{request.getfixturevalue('bucket').name}/below/a prefix")
+        case "memory":
+            return open_store(f"memory://{uuid4().hex}")
+        case _:
+            return open_store(f"file://{tmp_path}/store")
 
 
 @pytest.fixture
@@ -52,13 +69,62 @@ def test_names_are_listed_one_level_deep(store: ObjectStore) -> None:
     assert store.list_names("other") == []
 
 
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_may_hold_unusual_characters(store: ObjectStore, tmp_path: Path, name: str) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(name.encode())
+    store.upload(source, f"a/{name}")
+    assert store.read_bytes(f"a/{name}") == name.encode()
+    assert store.exists(f"a/{name}")
+    assert store.list_names("a") == [name.partition("/")[0]]
+    with closing(store.reader(f"a/{name}")) as reader:
+        assert bytes(reader.read_at(2, 3)) == name.encode()[2:5]
+
+
 @pytest.mark.parametrize("size", [0, 1, 9 * 1024 * 1024])
-def test_a_file_is_uploaded_under_any_name(store: ObjectStore, tmp_path: Path, size: int) -> None:
+def test_a_file_comes_back_as_it_was(store: ObjectStore, tmp_path: Path, size: int) -> None:
     source = tmp_path / "source"
     source.write_bytes(os.urandom(size))
-    store.upload(source, f"a/{ODD_NAME}")
-    assert store.read_bytes(f"a/{ODD_NAME}") == source.read_bytes()
-    assert store.list_names("a") == ["spaces and ünïcode"]
+    store.upload(source, "a/b")
+    assert store.read_bytes("a/b") == source.read_bytes()
+
+
+def test_pieces_are_read_by_many_at_once(store: ObjectStore) -> None:
+    content = os.urandom(1_000_003)
+    store.put_bytes("a/b", content)
+    offsets = range(0, len(content), 100_000)
+    with closing(store.reader("a/b")) as reader, ThreadPoolExecutor(4) as pool:
+        assert reader.size_bytes == len(content)
+        pieces = pool.map(lambda offset: bytes(reader.read_at(offset, min(100_000, len(content) - offset))), offsets)
+        assert b"".join(pieces) == content
+    with pytest.raises(ArtifactNotFoundError, match="a/c"):
+        store.reader("a/c")
+
+
+def test_an_object_is_created_once_and_deleted(store: ObjectStore) -> None:
+    assert store.create("a/b", b"first")
+    store.delete("a/b")
+    store.delete("a/b")
+    assert not store.exists("a/b")
+    assert store.create("a/b", b"second")
+    assert store.read_bytes("a/b") == b"second"
+
+
+def test_an_artifact_of_many_shards_comes_back(store: ObjectStore, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    names = [f"model-{i:05d}-of-{SHARDS:05d}.safetensors" for i in range(SHARDS)] + list(ODD_NAMES)
+    for place, name in enumerate(names):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        # Every fifth file is empty.
+        (source / name).write_bytes(os.urandom(1000 * (place % 5)))
+    catalog = Catalog(store)
+    manifest = catalog.publish(source, kind="models", name="m", metadata={})
+    assert catalog.versions("models", "m") == [manifest.version]
+    tiers = Tiers(catalog, NodeCache(tmp_path / "cache"), MemoryRecorder())
+    local = tiers.ensure_local(catalog.resolve("models", "m", manifest.version))
+    assert {name: (local.path / name).read_bytes() for name in names} == {
+        name: (source / name).read_bytes() for name in names
+    }
 
 
 def test_a_missing_source_is_named(store: ObjectStore, tmp_path: Path) -> None:
@@ -109,9 +175,63 @@ def race(store: ObjectStore, start: Barrier, wins: "Queue[list[bool]]", rounds: 
 
 def test_a_store_without_compare_and_set_says_so() -> None:
     store = open_store(f"memory://{uuid4().hex}")
-    with pytest.raises(ArtifactError, match="promotes on file:// only"):
+    with pytest.raises(ArtifactError, match=r"cannot replace 'memory://.*only file:// and s3:// can; keep"):
         store.compare_and_set("p", b"1", expected=None)
     assert not store.exists("p")
+
+
+def test_a_server_that_ignores_conditions_promotes_nothing(bucket: Path) -> None:
+    store = open_store(f"s3://{bucket.name}/root")
+    with pytest.raises(ArtifactError, match=r"ignores conditional writes.*one that knows If-Match") as caught:
+        store.compare_and_set("p", b"1", expected=None)
+    assert not isinstance(caught.value, PromotionConflictError)
+    assert not store.exists("p")
+    assert store.list_names("") == []
+
+
+@pytest.mark.parametrize("key", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_credentials_are_told(bucket: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    store = open_store(f"s3://{bucket.name}")
+    store.put_bytes("a", b"x")
+    monkeypatch.setenv(key, "wrong")
+    for use in (lambda s: s.read_bytes("a"), lambda s: s.reader("a"), lambda s: s.put_bytes("b", b"")):
+        with pytest.raises(ArtifactError, match=f"cannot (read|write) 's3://{bucket.name}/.*check AWS_ACCESS_KEY_ID"):
+            use(open_store(f"s3://{bucket.name}"))
+
+
+def test_a_bucket_that_is_not_there_is_told(bucket: Path) -> None:
+    store = open_store("s3://no-such-bucket/root")
+    with pytest.raises(ArtifactError, match="no-such-bucket/root/a"):
+        store.read_bytes("a")
+    with pytest.raises(ArtifactError, match=r"cannot write 's3://no-such-bucket/root/a'"):
+        store.put_bytes("a", b"")
+
+
+@pytest.mark.parametrize("offset", [0, 5 * 2**30 - 7])
+def test_an_object_of_over_5_gb_is_read_anywhere(bucket: Path, offset: int) -> None:
+    with (bucket / "big").open("wb") as file:
+        file.truncate(5 * 2**30 + 11)
+        file.seek(offset)
+        file.write(b"here it is")
+    with closing(open_store(f"s3://{bucket.name}").reader("big")) as reader:
+        assert reader.size_bytes == 5 * 2**30 + 11
+        assert bytes(reader.read_at(offset, 10)) == b"here it is"
+
+
+@pytest.mark.slow
+def test_a_file_of_over_5_gb_is_uploaded_in_parts(bucket: Path, tmp_path: Path) -> None:
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate(5 * 2**30 + 11)
+        file.seek(-3, os.SEEK_END)
+        file.write(b"end")
+    store = open_store(f"s3://{bucket.name}")
+    try:
+        store.upload(tmp_path / "big", "big")
+        with closing(store.reader("big")) as reader:
+            assert bytes(reader.read_at(reader.size_bytes - 3, 3)) == b"end"
+            assert reader.size_bytes == 5 * 2**30 + 11
+    finally:
+        store.delete("big")
 
 
 @pytest.mark.parametrize("root", ["file://./var/a", "file://var/a", "var/a", "./var/a/"])

@@ -1,9 +1,15 @@
 """Artifacts from node to node: a real Ray cluster of several raylets, each with a cache of its own."""
 
+import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.chunk import CHUNK_BYTES, Buffer, Chunk
-from rag_stack.artifacts.fetch import Origin
-from rag_stack.artifacts.ledger import NodeId
+from rag_stack.artifacts.fetch import Origin, Source
+from rag_stack.artifacts.ledger import NOTHING, NodeId
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.node_cache import NodeCache
 from rag_stack.artifacts.object_store import open_store
@@ -31,6 +37,8 @@ from rag_stack.serving.node_agent import LEDGER, NAMESPACE, RayCluster, agent_na
 
 NODES = 4
 CHUNKS = 10
+START_TIMEOUT_S = 120
+NO_ARTIFACT = "0" * 64
 CONTENT = np.random.default_rng(0).bytes(CHUNKS * CHUNK_BYTES - 7)
 
 
@@ -49,10 +57,10 @@ class Nodes:
     def config(self) -> ArtifactsConfig:
         return ArtifactsConfig(root=f"file://{self.directory}/store", cache=self.cache(0))
 
-    def agent_process(self, number: int) -> int:
-        """The process of a node's agent."""
+    def agent(self, number: int) -> "ActorHandle[Any]":
+        """A node's agent, which some fetch has started."""
         name = agent_name(self.ids[number], str(self.config.cache))
-        return process_of(ray.get_actor(name, namespace=NAMESPACE))
+        return ray.get_actor(name, namespace=NAMESPACE)
 
 
 class Fetcher:
@@ -61,20 +69,28 @@ class Fetcher:
     def __init__(self, config: ArtifactsConfig) -> None:
         self._config = config
 
-    def fetch(self, manifest: Manifest) -> dict[str, int]:
+    def fetch(self, manifest: Manifest) -> Mapping[Source, int]:
         """Bytes by source; of what is here every digest has been checked."""
         tiers = open_tiers(self._config, MemoryRecorder(), peers=cluster_peers(self._config))
         local = tiers.ensure_local(manifest)
         tiers.cache.verify(manifest)
-        return dict(local.moved)
+        return local.moved
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path, tuple[NodeId, ...]]]:
     directory = tmp_path_factory.mktemp("peers")
     settings: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 400 * 2**20}
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        # Not below pytest's own: a socket's path must fit into 107 bytes.
+        tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as ray_directory,
+    ):
+        patch.setenv("RAY_TMPDIR", ray_directory)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # A lost node is noticed after 2 seconds and not after 15.
+        patch.setenv("RAY_health_check_period_ms", "500")
+        patch.setenv("RAY_health_check_failure_threshold", "4")
         head = {**settings, "include_dashboard": False, "env_vars": {"RAG_STACK_CACHE": str(directory / "cache0")}}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
@@ -84,10 +100,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
                 cluster.add_node(**settings, env_vars={"RAG_STACK_CACHE": str(directory / f"cache{number}")})
                 (added,) = {node["NodeID"] for node in ray.nodes()} - set(ids)
                 ids.append(added)
+            _start_agents(Nodes(cluster, directory, tuple(ids)))
             yield cluster, directory, tuple(ids)
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+def _start_agents(nodes: Nodes) -> None:
+    """A busy machine may need longer for that than a fetch waits."""
+    RayCluster(nodes.config.cache, NO_ARTIFACT).holdings(fresh=True)
+    agents = [nodes.agent(number) for number in range(1, NODES)]
+    assert ray.get([agent.chunks.remote(NO_ARTIFACT) for agent in agents], timeout=START_TIMEOUT_S) == [0] * len(agents)
 
 
 @pytest.fixture
@@ -107,7 +131,8 @@ def manifest(nodes: Nodes, tmp_path: Path, request: pytest.FixtureRequest) -> Ma
 
 
 def process_of(actor: "ActorHandle[Any]") -> int:
-    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())))
+    """An actor's process; waits for one that restarts."""
+    return int(ray.get(actor.__ray_call__.options(max_task_retries=-1).remote(lambda _: os.getpid()), timeout=60))
 
 
 def fetcher(nodes: Nodes, number: int) -> "ActorHandle[Any]":
@@ -118,10 +143,10 @@ def fetcher(nodes: Nodes, number: int) -> "ActorHandle[Any]":
 def give(nodes: Nodes, manifest: Manifest, number: int, indices: range = range(CHUNKS)) -> None:
     """Have a node hold an artifact, or some chunks of it, as of old."""
 
-    def fill(partial: Partial) -> None:
+    def fill(to: Partial) -> None:
         for index in indices:
-            chunk = partial.chunks[index]
-            partial.write(chunk, CONTENT[chunk.offset : chunk.offset + chunk.size_bytes])
+            chunk = to.chunks[index]
+            to.write(chunk, CONTENT[chunk.offset : chunk.offset + chunk.size_bytes])
         if len(indices) < CHUNKS:
             raise ArtifactError("broke off")
 
@@ -132,27 +157,36 @@ def give(nodes: Nodes, manifest: Manifest, number: int, indices: range = range(C
 
 
 class WatchedCluster(RayCluster):
-    """Calls back before each read from another node."""
+    """Calls back once, before the first read from a certain node."""
 
-    on_read: Callable[[NodeId, Chunk], None]
+    node_watched: NodeId
+    on_read: Callable[[], None]
+    reads: list[NodeId]
+    lock: threading.Lock
 
     def read(self, node: NodeId, chunk: Chunk) -> Buffer:
-        self.on_read(node, chunk)
+        with self.lock:
+            if node == self.node_watched and node not in self.reads:
+                self.on_read()
+            self.reads.append(node)
         return super().read(node, chunk)
 
 
 @dataclass
 class WatchedPeers:
-    """The driver's peers, with a callback before each read from one of them."""
+    """The driver's peers, with a callback before the first read from one of them."""
 
     nodes: Nodes
-    on_read: Callable[[NodeId, Chunk], None]
+    number: int
+    on_read: Callable[[], None]
     read_timeout_s: float = 30.0
+    reads: list[NodeId] = field(default_factory=list)
 
     def plan(self, partial: Partial, origin: Origin) -> PeerPlan:
         cache = self.nodes.config.cache
         cluster = WatchedCluster(cache, partial.manifest.hex, read_timeout_s=self.read_timeout_s)
-        cluster.on_read = self.on_read
+        cluster.node_watched, cluster.on_read = self.nodes.ids[self.number], self.on_read
+        cluster.reads, cluster.lock = self.reads, threading.Lock()
         return PeerPlan(partial, origin, cluster)
 
     def tiers(self) -> Tiers:
@@ -194,30 +228,33 @@ def test_a_node_with_a_part_gives_that_part(nodes: Nodes, manifest: Manifest) ->
     assert moved == {"peer": 4 * CHUNK_BYTES, "object_store": len(CONTENT) - 4 * CHUNK_BYTES}
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_source_that_dies_or_stalls_midway_is_replaced(
-    nodes: Nodes, manifest: Manifest, how: signal.Signals, caplog: pytest.LogCaptureFixture
+def test_a_source_that_is_killed_midway_is_replaced_and_comes_back(
+    nodes: Nodes, manifest: Manifest, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in (1, 2):
         give(nodes, manifest, number)
-    reads: list[NodeId] = []
-    hit: list[int] = []
-
-    def strike(node: NodeId, _: Chunk) -> None:
-        reads.append(node)
-        if node == nodes.ids[1] and not hit:
-            hit.append(nodes.agent_process(1))
-            os.kill(hit[0], how)
-
-    peers = WatchedPeers(nodes, strike, read_timeout_s=5)
-    try:
-        assert right(peers.tiers().ensure_local(manifest)).moved == {"peer": len(CONTENT)}
-    finally:
-        if hit and how == signal.SIGSTOP:
-            os.kill(hit[0], signal.SIGCONT)
-    assert hit
-    assert nodes.ids[2] in reads
+    agent = process_of(nodes.agent(1))
+    peers = WatchedPeers(nodes, 1, lambda: os.kill(agent, signal.SIGKILL))
+    assert right(peers.tiers().ensure_local(manifest)).moved == {"peer": len(CONTENT)}
+    assert nodes.ids[2] in peers.reads
     assert f"not from node {nodes.ids[1]}" in caplog.text
+    assert process_of(nodes.agent(1)) != agent
+
+
+def test_a_source_that_stalls_midway_is_replaced(
+    nodes: Nodes, manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        give(nodes, manifest, number)
+    agent = process_of(nodes.agent(1))
+    peers = WatchedPeers(nodes, 1, lambda: os.kill(agent, signal.SIGSTOP), read_timeout_s=5)
+    try:
+        assert right(peers.tiers().ensure_local(manifest)).moved["peer"] > 0
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    assert nodes.ids[2] in peers.reads
+    assert f"not from node {nodes.ids[1]}" in caplog.text
+    assert process_of(nodes.agent(1)) == agent
 
 
 def test_damaged_bytes_are_not_taken(nodes: Nodes, manifest: Manifest) -> None:
@@ -233,30 +270,34 @@ def test_damaged_bytes_are_not_taken(nodes: Nodes, manifest: Manifest) -> None:
 
 def test_the_ledger_is_killed_midway(nodes: Nodes, manifest: Manifest) -> None:
     give(nodes, manifest, 1)
-    killed: list[int] = []
+    # So that there is one, where no other test has run before.
+    RayCluster(nodes.config.cache, manifest.hex).leave("nobody", NOTHING)
+    ledger = process_of(ray.get_actor(LEDGER, namespace=NAMESPACE))
+    tiers = WatchedPeers(nodes, 1, lambda: os.kill(ledger, signal.SIGKILL)).tiers()
+    assert right(tiers.ensure_local(manifest)).moved == {"peer": len(CONTENT)}
+    assert process_of(ray.get_actor(LEDGER, namespace=NAMESPACE)) != ledger
 
-    def kill(_: NodeId, chunk: Chunk) -> None:
-        if not killed:
-            killed.append(process_of(ray.get_actor(LEDGER, namespace=NAMESPACE)))
-            os.kill(killed[0], signal.SIGKILL)
 
-    assert right(WatchedPeers(nodes, kill).tiers().ensure_local(manifest)).moved == {"peer": len(CONTENT)}
-    assert process_of(ray.get_actor(LEDGER, namespace=NAMESPACE)) != killed[0]
+def test_a_fetch_that_outlasts_ray_goes_on_alone(nodes: Nodes, manifest: Manifest) -> None:
+    """And starts no cluster of its own, as Ray's functions do where there is none."""
+    give(nodes, manifest, 1)
+    command = [sys.executable, str(Path(__file__).parent / "outlast_ray.py"), nodes.cluster.address]
+    # A cache of its own, so that nothing is there yet.
+    environment = {**os.environ, "RAG_STACK_CACHE": str(nodes.directory / "other")}
+    arguments = [nodes.config.root, str(nodes.config.cache), manifest.name, manifest.version]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    moved = json.loads(done.stdout.splitlines()[-1])
+    assert moved == {"peer": 0, "object_store": len(CONTENT)}
+    assert "Ray was shut down" in done.stderr
 
 
 def test_a_node_is_lost_midway(nodes: Nodes, manifest: Manifest) -> None:
     """The last test here: it takes a node away."""
     for number in (1, NODES - 1):
         give(nodes, manifest, number)
-    lost = nodes.ids[-1]
-    removed: list[NodeId] = []
-
-    def remove(node: NodeId, _: Chunk) -> None:
-        if node == lost and not removed:
-            removed.append(node)
-            (found,) = [node for node in nodes.cluster.list_all_nodes() if node.node_id == lost]
-            nodes.cluster.remove_node(found, allow_graceful=False)
-
-    peers = WatchedPeers(nodes, remove, read_timeout_s=10)
+    (last,) = [node for node in nodes.cluster.list_all_nodes() if node.node_id == nodes.ids[-1]]
+    remove = partial(nodes.cluster.remove_node, last, allow_graceful=False)
+    peers = WatchedPeers(nodes, NODES - 1, remove, read_timeout_s=10)
     assert right(peers.tiers().ensure_local(manifest)).moved == {"peer": len(CONTENT)}
-    assert removed
+    assert nodes.ids[-1] in peers.reads

@@ -39,7 +39,7 @@ def ledger(clock: Clock) -> Ledger:
 
 def join(ledger: Ledger, node: str, *, have: int = 0, count: int = COUNT) -> str:
     session = Session(f"session-{node}", node, "a" * 64, count)
-    ledger.join(session, have=have, reading={})
+    ledger.join(session, have=have, reading={}, holdings={})
     return session.id
 
 
@@ -153,12 +153,26 @@ def test_a_ledger_that_was_lost_learns_all_again(clock: Clock) -> None:
     with pytest.raises(UnknownSessionError):
         ledger.next("session-n1", NOTHING)
     first = Session("session-n1", "n1", "a" * 64, COUNT)
-    ledger.join(first, have=0b000011, reading={2: None, 3: "n3"}, bad_sources=["n4"])
-    ledger.hold(first.id, {"n4": ALL})
+    reading = {2: None, 3: "n3"}
+    ledger.join(first, have=0b000011, reading=reading, bad_sources=["n4"], holdings={"n4": ALL})
     assert {task.index: task.source for task in drain(ledger, first.id)} == {4: None, 5: None}
     others = {task.index for task in drain(ledger, join(ledger, "n2"))}
     assert others == set(range(COUNT)), "n4 is bad for the first session only"
     assert ledger.next(first.id, Progress(done=(2, 3, 4, 5))) is None
+
+
+def test_nothing_comes_from_the_origin_while_the_nodes_are_asked_what_they_have(ledger: Ledger) -> None:
+    session = Session("session-n1", "n1", "a" * 64, COUNT)
+    ledger.join(session, have=0, reading={}, holdings=None)
+    other = join(ledger, "n2")
+    assert ledger.next(other, NOTHING) == Task(0, None)
+    assert ledger.next(other, Progress(done=(0,))) == Task(1, None)
+    assert ledger.next(session.id, NOTHING) == "wait"
+    ledger.hold(session.id, {"n3": 0b011110})
+    assert ledger.next(session.id, NOTHING) == "wait"
+    ledger.join(session, have=0, reading={}, holdings={})
+    tasks = {task.index: task.source for task in drain(ledger, session.id)}
+    assert tasks == {0: "n2", 1: "n3", 2: "n3", 3: "n3", 4: "n3", 5: None}
 
 
 def test_nothing_is_left_to_begin(ledger: Ledger) -> None:
@@ -168,6 +182,6 @@ def test_nothing_is_left_to_begin(ledger: Ledger) -> None:
 def test_artifacts_do_not_mix(ledger: Ledger) -> None:
     first = join(ledger, "n1", have=ALL)
     other = Session("other", "n2", "b" * 64, COUNT)
-    ledger.join(other, have=0, reading={})
+    ledger.join(other, have=0, reading={}, holdings={})
     assert ledger.next(other.id, NOTHING) == Task(0, None)
     assert ledger.next(first, NOTHING) is None

@@ -42,6 +42,7 @@ class Network:
     on_read: OnRead | None = None
     answers: Mapping[NodeId, Chunks] | None = None
     on_asked: Callable[[], None] | None = None
+    on_join: Callable[[], None] | None = None
     progress: threading.Condition = field(default_factory=threading.Condition)
     joined: threading.Event = field(default_factory=threading.Event)
 
@@ -60,7 +61,8 @@ class OnNode:
     artifact: str = ""
 
     def plan(self, partial: Partial, origin: Origin) -> PeerPlan:
-        return PeerPlan(partial, origin, OnNode(self.node, self.network, partial.manifest.hex))
+        cluster = OnNode(self.node, self.network, partial.manifest.hex)
+        return PeerPlan(partial, origin, cluster, heartbeat_s=0.02)
 
     def has_others(self) -> bool:
         return self.network.nodes > {self.node}
@@ -74,15 +76,24 @@ class OnNode:
         return {node: Offer(self.network.directory / node).chunks(self.artifact) for node in others}
 
     def join(
-        self, session: Session, *, have: Chunks, reading: Mapping[int, NodeId | None], bad_sources: Iterable[NodeId]
+        self,
+        session: Session,
+        *,
+        have: Chunks,
+        reading: Mapping[int, NodeId | None],
+        bad_sources: Iterable[NodeId],
+        holdings: Mapping[NodeId, Chunks] | None,
     ) -> None:
+        if self.network.on_join is not None:
+            self.network.on_join()
         with self._ledger() as ledger:
-            ledger.join(session, have=have, reading=reading, bad_sources=bad_sources)
+            ledger.join(session, have=have, reading=reading, bad_sources=bad_sources, holdings=holdings)
+        if holdings is not None:
+            self.network.joined.set()
 
     def hold(self, session_id: str, holdings: Mapping[NodeId, Chunks]) -> None:
         with self._ledger() as ledger:
             ledger.hold(session_id, holdings)
-        self.network.joined.set()
 
     def next(self, session_id: str, progress: Progress) -> Reply:
         with self._ledger() as ledger:
@@ -255,6 +266,36 @@ def test_a_ledger_that_is_lost_midway_is_told_all_again(network: Network, manife
     assert lost.is_set()
 
 
+def test_a_ledger_that_does_not_answer_keeps_no_fetch_waiting(network: Network, manifest: Manifest) -> None:
+    """One that restarts for ever: whoever tries to join again hangs, and the fetch goes on without."""
+    network.tiers("n0").ensure_local(manifest)
+    tries, end = threading.Event(), threading.Event()
+    ends: list[bool] = []
+
+    def lose(_: NodeId, __: Chunk) -> None:
+        network.reachable = False
+
+    def hang() -> None:
+        if not network.reachable:
+            tries.set()
+            ends.append(end.wait(30))
+
+    network.on_read, network.on_join = lose, hang
+    origin = WaitingOrigin(network.catalog.store, manifest, tries)
+    tiers = network.tiers("n1")
+
+    def fill(partial: Partial) -> None:
+        moved = fetch(partial, OnNode("n1", network).plan(partial, origin))
+        assert moved["peer"] > 0
+        assert moved["object_store"] > 0
+
+    try:
+        assert (tiers.cache.insert(manifest, fill) / "w.bin").read_bytes() == CONTENT
+        assert not ends, "the fetch waited for the ledger"
+    finally:
+        end.set()
+
+
 def test_an_answer_of_the_ledger_that_is_lost_is_noticed(network: Network, manifest: Manifest) -> None:
     """As after a question that Ray sent twice: the ledger believes that a chunk is on its way."""
     network.tiers("n0").ensure_local(manifest)
@@ -284,14 +325,14 @@ def test_a_damaged_origin_ends_the_fetch_of_every_node(
 
 
 class WaitingOrigin(Origin):
-    """Gives nothing until its fetch has joined the others."""
+    """Gives nothing until something has happened."""
 
-    def __init__(self, store: ObjectStore, manifest: Manifest, joined: threading.Event) -> None:
+    def __init__(self, store: ObjectStore, manifest: Manifest, event: threading.Event) -> None:
         super().__init__(store, manifest)
-        self._joined = joined
+        self._event = event
 
     def read(self, chunk: Chunk) -> Buffer:
-        assert self._joined.wait(30), "the fetch did not join"
+        assert self._event.wait(30), "it did not happen"
         return super().read(chunk)
 
 
