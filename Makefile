@@ -55,6 +55,10 @@ test-all: lint types
 bench: $(READY)
 	$(BIN)/python -m loadtests.citations
 	$(BIN)/python -m loadtests.overhead
+	$(BIN)/python -m loadtests.weights
+	$(BIN)/python -m loadtests.cold_index
+	$(BIN)/python -m loadtests.fanin
+	$(BIN)/python -m loadtests.coldstart
 
 lock:
 	uv pip compile pyproject.toml --extra cpu --extra demo --extra dev --python-version 3.11 \

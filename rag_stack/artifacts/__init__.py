@@ -1,9 +1,12 @@
-"""The data path: object store -> node cache -> memory.
+"""The data path: object store -> node cache, with other nodes in between -> page cache -> this process.
 
-tiers          ensure_local(manifest): the story on one page
+tiers          resolve and ensure_local: the story on one page
 catalog        what is published, and which version is promoted
-manifest       an artifact's address, files and digests
-object_store   where artifacts live: any fsspec URL
-node_cache     verified, read-only copies on this node, shared by all its processes
+manifest       an artifact's address, files and chunk digests; `chunk` is what moves and is verified
+object_store   where artifacts live: any fsspec URL; file_store and s3_store are exact about races
+fetch          several threads bring what is missing by a plan; `partial` keeps what came, also over a kill
+node_cache     verified, read-only copies on this node, one fetch for all its processes; `pin` and `eviction`
+peers          the plan of a fetch together with other nodes; `ledger` gives out the chunks, `offer` reads them
+residency      what of a file is in the page cache, and bringing it there; `memory` says how much may come
 local_file     locks, atomic writes and digests of local files
 """
