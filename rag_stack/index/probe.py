@@ -70,22 +70,9 @@ class Probe:
             vectors = transform.apply(vectors)
         _, probed = self._index.quantizer.search(vectors, min(self._index.nprobe, self._index.nlist))
         lists = self._index.invlists
-        import ctypes
-        import os
-
-        from rag_stack.artifacts.residency import _LIBC
-
-        todo = [
-            (int(lists.get_codes(n)), lists.list_size(n) * self._entry_bytes)
-            for n in np.unique(probed[probed >= 0]).tolist()
-            if lists.list_size(n)
-        ]
-        for a, e in todo:
-            will_need(a, e)
-        if os.environ.get("TOUCH"):
-            for a, e in todo:
-                b = a & ~4095
-                _LIBC.madvise(ctypes.c_void_p(b), ctypes.c_size_t(a + e - b), 22)
+        for number in np.unique(probed[probed >= 0]).tolist():
+            if size := lists.list_size(number):
+                will_need(int(lists.get_codes(number)), size * self._entry_bytes)
 
 
 def head_bytes(index: faiss.Index, *, size_bytes: int) -> int:

@@ -22,7 +22,7 @@ ODD_NAMES = (
     "spaces and ünïcode/#1?%20*[x]&y;~.bin",
     "a+b=c@d,e$f!g'h(i):j^`{k}|\".bin",
     "日本語 🌊/100%.bin",
-    "a\\b\tc",
+    "a\\b c",
 )
 SHARDS = 40
 

@@ -6,9 +6,9 @@ from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
-import boto3
 import pytest
 from botocore.config import Config
+from botocore.session import get_session
 
 from loadtests.s3_server import S3Server
 from rag_stack.artifacts.catalog import Catalog
@@ -49,7 +49,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     bucket = f"race-{uuid4().hex}"
     # The server may need a moment after its start.
     config = Config(retries={"mode": "standard", "max_attempts": 10}, request_checksum_calculation="when_required")
-    boto3.client("s3", config=config).create_bucket(Bucket=bucket)
+    get_session().create_client("s3", config=config).create_bucket(Bucket=bucket)
     return f"s3://{bucket}/below"
 
 
