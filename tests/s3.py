@@ -129,6 +129,10 @@ class _Exchange(socketserver.BaseRequestHandler):
             if fault is not None and fault.kind == "error":
                 self._refuse(fault)
                 return
+            # A client that asks first would wait for ever: nothing of its body has come that could be passed on.
+            head, asks_first = _without(head, b"expect")
+            if asks_first:
+                self.request.sendall(b"HTTP/1.1 100 Continue" + _END)
             with socket.create_connection(self.server.target) as upstream:
                 upstream.sendall(head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1) + _END)
                 self._forward(upstream, rest, _length(head))
@@ -194,5 +198,11 @@ def _length(head: bytes) -> int:
 
 
 def _announcing(head: bytes, length: int) -> bytes:
-    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length:")]
-    return b"\r\n".join([*lines, f"Content-Length: {length}".encode()])
+    return _without(head, b"content-length")[0] + f"\r\nContent-Length: {length}".encode()
+
+
+def _without(head: bytes, name: bytes) -> tuple[bytes, bool]:
+    """The head without a header, whose name is given in lower case, and whether it was there."""
+    lines = head.split(b"\r\n")
+    kept = [line for line in lines if not line.lower().startswith(name + b":")]
+    return b"\r\n".join(kept), len(kept) < len(lines)

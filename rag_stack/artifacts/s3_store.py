@@ -29,6 +29,8 @@ _ATTEMPTS: Final = 8
 _PARTS_IN_FLIGHT: Final = 4
 _LOST_RACE: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 _ABSENT: Final = frozenset({"NoSuchKey", "NotFound", "404"})
+# pyarrow's client loses the error in a read's answer and keeps the status; an expired token is a 400.
+_REFUSALS: Final = ("denied", "credential", "expired", "invalidaccesskey", "signature", "permission", "http status 40")
 _PROBE: Final = ".conditional-write-probe"
 
 
@@ -186,7 +188,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def _advice(exc: Exception) -> str:
     text = f"{type(exc).__name__} {_code(exc)} {exc}".lower()
-    if any(word in text for word in ("denied", "credential", "expired", "invalidaccesskey", "signature", "permission")):
+    if any(word in text for word in _REFUSALS):
         return "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and what they may do"
     return "check AWS_ENDPOINT_URL, AWS_REGION and whether the server answers, then try again"
 
