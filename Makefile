@@ -57,6 +57,7 @@ bench: $(READY)
 	$(BIN)/python -m loadtests.overhead
 	$(BIN)/python -m loadtests.weights
 	$(BIN)/python -m loadtests.cold_index
+	$(BIN)/python -m loadtests.fetch
 	$(BIN)/python -m loadtests.fanin
 	$(BIN)/python -m loadtests.coldstart
 
