@@ -42,6 +42,10 @@ class LocalWeights(CallbackBase):  # type: ignore[misc]  # Ray is untyped here
     _tiers: Tiers
     _ahead: ReadAhead
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Serve pickles a replica's arguments, and this with them: what is open stays in its own process."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_start", "_tiers", "_ahead")}
+
     def prepare(self, start: ReplicaStart, tiers: Tiers) -> None:
         """With what to fetch, and where to report it; the replica calls this before it starts its engine."""
         self._start, self._tiers = start, tiers

@@ -149,10 +149,7 @@ def _run(pinned: PinnedRelease, model_directory: Path, *, timeline: Timeline, st
     try:
         serve.run_many(build_targets(pinned, model_directory=model_directory))
     except RuntimeError as exc:
-        failed = {
-            name: app.message for name, app in serve.status().applications.items() if "FAILED" in app.status.value
-        }
-        raise UnavailableError(f"an application did not start: {failed or exc}") from exc
+        raise UnavailableError(f"an application did not start: {_failures() or exc}") from exc
     replica = StartReport.from_wire(serve.get_app_handle(ENGINE_APP).start_report.remote().result())
     ready_s = time.time()
     timeline.add("deploy applications", deployed_s, replica.started_s)
@@ -160,6 +157,18 @@ def _run(pinned: PinnedRelease, model_directory: Path, *, timeline: Timeline, st
     report = StartReport(started_s, ready_s, (*timeline.spans(), *replica.spans))
     _tell_models(report)
     return report
+
+
+def _failures() -> str:
+    """What Serve says of the applications that failed, with the last line of each traceback: the error itself."""
+    from ray import serve
+
+    told: list[str] = []
+    for name, app in serve.status().applications.items():
+        if "FAILED" in app.status.value:
+            told.append(f"{name}: {app.message}")
+            told += [each.message.strip().splitlines()[-1] for each in app.deployments.values() if each.message.strip()]
+    return "; ".join(told)
 
 
 def _tell_models(report: StartReport) -> None:
