@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests import fanin_plot, report
+from loadtests.backed_memory import back
 from loadtests.fanin_figures import ACTORS, NODES, Arm, Round, arms, build_report
 from loadtests.fanin_nodes import Nodes, check, cpu_seconds, fetch_at_once, started
 from loadtests.s3_server import S3Server, serve_s3
@@ -73,6 +74,8 @@ def measure(*, size_mb: int, count: int, tell: Tell) -> list[Round]:
 
 def _round(arm: Arm, number: int, *, server: S3Server, nodes: Nodes, manifest: Manifest) -> Round:
     nodes.clear()
+    # The caches, and as much for what is on its way.
+    back(2 * arm.nodes * manifest.size_bytes, nodes.directory)
     sent, cpu_s, began = server.bytes_sent(), cpu_seconds(), time.perf_counter()
     answers = fetch_at_once(nodes, manifest, nodes_count=arm.nodes, actors=arm.actors, with_peers=arm.with_peers)
     # The answers themselves come only when the disk is at rest.

@@ -32,6 +32,7 @@ def race(url: str, act: Act, *, look: Look = Catalog, rounds: int) -> list[list[
         process.start()
     try:
         found = dict(results.get(timeout=TIMEOUT_S) for _ in processes)
+        assert None not in found.values(), "a writer failed; its traceback is in what was captured"
     finally:
         for process in processes:
             process.join(TIMEOUT_S)
@@ -50,11 +51,17 @@ def _take_part(
 ) -> None:
     os.environ.update(environment)
     store, found = open_store(url), []
-    for number in range(rounds):
-        seen = look(store)
-        barrier.wait(TIMEOUT_S)
-        found.append(act(store, writer, number, seen))
-        barrier.wait(TIMEOUT_S)
+    try:
+        for number in range(rounds):
+            seen = look(store)
+            barrier.wait(TIMEOUT_S)
+            found.append(act(store, writer, number, seen))
+            barrier.wait(TIMEOUT_S)
+    except BaseException:
+        # The others shall not wait for one that has failed.
+        barrier.abort()
+        results.put((writer, None))
+        raise
     results.put((writer, found))
 
 

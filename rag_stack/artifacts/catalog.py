@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -110,7 +111,9 @@ class Catalog:
         Raises ArtifactOutdatedError when an older rag_stack has published it.
         """
         try:
-            data = self.store.read_bytes(_manifest_key(ref))
+            # Not `read_bytes`: a manifest never changes, and its files will be read the same way.
+            with closing(self.store.reader(_manifest_key(ref))) as reader:
+                data = bytes(reader.read_at(0, reader.size_bytes))
         except ArtifactNotFoundError as exc:
             raise ArtifactNotFoundError(f"no artifact {str(ref)!r} in {self.store.url}; {self._advice(ref)}") from exc
         try:
@@ -257,9 +260,10 @@ class Catalog:
     def _read_pointer(self, kind: ArtifactKind, name: str) -> tuple[Pointer | None, bytes | None]:
         check_address(kind, name)
         key = _pointer_key(kind, name)
-        if not self.store.exists(key):
+        try:
+            data = self.store.read_bytes(key)
+        except ArtifactNotFoundError:
             return None, None
-        data = self.store.read_bytes(key)
         try:
             return _POINTER.validate_python(parse_json_object(data, what=f"{self.store.url}/{key}")), data
         except ValidationError as exc:

@@ -1,8 +1,10 @@
 """The object store on S3: fast ranged reads, and writes that happen only if nobody else wrote first.
 
-Bulk reads go through pyarrow's client, the fastest of those measured (`python -m loadtests.fetch` prints the table),
-all else through s3fs. Endpoint, region and credentials come from the usual AWS environment for both. Both are imported
-by the first call that needs them: that takes half a second, and a replica whose artifacts are all cached needs neither.
+What is published, and so never changes, is read through pyarrow's client, the fastest of those measured (`python -m
+loadtests.fetch` prints the table); it looks at an object's size before it reads, so all else goes through s3fs, whose
+reads are one request. Endpoint, region and credentials come from the usual AWS environment for both. Each is opened by
+the first call that needs it: a replica whose artifacts are all cached needs neither, and one that fetches by digest is
+spared s3fs, whose import and first request take half a second.
 """
 
 import os

@@ -74,7 +74,7 @@ def release_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return release
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(release_file: Path) -> Iterator[Stack]:
     """The served release, stopped as a user stops it."""
     port = closed_port()
