@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from blake3 import blake3
@@ -54,6 +55,10 @@ _DIGESTS: Mapping[str, Callable[[bytes], Any]] = {
     "blake2b": lambda data: hashlib.blake2b(data).digest(),
     "sha1": lambda data: hashlib.sha1(data, usedforsecurity=False).digest(),
 }
+
+
+# A client's answer, and the server's CPU seconds meanwhile.
+Run: TypeAlias = Callable[[str], tuple[dict[str, Any], float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +105,14 @@ def measure(*, size_mb: int, rounds: int, tell: Callable[[str], None]) -> list[V
     """All visits of all clients that are installed."""
     visits: list[Visit] = []
     with _prepared(size_mb) as (server, url, expected, directory):
+        size_bytes = sum(size for size, _ in expected.values())
+        run = partial(_run, server=server, url=url, directory=directory, size_bytes=size_bytes)
         # Also warms the server's files.
-        arms = [arm for arm in CLIENTS if _is_there(arm, server, url, directory, tell)]
+        arms = [arm for arm in CLIENTS if _is_there(arm, run, tell)]
         for number in range(rounds):
             turn = number % len(arms)
             for arm in (*arms[turn:], *arms[:turn]):
-                answer, server_cpu_s = _run(arm, server, url, directory)
+                answer, server_cpu_s = run(arm)
                 visits.append(
                     Visit(
                         round=number,
@@ -114,7 +121,7 @@ def measure(*, size_mb: int, rounds: int, tell: Callable[[str], None]) -> list[V
                         cpu_s=answer["cpu_s"],
                         server_cpu_s=server_cpu_s,
                         memory_bytes=answer["memory_bytes"],
-                        size_bytes=sum(size for size, _ in expected.values()),
+                        size_bytes=size_bytes,
                         right=all(_same(Path(answer["path"]) / name, entry) for name, entry in expected.items()),
                     )
                 )
@@ -248,21 +255,21 @@ def _ratio(visits: Sequence[Visit], other: str) -> float | None:
     return statistics.median(ratios) if ratios else None
 
 
-def _is_there(arm: str, server: S3Server, url: str, directory: Path, tell: Callable[[str], None]) -> bool:
-    answer, _ = _run(arm, server, url, directory)
+def _is_there(arm: str, run: Run, tell: Callable[[str], None]) -> bool:
+    answer, _ = run(arm)
     if "missing" in answer:
         tell(f"{arm}: left out, {answer['missing']}")
     return "missing" not in answer
 
 
-def _run(arm: str, server: S3Server, url: str, directory: Path) -> tuple[dict[str, Any], float]:
+def _run(arm: str, *, server: S3Server, url: str, directory: Path, size_bytes: int) -> tuple[dict[str, Any], float]:
     """The client's answer, and the server's CPU seconds meanwhile."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     os.sync()
     before_s = _cpu_seconds(server.process_id)
     done = subprocess.run(
-        [sys.executable, "-m", "loadtests.fetch_clients", arm, url, str(directory)],
+        [sys.executable, "-m", "loadtests.fetch_clients", arm, url, str(directory), str(size_bytes)],
         env={**inherited_environment(), **server.environment},
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """One client that brings one folder of a bucket to a directory, in a process of its own, timed from within.
 
-`python -m loadtests.fetch_clients CLIENT URL DIRECTORY` prints one line of JSON. Imports, credentials and a first
+`python -m loadtests.fetch_clients CLIENT URL DIRECTORY BYTES` prints one line of JSON. Imports, credentials and a first
 small request are over before the clock starts.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from loadtests.backed_memory import back
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.chunk import Chunk
 from rag_stack.artifacts.fetch import THREADS, Origin
@@ -176,6 +177,8 @@ def main() -> int:
     except ImportError as exc:
         _say({"missing": str(exc)})
         return 4
+    # What the client keeps in memory, and the page cache of what it writes.
+    back(2 * int(sys.argv[4]), directory)
     before, cpu_s, started = _peak_bytes(), time.process_time(), time.perf_counter()
     path = download()
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s

@@ -4,7 +4,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -24,10 +24,17 @@ _WINDOW_BYTES: Final = 1024 * 1024 * 1024
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
-def populate(path: Path, *, stop_bytes: int | None = None, cancelled: Event | None = None) -> None:
+def populate(
+    path: Path,
+    *,
+    stop_bytes: int | None = None,
+    cancelled: Event | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
     """Bring a file, or its first `stop_bytes`, into the page cache; ends early when `cancelled` is set. Blocking.
 
-    Raises OSError, also for a disk that fails or a file that is cut short meanwhile.
+    `progress` is called with how many of its bytes are there, piece by piece. Raises OSError, also for a disk that
+    fails or a file that is cut short meanwhile.
     """
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -36,6 +43,7 @@ def populate(path: Path, *, stop_bytes: int | None = None, cancelled: Event | No
             if cancelled is not None and cancelled.is_set():
                 return
             _populate(file, start, min(_PIECE_BYTES, stop - start))
+            progress(min(start + _PIECE_BYTES, stop))
 
 
 def resident_bytes(path: Path, *, stop_bytes: int | None = None) -> int:

@@ -2,7 +2,7 @@
 
 The engine's processes import for tens of seconds before one of them opens the first weight file. Meanwhile the replica
 reads the files into the page cache, so that the load itself waits for no disk, and so that every further process on the
-node finds them in memory.
+node finds them in memory. What is larger than that lead is read ahead of the tensors by the worker (`loader`).
 """
 
 import logging
@@ -52,6 +52,10 @@ class ReadAhead:
         self.read_bytes = 0
         self._paths = tuple(paths)
         self._began_s = self._ended_s = time.time()
+        # How far each file is read, and whether nothing more will be.
+        self._read_to: dict[Path, int] = {}
+        self._ended = False
+        self._moved = threading.Condition()
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
         self._thread.start()
@@ -59,6 +63,11 @@ class ReadAhead:
     def join(self) -> None:
         """Wait until it has read what it is going to read."""
         self._thread.join()
+
+    def wait(self, path: Path, end: int) -> None:
+        """Wait until a file is read up to a byte, or all is read that is going to be."""
+        with self._moved:
+            self._moved.wait_for(lambda: self._ended or self._read_to.get(path, 0) >= end)
 
     def stop(self) -> None:
         """Read nothing more: the reader has all it wants. Waits for the piece that is being read."""
@@ -87,15 +96,28 @@ class ReadAhead:
             logging.getLogger(__name__).warning("cannot read the weights ahead of the engine: %s", exc)
         finally:
             self._ended_s = time.time()
+            with self._moved:
+                self._ended = True
+                self._moved.notify_all()
 
     def _read(self, path: Path, room: int) -> int:
-        missing = path.stat().st_size - resident_bytes(path)
+        size = path.stat().st_size
+        missing = size - resident_bytes(path)
         # A second replica on a node finds all of it there, and need not touch every page to know.
         if missing > 0:
-            populate(path, stop_bytes=room, cancelled=self._cancelled)
+            populate(
+                path, stop_bytes=room, cancelled=self._cancelled, progress=lambda read_to: self._note(path, read_to)
+            )
             missing = min(missing, room) if not self._cancelled.is_set() else 0
             self.read_bytes += missing
+        else:
+            self._note(path, size)
         return missing
+
+    def _note(self, path: Path, read_to: int) -> None:
+        with self._moved:
+            self._read_to[path] = read_to
+            self._moved.notify_all()
 
 
 def read_ahead(directory: Path, engine: Mapping[str, Any]) -> ReadAhead:

@@ -12,6 +12,7 @@ from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from rag_stack.generation.engine_settings import loader_name, weight_bytes
+from rag_stack.generation.loader import LOAD_FORMAT, REPLACES
 from rag_stack.timeline import Timeline, process_start
 
 
@@ -40,7 +41,14 @@ class TimedWorker(_platform_worker()):  # type: ignore[misc]  # vLLM is untyped 
             super().init_device()
 
     def load_model(self, *arguments: object, **options: object) -> None:
-        """Bring every tensor into the engine."""
+        """Bring every tensor into the engine, behind a reader of the files unless the release chose another way."""
+        chosen = self.load_config
+        if (
+            chosen.load_format in REPLACES
+            and not chosen.safetensors_load_strategy
+            and not chosen.model_loader_extra_config
+        ):
+            chosen.load_format = LOAD_FORMAT
         loading = Timeline()
         with loading.time(""):
             super().load_model(*arguments, **options)

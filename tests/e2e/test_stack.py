@@ -160,7 +160,7 @@ def test_start_and_retrieval_are_metrics(stack: Stack) -> None:
     assert _appears(stack, "ray_rag_stack_cold_start_seconds", 'stage="worker: load weights"')
     assert _appears(stack, "ray_rag_stack_retrieval_milliseconds_count", 'stage="embed"')
     assert _appears(stack, "ray_rag_stack_artifact_load_bytes_total", 'kind="indexes"')
-    assert _appears(stack, "ray_rag_stack_artifact_load_gb_per_second_count", 'source="auto"')
+    assert _appears(stack, "ray_rag_stack_artifact_load_gb_per_second_count", 'source="read_ahead"')
 
 
 def test_the_model_tells_how_its_start_went(stack: Stack, client: openai.OpenAI) -> None:
@@ -173,7 +173,7 @@ def test_the_model_tells_how_its_start_went(stack: Stack, client: openai.OpenAI)
         assert whole["unnamed_seconds"] / whole["seconds"] < 0.05
     stages = {(stage["process"], stage["name"]): stage for stage in load["stages"]}
     weights = stages["worker", "load weights"]
-    assert weights["source"] == "auto"
+    assert weights["source"] == "read_ahead"
     assert weights["size_bytes"] > 200_000_000
     assert {process for process, _ in stages} == {"replica", "engine core", "worker"}
     assert load["stages"][0]["name"] == "start Ray worker"

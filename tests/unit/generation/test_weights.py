@@ -90,3 +90,17 @@ def test_a_file_that_goes_away_stops_nothing(model: Path, caplog: pytest.LogCapt
     (model / "model-1.safetensors").symlink_to("nowhere")
     read_ahead(model, {}).join()
     assert "cannot read the weights ahead" in caplog.text
+
+
+def test_who_waits_for_a_byte_goes_on_when_it_is_read(model: Path) -> None:
+    ahead = read_ahead(model, {})
+    ahead.wait(model / "model-2.safetensors", SIZE)
+    assert resident(model) == 2 * SIZE
+    ahead.join()
+
+
+def test_nobody_waits_for_what_is_not_going_to_be_read(model: Path) -> None:
+    ahead = read_ahead(model, {})
+    ahead.stop()
+    ahead.wait(model / "model-1.safetensors", SIZE + 1)
+    ahead.wait(model / "another.safetensors", 1)
