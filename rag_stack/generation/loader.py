@@ -1,8 +1,8 @@
 """vLLM's own loader of safetensors, kept behind a thread that reads the files at the speed of the disk.
 
 A loader that overtakes the reader faults page after page of the mapped file, and the two spoil each other's order. Held
-back tensor by tensor it loads 1.2 GB from a cold page cache in 0.40 s, where the plain reader alone takes 0.35 and vLLM's
-loader 0.46 (`python -m loadtests.weights`, medians, 2 cores).
+back tensor by tensor it loads 1.2 GB from a cold page cache in 0.40 s, where the plain reader alone takes 0.35 and
+vLLM's loader 0.46 (`python -m loadtests.weights`, medians, 2 cores).
 
 vLLM takes it by its name in the worker's process, where `worker` registers it. Nothing else imports this module.
 """
