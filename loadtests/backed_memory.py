@@ -1,8 +1,8 @@
 """Free memory that costs no arm more than another.
 
 A virtual machine may give free pages back to its host (free page reporting), two seconds after they were freed. The
-first touch of such a page is a fault in the host: on the machine of these figures 768 MB of page cache then take 1 to
-1.9 s to fill instead of 0.15, so that whatever fills memory would be measured by what ran, or slept, before it.
+first touch of such a page is a fault in the host, so that whatever fills memory would be measured by what ran, or
+slept, before it.
 """
 
 import tempfile

@@ -22,6 +22,8 @@ LOAD_FORMAT: Final = "read_ahead"
 # What a release may name, or leave out, and get this loader for: vLLM's default loader, with its default strategy.
 REPLACES: Final = frozenset({"auto", "hf", "safetensors"})
 _HEADER_SIZE_BYTES: Final = 8
+# The format's own limit.
+_MAX_HEADER_BYTES: Final = 100_000_000
 _METADATA: Final = "__metadata__"
 
 
@@ -57,13 +59,12 @@ def tensor_ends(files: Sequence[Path]) -> Mapping[str, tuple[Path, int]]:
     for path in files:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(_HEADER_SIZE_BYTES), "little")
-            try:
-                header: dict[str, Any] = json.loads(file.read(size))
-            except (ValueError, OverflowError, MemoryError):
-                # The loader opens it too, and says better what is wrong.
-                continue
+            header = file.read(size) if size <= _MAX_HEADER_BYTES else b""
         start = _HEADER_SIZE_BYTES + size
-        ends |= {
-            name: (path, start + int(about["data_offsets"][1])) for name, about in header.items() if name != _METADATA
-        }
+        try:
+            tensors = {name: about for name, about in json.loads(header).items() if name != _METADATA}
+            ends |= {name: (path, start + int(about["data_offsets"][1])) for name, about in tensors.items()}
+        except (ValueError, TypeError, AttributeError, LookupError):
+            # The loader opens it too, and says better what is wrong.
+            continue
     return ends

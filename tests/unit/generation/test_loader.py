@@ -24,6 +24,13 @@ def test_the_last_tensor_ends_with_its_file(tmp_path: Path) -> None:
         assert max(own) == path.stat().st_size
 
 
-def test_a_file_without_a_header_is_left_to_the_loader(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0no header at all")
+@pytest.mark.parametrize("header", [b"", b"no header at all", b"[1]", b'{"a": 1}', b'{"a": {"data_offsets": [1]}}'])
+def test_a_file_without_a_header_is_left_to_the_loader(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert tensor_ends([tmp_path / "model.safetensors"]) == {}
+
+
+@pytest.mark.parametrize("start", [b"", b"\xff" * 8])
+def test_a_size_that_none_can_have_is_not_read(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(start)
     assert tensor_ends([tmp_path / "model.safetensors"]) == {}
