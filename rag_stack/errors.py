@@ -18,6 +18,7 @@
         ArtifactCorruptError              a size or digest differs from the manifest
         ArtifactOutdatedError             published by an older rag_stack: publish it again
         ArtifactExistsError               a published version is never changed
+        ArtifactBusyError            409  another process publishes or deletes the version
         PromotionConflictError       409  another writer moved the promoted pointer first, or deletes the version
         RollbackError                409  there is nothing to go back to, or it is deleted
       IndexVersionError                   an index version cannot be opened or built
@@ -164,6 +165,14 @@ class ArtifactExistsError(ArtifactError):
     """A published version is never changed."""
 
     code = "artifact_exists"
+
+
+class ArtifactBusyError(ArtifactError):
+    """Another process publishes or deletes this version now."""
+
+    status = 409
+    type = "conflict_error"
+    code = "conflict"
 
 
 class PromotionConflictError(ArtifactError):
