@@ -22,6 +22,7 @@
         PromotionConflictError       409  another writer moved the promoted pointer first, or deletes the version
         RollbackError                409  there is nothing to go back to, or it is deleted
       IndexVersionError                   an index version cannot be opened or built
+        GateFailedError              409  a gate did not pass: promote by force, or build again
         EmbedderMismatchError             the index was built with another embedder
         DocumentError                     a source document cannot be read (names it)
       EngineMissingError                  the server's extras are not installed
@@ -195,6 +196,14 @@ class IndexVersionError(RagStackError):
     """An index version cannot be opened or built."""
 
     code = "index_error"
+
+
+class GateFailedError(IndexVersionError):
+    """An index version did not pass a gate, and is not promoted unless by force."""
+
+    status = 409
+    type = "conflict_error"
+    code = "gate_failed"
 
 
 class EmbedderMismatchError(IndexVersionError):

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -138,6 +139,10 @@ class Catalog:
         check_address(kind, name)
         found = [v for v in self.store.list_names(f"{kind}/{name}") if is_name(v) and v != POINTER_NAME]
         return [v for v in found if self.store.exists(manifest_key(ArtifactRef(kind, name, v)))]
+
+    def published_at(self, ref: ArtifactRef) -> datetime:
+        """When a version's manifest was written, UTC by the store's clock. Raises ArtifactNotFoundError."""
+        return self.store.modified_at(manifest_key(ref))
 
     def promoted(self, kind: ArtifactKind, name: str) -> Pointer | None:
         """What is promoted under a name, or None. Raises ArtifactCorruptError."""
@@ -279,8 +284,9 @@ class Catalog:
             raise PromotionConflictError(_being_deleted(ref, condemned))
 
     def _acquit(self, ref: ArtifactRef) -> None:
-        """Take back that a version is to be deleted. Only for who holds its lock: a deletion marks it under that lock,
-        and keeps it to the end, so whoever has marked it was killed.
+        """Take back that a version is to be deleted. Only for who holds its lock.
+
+        A deletion marks it under that lock and holds it to the end: whoever has marked it was killed.
         """
         while True:
             state, data = self.state(ref.kind, ref.name)

@@ -90,6 +90,10 @@ class FileStore(ObjectStore):
                     raise ArtifactBusyError(f"{self._url(key)!r} is locked by another process") from exc
             yield True
 
+    def local(self, prefix: str) -> Path:
+        """The directory that holds a prefix's objects as files."""
+        return self._directory / prefix
+
     def prune(self, prefix: str) -> None:
         """Remove the empty directories of a prefix. A writer that comes meanwhile makes them again."""
         folders = [Path(folder) for folder, _, _ in os.walk(self._directory / prefix, topdown=False)]

@@ -152,6 +152,10 @@ class ObjectStore:
         """
         return nullcontext(enter_result=False)
 
+    def local(self, prefix: str) -> Path | None:  # noqa: ARG002 - the subclass needs it
+        """The directory of this machine that holds a prefix's objects as files: on `file://` only."""
+        return None
+
     def prune(self, prefix: str) -> None:
         """Remove what an empty prefix may leave: nothing, but on `file://` its directories."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from rag_stack.artifacts.catalog import Catalog, claim_key, manifest_key
 from rag_stack.artifacts.deletion import Deletion
@@ -51,6 +51,11 @@ class Verdict:
         """Whether nobody needed it."""
         return not self.reasons
 
+    def to_json(self) -> dict[str, Any]:
+        """For scripts and over HTTP."""
+        told = {"ref": str(self.ref), "version": self.ref.version, "published": self.published}
+        return {**told, "size_bytes": self.size_bytes, "reasons": list(self.reasons)}
+
 
 @dataclass(frozen=True, slots=True)
 class Collected:
@@ -73,6 +78,15 @@ class Collected:
     def freed_bytes(self) -> int:
         """The bytes of what is deleted."""
         return sum(each.size_bytes for each in self.deleted)
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts and over HTTP."""
+        return {
+            "dry_run": self.dry_run,
+            "deleted": [each.to_json() for each in self.deleted],
+            "kept": [each.to_json() for each in self.kept],
+            "freed_bytes": self.freed_bytes,
+        }
 
 
 class Retention:
