@@ -176,8 +176,10 @@ class CatalogVictim:
         """With locks, the next run clears all away at once; without, it waits an hour for marks, a day for files."""
         if not self._catalog.store.has_locks:
             return []
-        left = self._left()
-        return [f"the next run left {count} of {what}" for what, count in left.items() if count]
+        kept = Retention(self._catalog, grace_s=0).collect("indexes", _NAME, older_than_s=0, dry_run=True).verdicts
+        halves = [f"the next run left {each.ref}: {each.reasons}" for each in kept if not each.published]
+        marks = self._catalog.state("indexes", _NAME)[0].condemned
+        return [*halves, *(f"the next run left {version} marked as being deleted" for version in marks)]
 
 
 def _promote(task: _Task, teller: Connection, environment: dict[str, str]) -> None:

@@ -173,6 +173,18 @@ def test_what_is_mapped_somewhere_stays_until_the_lease_runs_out(
     assert gone(retention.collect("indexes", "docs")) == ["v2"]
 
 
+def test_of_what_is_promoted_nothing_goes_even_without_its_manifest(
+    catalog: Catalog, refs: list[ArtifactRef], store: ObjectStore
+) -> None:
+    for ref in refs[:2]:
+        catalog.promote(ref)
+    store.delete("indexes/docs/v2/manifest.json")
+    store.delete("indexes/docs/v1/manifest.json")
+    collected = Retention(catalog, grace_s=0).collect("indexes", "docs", older_than_s=0)
+    # What a rollback would have gone back to is no version any more.
+    assert kept(collected) == {"v2": ("promoted",)}
+
+
 def test_a_damaged_pin_stops_everything(retention: Retention, refs: list[ArtifactRef], store: ObjectStore) -> None:
     store.put_bytes("pins/town.json", b"{}")
     with pytest.raises(ArtifactCorruptError, match=r"pins/town.json does not say which versions are needed"):
