@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from rag_stack.errors import DocumentError, IndexVersionError
-from rag_stack.index.format import Skipped
+from rag_stack.index.format import Chunking, Skipped
 from rag_stack.index.sections import TextFormat
 from rag_stack.index.spec import IndexSpec, Source
 from rag_stack.types import AttributeValue
@@ -23,7 +23,10 @@ _MAX_KEY_CHARS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A source text. Its attributes hold its `path` in the source folder and its `filename`, besides its own."""
+    """A source text. Its attributes hold its `path` in the source folder and its `filename`, besides its own.
+
+    A `chunking` of its own takes the place of the spec's.
+    """
 
     document_id: str
     text: str
@@ -31,11 +34,13 @@ class Document:
     uri: str
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     text_format: TextFormat = "text"
+    chunking: Chunking | None = None
 
     @property
     def digest(self) -> str:
         """Of everything that a search can find or give back."""
-        content = [self.text, self.title, self.uri, sorted(self.attributes.items()), self.text_format]
+        chunking = self.chunking.model_dump() if self.chunking else None
+        content = [self.text, self.title, self.uri, sorted(self.attributes.items()), self.text_format, chunking]
         return "sha256:" + hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 

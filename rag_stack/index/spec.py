@@ -1,15 +1,18 @@
 """The index spec: a YAML file that says what is indexed and how. Fields and validation; it does nothing."""
 
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import Annotated, Final, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from rag_stack.config import ArtifactChoice, Name, read_yaml
 from rag_stack.index.format import Chunking
 
 SourceFormat: TypeAlias = Literal["auto", "text", "markdown", "jsonl"]
 Scalar: TypeAlias = str | float | bool
+NonEmpty: TypeAlias = Annotated[str, StringConstraints(min_length=1)]
+
+AUTO: Final = "auto"
 
 
 class _Frozen(BaseModel):
@@ -28,6 +31,30 @@ class Source(_Frozen):
     exclude: tuple[str, ...] = ()
     format: SourceFormat = "auto"
     metadata: str | None = Field(None, description="JSON Lines in the folder: {path, title, uri, attributes}")
+
+
+class Canary(_Frozen):
+    """A question whose answer is known: any of `expect` must be among the best `top_k` documents.
+
+    `expect` names documents by path, filename, uri or document id.
+    """
+
+    question: NonEmpty
+    expect: tuple[NonEmpty, ...] = Field(min_length=1)
+    top_k: int = Field(5, ge=1, le=50)
+
+
+class Gates(_Frozen):
+    """What must hold before a version is promoted. One that fails is published, and the old one goes on serving.
+
+    `max_shrink` is the share of the parent version's documents, or of its passages, that may be gone. `min_recall` is
+    of the index's own search against exact search over the same vectors, at the spec's `recall_at`.
+    """
+
+    min_documents: int = Field(1, ge=1)
+    max_shrink: float = Field(0.5, ge=0.0, le=1.0)
+    min_recall: float = Field(0.9, ge=0.0, le=1.0)
+    canaries: tuple[Canary, ...] = Field((), max_length=1000)
 
 
 class IndexSpec(_Frozen):
