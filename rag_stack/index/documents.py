@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from rag_stack.errors import DocumentError, IndexVersionError
-from rag_stack.index.format import Skipped
+from rag_stack.index.format import Chunking, Skipped
 from rag_stack.index.sections import TextFormat
 from rag_stack.index.spec import IndexSpec, Source
 from rag_stack.types import AttributeValue
@@ -23,7 +23,10 @@ _MAX_KEY_CHARS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A source text. Its attributes hold its `path` in the source folder and its `filename`, besides its own."""
+    """A source text. Its attributes hold its `path` in the source folder and its `filename`, besides its own.
+
+    A `chunking` of its own takes the place of the spec's.
+    """
 
     document_id: str
     text: str
@@ -31,11 +34,13 @@ class Document:
     uri: str
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     text_format: TextFormat = "text"
+    chunking: Chunking | None = None
 
     @property
     def digest(self) -> str:
         """Of everything that a search can find or give back."""
-        content = [self.text, self.title, self.uri, sorted(self.attributes.items()), self.text_format]
+        chunking = self.chunking.model_dump() if self.chunking else None
+        content = [self.text, self.title, self.uri, sorted(self.attributes.items()), self.text_format, chunking]
         return "sha256:" + hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -63,7 +68,7 @@ def read_documents(spec: IndexSpec) -> Documents:
             documents[result.document_id] = result
         elif spec.on_error == "fail":
             raise DocumentError(
-                f"cannot read {result.document!r} in {str(source.folder)!r}: {result.reason}; mend or exclude it, or "
+                f"cannot read {result.document!r} in {source.folder!r}: {result.reason}; mend or exclude it, or "
                 "set `on_error: skip` to leave such documents out"
             )
         else:
@@ -71,7 +76,7 @@ def read_documents(spec: IndexSpec) -> Documents:
     if not documents:
         listed = "; ".join(f"{each.document}: {each.reason}" for each in skipped[:5])
         raise IndexVersionError(
-            f"no documents in {str(source.folder)!r} that match {list(source.include)}: "
+            f"no documents in {source.folder!r} that match {list(source.include)}: "
             + (f"{len(skipped)} could not be read ({listed})" if skipped else "check the spec's folder and patterns")
         )
     return Documents(tuple(documents.values()), tuple(skipped))
@@ -82,7 +87,7 @@ def _read_all(spec: IndexSpec) -> Iterator[Document | Skipped]:
     paths = _paths(source)
     metadata: dict[str, Mapping[str, Any]] = {}
     if source.metadata is not None:
-        for where, row in _rows(source.folder / source.metadata, name=source.metadata):
+        for where, row in _rows(Path(source.folder) / source.metadata, name=source.metadata):
             if isinstance(row, str):
                 yield Skipped(document=where, reason=row)
             elif row.get("path") not in paths:
@@ -91,7 +96,7 @@ def _read_all(spec: IndexSpec) -> Iterator[Document | Skipped]:
                 metadata[cast(str, row["path"])] = row
     for path in paths:
         if source.format == "jsonl" or (source.format == "auto" and path.endswith(".jsonl")):
-            for where, row in _rows(source.folder / path, name=path):
+            for where, row in _rows(Path(source.folder) / path, name=path):
                 yield Skipped(document=where, reason=row) if isinstance(row, str) else _from_row(spec, path, where, row)
         else:
             yield _from_file(spec, path, metadata.get(path, {}))
@@ -99,20 +104,20 @@ def _read_all(spec: IndexSpec) -> Iterator[Document | Skipped]:
 
 def _paths(source: Source) -> dict[str, None]:
     """The source's files relative to its folder, sorted."""
-    if not source.folder.is_dir():
-        raise IndexVersionError(f"the source folder {str(source.folder)!r} does not exist; create it or mend the spec")
+    if not Path(source.folder).is_dir():
+        raise IndexVersionError(f"the source folder {source.folder!r} does not exist; create it or mend the spec")
     try:
-        excluded = {path for pattern in source.exclude for path in source.folder.glob(pattern)}
-        found = {path for pattern in source.include for path in source.folder.glob(pattern)} - excluded
+        excluded = {path for pattern in source.exclude for path in Path(source.folder).glob(pattern)}
+        found = {path for pattern in source.include for path in Path(source.folder).glob(pattern)} - excluded
     except (ValueError, NotImplementedError) as exc:
         raise IndexVersionError(f"the patterns {[*source.include, *source.exclude]} are not valid: {exc}") from exc
-    relative = (path.relative_to(source.folder).as_posix() for path in found if path.is_file())
+    relative = (path.relative_to(Path(source.folder)).as_posix() for path in found if path.is_file())
     return dict.fromkeys(sorted(path for path in relative if path != source.metadata))
 
 
 def _from_file(spec: IndexSpec, path: str, row: Mapping[str, Any]) -> Document | Skipped:
     try:
-        text = _text(spec.source.folder / path)
+        text = _text(Path(spec.source.folder) / path)
         known = {"path", "title", "uri", "attributes"}
         return _document(spec, path, path.rpartition("/")[2], text, _fields(row, known), document_id=_id(path))
     except ValueError as exc:
