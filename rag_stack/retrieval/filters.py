@@ -23,14 +23,17 @@ Mask = npt.NDArray[np.bool_]
 
 _MAX_DEPTH = 8
 _MAX_COMPARISONS = 64
+_MAX_VALUES = 1000
+# A mask has a byte a row.
+_CACHE_BYTES = 256 << 20
 
 
 class MaskCache:
     """The masks of the latest filters over one passage table. Safe to use from several threads."""
 
-    def __init__(self, passages: PassageTable, *, capacity: int = 64) -> None:
+    def __init__(self, passages: PassageTable, *, capacity: int = 64, capacity_bytes: int = _CACHE_BYTES) -> None:
         self._passages = passages
-        self._capacity = capacity
+        self._capacity = max(1, min(capacity, capacity_bytes // max(1, len(passages))))
         self._masks: OrderedDict[str, Mask] = OrderedDict()
         self._lock = Lock()
 
@@ -61,7 +64,7 @@ def row_mask(wanted: Filter, passages: PassageTable) -> Mask:
 
 def check(wanted: Filter) -> None:
     """Raise InvalidRequestError for a filter that makes no sense whatever the store holds."""
-    comparisons = 0
+    comparisons = values = 0
     waiting: list[tuple[Filter, int]] = [(wanted, 1)]
     while waiting:
         each, depth = waiting.pop()
@@ -73,6 +76,9 @@ def check(wanted: Filter) -> None:
         comparisons += 1
         if comparisons > _MAX_COMPARISONS:
             raise InvalidRequestError(f"`filters` may hold {_MAX_COMPARISONS} comparisons", param="filters")
+        values += len(each.value) if isinstance(each.value, list) else 1
+        if values > _MAX_VALUES:
+            raise InvalidRequestError(f"`filters` may hold {_MAX_VALUES:,} values in all", param="filters")
         _check_comparison(each)
 
 
