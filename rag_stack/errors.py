@@ -4,6 +4,7 @@
       InvalidRequestError            400  the request cannot be understood
         ContextLengthError           400  question and prompt do not fit the model's context
       AuthenticationError            401  no key, or an unknown one
+      PermissionDeniedError          403  the key is known, but not for this
       NotFoundError                  404  unknown route, model, store or file
       MethodNotAllowedError          405  the route exists, for another method
       PayloadTooLargeError           413  the body is over the limit
@@ -17,7 +18,8 @@
         ArtifactCorruptError              a size or digest differs from the manifest
         ArtifactOutdatedError             published by an older rag_stack: publish it again
         ArtifactExistsError               a published version is never changed
-        PromotionConflictError            another writer moved the promoted pointer first
+        PromotionConflictError       409  another writer moved the promoted pointer first, or deletes the version
+        RollbackError                409  there is nothing to go back to, or it is deleted
       IndexVersionError                   an index version cannot be opened or built
         EmbedderMismatchError             the index was built with another embedder
         DocumentError                     a source document cannot be read (names it)
@@ -63,6 +65,14 @@ class AuthenticationError(RagStackError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class PermissionDeniedError(RagStackError):
+    """The caller may not do this, whoever it is."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
 
 
 class NotFoundError(RagStackError):
@@ -157,10 +167,19 @@ class ArtifactExistsError(ArtifactError):
 
 
 class PromotionConflictError(ArtifactError):
-    """Another writer moved the promoted pointer first."""
+    """Another writer moved the promoted pointer first, or is deleting the version."""
 
     status = 409
-    code = "promotion_conflict"
+    type = "conflict_error"
+    code = "conflict"
+
+
+class RollbackError(ArtifactError):
+    """There is nothing to go back to, or it is deleted."""
+
+    status = 409
+    type = "conflict_error"
+    code = "no_way_back"
 
 
 class IndexVersionError(RagStackError):
