@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from rag_stack.config import ArtifactChoice, Name, read_yaml
 from rag_stack.index.format import Chunking
+from rag_stack.index.pattern import Pattern
 
 SourceFormat: TypeAlias = Literal["auto", "text", "markdown", "html", "pdf", "jsonl", "parquet"]
 Scalar: TypeAlias = str | float | bool
@@ -55,6 +56,13 @@ class Source(_Frozen):
     def _names_a_place(cls, value: str) -> str:
         if "://" in value and not _S3.fullmatch(value):
             raise ValueError(f"must be a folder or s3://bucket/prefix, got {value!r}")
+        return value
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _are_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            Pattern.of(text)
         return value
 
     @field_validator("attribute_columns")

@@ -13,10 +13,11 @@ import numpy as np
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.errors import DocumentError, IndexVersionError
-from rag_stack.index.builder import Vectors, cut_documents, write_index
+from rag_stack.index.builder import write_index
+from rag_stack.index.cutting import cut_documents
 from rag_stack.index.documents import read_documents
 from rag_stack.index.format import EmbedderRef, Skipped
-from rag_stack.index.reader import IndexVersion, set_search_threads
+from rag_stack.index.reader import IndexVersion, Vectors, set_search_threads
 from rag_stack.index.spec import IndexSpec
 from rag_stack.retrieval.embedder import Embedder
 
