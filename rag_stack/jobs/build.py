@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -54,14 +54,14 @@ class BuildSettings:
     (default: user@host).
     """
 
-    chunking: Chunking | None = Chunking()
+    chunking: Chunking | None = field(default_factory=Chunking)
     recipe: str = AUTO
     memory_budget_bytes: int | None = None
     recall_target: float = 0.95
     recall_at: int = 10
     search_parameters: str = ""
     on_error: Literal["skip", "fail"] = "skip"
-    gates: Gates = Gates()
+    gates: Gates = field(default_factory=Gates)
     promote: bool = True
     force: bool = False
     by: str | None = None

@@ -22,7 +22,7 @@ class LocalEmbedding:
         self._workers = workers
 
     def embed(self, inputs: Sequence[str], *, known: KnownKeys | None = None) -> Iterator[Embedded]:  # noqa: ARG002
-        """Embed in batches of similar length, which wastes little on padding, longest first, so that none is last alone.
+        """Embed in batches of similar length, which wastes little on padding; longest first, so that the last is short.
 
         What was begun ends when the caller stops early or fails; nothing else is begun.
         """

@@ -10,7 +10,8 @@ slow file, and what is in flight does not depend on the size of the source: one 
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -53,10 +54,7 @@ class RayEmbedding:
     workers: int
     batch: int | None = None
     worth: int = WORTH_RAY
-    _state: "_State" = None  # type: ignore[assignment]  # set by __post_init__
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_state", _State())
+    _state: "_State" = field(default_factory=lambda: _State())
 
     @property
     def model(self) -> Model:
@@ -99,7 +97,7 @@ class RayEmbedding:
         )
         groups = [{"files": pickle.dumps(group)} for group in grouped(self.files, target_weight=target)]
         cut = _Cut(self.reader, self.model.tokenizer.to_str(), self.model.max_tokens, ray.put(known), batch)
-        with _context(capacity):
+        with _quiet_and_bounded(capacity):
             rows = (
                 ray.data.from_items(groups, override_num_blocks=len(groups))
                 .flat_map(cut, num_cpus=capacity.cut_cpus)
@@ -195,35 +193,30 @@ class _Embed:
 _SCHEMA: Final = pa.schema([("keys", pa.large_binary()), ("vectors", pa.large_binary()), ("weight", pa.int64())])
 
 
-class _context:  # noqa: N801 - reads as a function
+@contextmanager
+def _quiet_and_bounded(capacity: Capacity) -> Iterator[None]:
     """Ray Data's settings for a block: small blocks, few of them in flight, and not a word of its own."""
+    from ray.data import DataContext, ExecutionOptions, ExecutionResources
 
-    def __init__(self, capacity: Capacity) -> None:
-        self._capacity = capacity
-
-    def __enter__(self) -> None:
-        from ray.data import DataContext, ExecutionOptions, ExecutionResources
-
-        self._before = DataContext.get_current().copy()
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.enable_auto_log_stats = False
-        # A row is a batch, and goes to an actor of its own.
-        context.target_max_block_size = 1
-        context.target_min_block_size = 0
-        # Our own errors, with what to do, and not Ray's about them.
-        context.raise_original_map_exception = True
-        context.execution_options = ExecutionOptions(
-            # The build puts vectors in order by their keys: no block waits for another.
-            preserve_order=False,
-            resource_limits=ExecutionResources(object_store_memory=self._capacity.object_store_bytes),
-        )
-        self._level = logging.getLogger("ray.data").level
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        from ray.data import DataContext
-
-        DataContext._set_current(self._before)
-        logging.getLogger("ray.data").setLevel(self._level)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    # A row is a batch, and goes to an actor on its own.
+    context.target_max_block_size = 1
+    context.target_min_block_size = 0
+    # Our own errors, with what to do, and not Ray's about them.
+    context.raise_original_map_exception = True
+    context.execution_options = ExecutionOptions(
+        # The build puts vectors in order by their keys: no block waits for another.
+        preserve_order=False,
+        resource_limits=ExecutionResources(object_store_memory=capacity.object_store_bytes),
+    )
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with DataContext.current(context):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -22,7 +22,7 @@ _QUIET: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What may be used at once: actors that embed, CPUs for each of them and for a task that cuts, GPUs for an actor."""
+    """What may be used at once: actors that embed, CPUs and GPUs for each, CPUs for each task that cuts."""
 
     actors: int
     actor_cpus: float
