@@ -272,12 +272,13 @@ class Filling:
         self._embedding = embedding
         self._progress = progress
         self._share = share
-        self._seconds = 0.0
+        self._timed = (0.0, 0)
 
     @property
     def rate(self) -> float:
-        """Inputs embedded a second, while that was what the build did."""
-        return self._vectors.embedded / self._seconds if self._seconds else 0.0
+        """Inputs embedded a second, while that was what the build did; 0 when all came at once."""
+        seconds, inputs = self._timed
+        return inputs / seconds if seconds else 0.0
 
     def fill(self, window: Sequence[CutDocument], *, last: bool) -> None:
         """Embed what is missing. Blocking. Raises as the embedding does, ArtifactError when a segment is not stored."""
@@ -286,18 +287,15 @@ class Filling:
         missing = {bytes(keys[row]): inputs[row] for row in np.flatnonzero(self._vectors.missing(keys))}
         wanted = self._vectors.embedded + len(missing)
         share = 1.0 if last else self._share() if self._share else None
-        # An embedding may yield while others work: what it waits for is its time, what is done here is not less.
-        started = time.perf_counter()
-        spent = self._seconds
-        try:
-            for piece in self._embedding.embed(list(missing.values()), known=self._vectors.keys):
-                self._vectors.add(piece.keys, piece.vectors)
-                self._seconds = spent + time.perf_counter() - started
-                done = self._vectors.embedded
-                self._tell(done, _estimate(done if piece.share else wanted, piece.share or share))
-        finally:
-            if missing:
-                self._seconds = spent + time.perf_counter() - started
+        first: tuple[float, int] | None = None
+        timed = self._timed
+        for piece in self._embedding.embed(list(missing.values()), known=self._vectors.keys):
+            self._vectors.add(piece.keys, piece.vectors)
+            now, done = time.perf_counter(), self._vectors.embedded
+            # From the first piece on: what comes before it is the start of whoever embeds.
+            first = first or (now, done)
+            self._timed = (timed[0] + now - first[0], timed[1] + done - first[1])
+            self._tell(done, _estimate(done if piece.share else wanted, piece.share or share))
 
     def _tell(self, done: int, total: int | None) -> None:
         if self._progress is not None:

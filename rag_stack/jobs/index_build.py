@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import Tiers, open_tiers
@@ -16,11 +16,14 @@ from rag_stack.index.source import open_source
 from rag_stack.index.spec import IndexSpec
 from rag_stack.jobs.build import BuildReport, BuildSettings, build_version
 from rag_stack.jobs.embedding import Embedding, Model, OnProgress
+from rag_stack.jobs.lazy_embedder import LazyEmbedder
 from rag_stack.jobs.local_embedding import LocalEmbedding
 from rag_stack.jobs.ray_embedding import WORTH_RAY, RayEmbedding
 from rag_stack.jobs.reading import CountedReading, SourceReader
 from rag_stack.metrics import MemoryRecorder
-from rag_stack.retrieval.embedder import Embedder
+
+if TYPE_CHECKING:
+    from rag_stack.retrieval.embedder import Embedder
 
 Engine: TypeAlias = Literal["auto", "ray", "local"]
 Load: TypeAlias = Callable[[str], Model]
@@ -34,14 +37,24 @@ class EmbedderLoad:
     cache: Path
     manifest: Manifest
 
-    def __call__(self, device: str = "cpu") -> Embedder:
+    def __call__(self, device: str = "cpu") -> "Embedder":
         """Blocking: brings the embedder to the node first. Raises ArtifactError."""
-        tiers = open_tiers(ArtifactsConfig(root=self.root, cache=self.cache), MemoryRecorder())
-        path = tiers.ensure_local(self.manifest).path
-        embedder = Embedder.load(path, name=self.manifest.name, digest=self.manifest.digest, threads=1)
+        # Imports torch.
+        from rag_stack.retrieval.embedder import Embedder
+
+        embedder = Embedder.load(self.path(), name=self.manifest.name, digest=self.manifest.digest, threads=1)
         if device != "cpu":
             embedder.move(device)
         return embedder
+
+    def lazily(self) -> Model:
+        """For a process that may have nothing to embed. Raises ArtifactError."""
+        return LazyEmbedder.of(self.path(), self, name=self.manifest.name, digest=self.manifest.digest)
+
+    def path(self) -> Path:
+        """Where it is on this node, once it is there. Blocking."""
+        tiers = open_tiers(ArtifactsConfig(root=self.root, cache=self.cache), MemoryRecorder())
+        return tiers.ensure_local(self.manifest).path
 
 
 def build_index(
@@ -66,8 +79,12 @@ def build_index(
     # Before the embedder, which takes seconds.
     tree = open_source(spec.source)
     listing = list_source(spec, tree)
-    load = load or embedder_load(spec, tiers=tiers)
-    model = load("cpu")
+    model: Model
+    if load is None:
+        stored = embedder_load(spec, tiers=tiers)
+        load, model = stored, stored.lazily()
+    else:
+        model = load("cpu")
     _require_room(spec.chunking, model)
     reader = SourceReader(spec, tree)
     embedding: Embedding = LocalEmbedding(model, workers=workers)
