@@ -1,4 +1,4 @@
-"""The memory and CPU time of a build, for `loadtests.rebuild`: of all its processes, what is theirs and not the page cache's."""
+"""The memory and CPU time of a build, for `loadtests.rebuild`: of all its processes, without the page cache."""
 
 import threading
 from dataclasses import dataclass, field
