@@ -78,7 +78,12 @@ def _fill(index: faiss.Index, flat: FlatFile) -> int:
     vectors = flat.vectors()
     sample = 0
     if not index.is_trained:
-        rows = _sampled(flat.count, _SAMPLE + _SAMPLE_PER_LIST * _lists(index))
+        inner = _inner(index)
+        if isinstance(inner, faiss.IndexPQ | faiss.IndexIVFPQ):
+            # It orders the codes for a search that nobody asks for, and takes most of the time.
+            inner.do_polysemous_training = False
+        lists = int(inner.nlist) if isinstance(inner, faiss.IndexIVF) else 0
+        rows = _sampled(flat.count, _SAMPLE + _SAMPLE_PER_LIST * lists)
         sample = len(rows)
         index.train(np.array(vectors[rows]))
     for first in range(0, flat.count, _BLOCK):
@@ -92,14 +97,13 @@ def _sampled(count: int, size: int) -> npt.NDArray[np.int64]:
     return np.sort(np.random.default_rng(_SEED).choice(count, size, replace=False, shuffle=False))
 
 
-def _lists(index: faiss.Index) -> int:
+def _inner(index: faiss.Index) -> faiss.Index:
+    """What the vectors go into at last, behind rotations and before refinement."""
     index = faiss.downcast_index(index)
     match index:
         case faiss.IndexPreTransform():
-            return _lists(index.index)
+            return _inner(index.index)
         case faiss.IndexRefine():
-            return _lists(index.base_index)
-        case faiss.IndexIVF():
-            return int(index.nlist)
+            return _inner(index.base_index)
         case _:
-            return 0
+            return index

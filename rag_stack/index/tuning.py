@@ -17,8 +17,8 @@ _QUERIES: Final = 200
 _LEAST_QUERIES: Final = 50
 # So many products of a query and a passage: a minute on two cores, for 384 dimensions.
 _PRODUCTS: Final = 500_000_000
-# As long as the vector itself 0.75: a query's cosine with its passage is 0.8, as a question's with its answer.
-_NOISE: Final = 0.75
+# As long as the vector itself: a query's cosine with its passage is 0.7, as a question's with its answer.
+_NOISE: Final = 1.0
 # Passages as near as the last of the nearest are as good: equal texts, and what float32 does not tell apart.
 _TIE: Final = 1e-5
 _FLOAT_BYTES: Final = 4
