@@ -18,9 +18,11 @@
         ArtifactCorruptError              a size or digest differs from the manifest
         ArtifactOutdatedError             published by an older rag_stack: publish it again
         ArtifactExistsError               a published version is never changed
+        ArtifactBusyError            409  another process publishes or deletes the version
         PromotionConflictError       409  another writer moved the promoted pointer first, or deletes the version
         RollbackError                409  there is nothing to go back to, or it is deleted
       IndexVersionError                   an index version cannot be opened or built
+        GateFailedError              409  a gate did not pass: promote by force, or build again
         EmbedderMismatchError             the index was built with another embedder
         DocumentError                     a source document cannot be read (names it)
         GateError                         a built version fails its gates: published, not promoted
@@ -167,6 +169,14 @@ class ArtifactExistsError(ArtifactError):
     code = "artifact_exists"
 
 
+class ArtifactBusyError(ArtifactError):
+    """Another process publishes or deletes this version now."""
+
+    status = 409
+    type = "conflict_error"
+    code = "conflict"
+
+
 class PromotionConflictError(ArtifactError):
     """Another writer moved the promoted pointer first, or is deleting the version."""
 
@@ -187,6 +197,14 @@ class IndexVersionError(RagStackError):
     """An index version cannot be opened or built."""
 
     code = "index_error"
+
+
+class GateFailedError(IndexVersionError):
+    """An index version did not pass a gate, and is not promoted unless by force."""
+
+    status = 409
+    type = "conflict_error"
+    code = "gate_failed"
 
 
 class EmbedderMismatchError(IndexVersionError):

@@ -6,7 +6,8 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from rag_stack.artifacts.object_store import ObjectStore
 from rag_stack.artifacts.promotion import (
     ARCHIVE_PROMOTIONS,
     MAX_BY_CHARS,
+    Condemned,
     Pointer,
     PointerState,
     Promotion,
@@ -93,13 +95,17 @@ class Catalog:
             metadata=metadata,
             parent=parent,
         )
-        if not self._is_published(wanted):
-            with self.store.exclusive(_manifest_key(wanted.ref)) as alone:
+        if self._is_published(wanted) and not self._is_unfinished(wanted.ref):
+            return self._same(wanted)
+        with self.store.exclusive(manifest_key(wanted.ref)) as alone:
+            if alone:
+                self._acquit(wanted.ref)
+            if not self._is_published(wanted):
                 self._upload(directory, wanted, alone=alone)
-        elif self.store.exists(_claim_key(wanted.ref)):
-            # Its publisher was killed between its last two steps.
-            with self.store.exclusive(_manifest_key(wanted.ref)):
-                self.store.delete(_claim_key(wanted.ref))
+            else:
+                self._refuse_condemned(wanted.ref)
+                # Its publisher was killed between its last two steps.
+                self.store.delete(claim_key(wanted.ref))
         return self._same(wanted)
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
@@ -109,17 +115,17 @@ class Catalog:
         """
         try:
             # Not `read_bytes`: a manifest never changes, and its files will be read the same way.
-            with closing(self.store.reader(_manifest_key(ref))) as reader:
+            with closing(self.store.reader(manifest_key(ref))) as reader:
                 data = bytes(reader.read_at(0, reader.size_bytes))
         except ArtifactNotFoundError as exc:
             raise ArtifactNotFoundError(f"no artifact {str(ref)!r} in {self.store.url}; {self._advice(ref)}") from exc
         try:
             manifest = Manifest.from_bytes(data)
         except (ArtifactCorruptError, ArtifactOutdatedError) as exc:
-            raise type(exc)(f"{self.store.url}/{_manifest_key(ref)}: {exc}") from exc
+            raise type(exc)(f"{self.store.url}/{manifest_key(ref)}: {exc}") from exc
         if manifest.ref != ref:
             raise ArtifactCorruptError(
-                f"{self.store.url}/{_manifest_key(ref)} is the manifest of {str(manifest.ref)!r}; "
+                f"{self.store.url}/{manifest_key(ref)} is the manifest of {str(manifest.ref)!r}; "
                 "was it copied by hand? Publish the artifact again"
             )
         return manifest
@@ -132,7 +138,11 @@ class Catalog:
         """The published versions of a name, sorted; an interrupted publish is none."""
         check_address(kind, name)
         found = [v for v in self.store.list_names(f"{kind}/{name}") if is_name(v) and v != POINTER_NAME]
-        return [v for v in found if self.store.exists(_manifest_key(ArtifactRef(kind, name, v)))]
+        return [v for v in found if self.store.exists(manifest_key(ArtifactRef(kind, name, v)))]
+
+    def published_at(self, ref: ArtifactRef) -> datetime:
+        """When a version's manifest was written, UTC by the store's clock. Raises ArtifactNotFoundError."""
+        return self.store.modified_at(manifest_key(ref))
 
     def promoted(self, kind: ArtifactKind, name: str) -> Pointer | None:
         """What is promoted under a name, or None. Raises ArtifactCorruptError."""
@@ -262,7 +272,29 @@ class Catalog:
             return None
 
     def _is_published(self, wanted: Manifest) -> bool:
-        return self.store.exists(_manifest_key(wanted.ref))
+        return self.store.exists(manifest_key(wanted.ref))
+
+    def _is_unfinished(self, ref: ArtifactRef) -> bool:
+        """Whether a publisher, or who deletes the version, is at work or was killed at it."""
+        return ref.version in self.state(ref.kind, ref.name)[0].condemned or self.store.exists(claim_key(ref))
+
+    def _refuse_condemned(self, ref: ArtifactRef) -> None:
+        condemned = self.state(ref.kind, ref.name)[0].condemned.get(ref.version)
+        if condemned is not None:
+            raise PromotionConflictError(_being_deleted(ref, condemned))
+
+    def _acquit(self, ref: ArtifactRef) -> None:
+        """Take back that a version is to be deleted. Only for who holds its lock.
+
+        A deletion marks it under that lock and holds it to the end: whoever has marked it was killed.
+        """
+        while True:
+            state, data = self.state(ref.kind, ref.name)
+            if ref.version not in state.condemned:
+                return
+            others = {version: mark for version, mark in state.condemned.items() if version != ref.version}
+            with suppress(PromotionConflictError):
+                self.swap(ref.kind, ref.name, state.with_condemned(others), expected=data)
 
     def _same(self, wanted: Manifest) -> Manifest:
         other_version = "publish under another version, or leave the version out to have one made from the content"
@@ -281,8 +313,14 @@ class Catalog:
         return found
 
     def _upload(self, directory: Path, manifest: Manifest, *, alone: bool) -> None:
-        claim = _claim_key(manifest.ref)
+        claim = claim_key(manifest.ref)
         self._claim(manifest, claim, alone=alone)
+        try:
+            # After the claim, for which a deletion looks after it has condemned: one of the two sees the other.
+            self._refuse_condemned(manifest.ref)
+        except PromotionConflictError:
+            self.store.delete(claim)
+            raise
         # Only now it is sure: a faster publisher has given up its claim after its manifest was there.
         if not self._is_published(manifest):
             for entry in manifest.files:
@@ -291,8 +329,13 @@ class Catalog:
                 raise ArtifactError(
                     f"{str(directory)!r} changed while it was being published; let its writer finish first"
                 )
+            if not alone and self._read_claim(claim) is None and not self._is_published(manifest):
+                raise ArtifactExistsError(
+                    f"{str(manifest.ref)!r} took so long to publish that it was deleted as what a killed publisher "
+                    "left; publish it again"
+                )
             # When it is there already, it is that of another publisher with the same claim.
-            self.store.create(_manifest_key(manifest.ref), manifest.to_bytes())
+            self.store.create(manifest_key(manifest.ref), manifest.to_bytes())
         self.store.delete(claim)
 
     def _claim(self, manifest: Manifest, key: str, *, alone: bool) -> None:
@@ -355,10 +398,7 @@ class Catalog:
         was not condemned in between: it is there, and from now on it is promoted, which protects it.
         """
         if ref.version in state.condemned:
-            raise PromotionConflictError(
-                f"{str(ref)!r} is being deleted by `rag-stack index gc`, since {state.condemned[ref.version].at}; "
-                "when that is done (run it again if it was killed) publish the version again, then promote it"
-            )
+            raise PromotionConflictError(_being_deleted(ref, state.condemned[ref.version]))
         return self.manifest(ref)
 
     def _before(self, kind: ArtifactKind, name: str, state: PointerState, to: str | None) -> Promotion:
@@ -434,11 +474,20 @@ def _content_version(files: tuple[FileEntry, ...], metadata: Mapping[str, Any]) 
     return hashlib.sha256(canonical_json(content)).hexdigest()[:_VERSION_HEX]
 
 
-def _manifest_key(ref: ArtifactRef) -> str:
+def _being_deleted(ref: ArtifactRef, condemned: Condemned) -> str:
+    return (
+        f"{str(ref)!r} is being deleted by `rag-stack index gc`, since {condemned.at}; when that is done (run it again "
+        "if it was killed) publish the version again, then promote it"
+    )
+
+
+def manifest_key(ref: ArtifactRef) -> str:
+    """Where a version's manifest is; while it is not there the version does not exist."""
     return f"{ref}/{MANIFEST_NAME}"
 
 
-def _claim_key(ref: ArtifactRef) -> str:
+def claim_key(ref: ArtifactRef) -> str:
+    """Where a publisher says that it is at work on a version."""
     return f"{ref}/{_CLAIM_NAME}"
 
 

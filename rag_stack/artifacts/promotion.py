@@ -11,7 +11,7 @@ revisions. Promotions are ordered by their number and never by their time, which
 """
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -192,11 +192,6 @@ def check_told(*, by: str, reason: str) -> None:
     for name, text, most in (("by", by, MAX_BY_CHARS), ("reason", reason, MAX_REASON_CHARS)):
         if len(text) > most:
             raise InvalidRequestError(f"`{name}` has {len(text)} characters, at most {most} are kept", param=name)
-
-
-def archive_names(archived: int) -> Iterator[str]:
-    """The names of the archive objects of so many promotions, oldest first."""
-    return (archive_name(first) for first in range(1, archived + 1, ARCHIVE_PROMOTIONS))
 
 
 def archive_name(number: int) -> str:

@@ -1,4 +1,4 @@
-"""`rag-stack index`: build index versions and see what is there."""
+"""`rag-stack index build`; the commands for what was built are in `versions`."""
 
 import json
 import os
@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest
-from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.tiers import open_tiers
-from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config, published
+from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.cli.progress import BuildProgress
+from rag_stack.cli.versions import app
 from rag_stack.errors import InvalidRequestError
 from rag_stack.index.format import IndexMetadata
 from rag_stack.index.spec import load_spec
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 Engine = Literal["auto", "ray", "local"]
 
-app = typer.Typer(help="Index versions in the object store.", no_args_is_help=True, add_completion=False)
+__all__ = ["Engine", "app"]
 
 
 @app.command()
@@ -119,33 +117,6 @@ def _report_build(report: "BuildReport", *, as_json: bool) -> None:
     Console().print(f"[bold]{report.manifest.ref}[/bold]  {counts}", highlight=False)
     if not report.promoted:
         Console().print(f"not promoted: {report.not_promoted}; `rag-stack index promote` does", highlight=False)
-
-
-@app.command()
-def versions(
-    name: Annotated[str, typer.Argument(help="An index.")], root: Root = None, *, as_json: AsJson = False
-) -> None:
-    """The published versions of an index; the promoted one is marked."""
-    with one_line_failures():
-        catalog = Catalog(open_store(artifacts_config(root).root))
-        pointer = catalog.promoted("indexes", name)
-        manifests = published(catalog, "indexes", name)
-        rows = [_row(each) | {"promoted": bool(pointer and pointer.version == each.version)} for each in manifests]
-    if as_json:
-        typer.echo(json.dumps(rows))
-    elif not rows:
-        Console().print(f"no versions of {name} in {catalog.store.url}; publish one with `rag-stack index build`")
-    else:
-        _print(rows)
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("version", "promoted", "documents", "passages", "embedder", "recipe", "bytes", box=None)
-    for row in rows:
-        keys = ("documents", "passages", "embedder", "recipe")
-        size = f"{row['size_bytes']:,}"
-        table.add_row(row["version"], "yes" if row["promoted"] else "", *(str(row[key]) for key in keys), size)
-    Console().print(table)
 
 
 def _report(manifest: Manifest, *, seconds: float, as_json: bool) -> None:
