@@ -100,7 +100,9 @@ def _decoded(data: bytes) -> str:
     try:
         text = body.decode(encoding)
     except (UnicodeError, LookupError) as exc:
-        raise DocumentError(f"is not {encoding}, as it should be by what it declares: {exc}; convert it") from exc
+        raise DocumentError(
+            f"is not {encoding}, which it declares or, declaring none, should be: {exc}; convert it to UTF-8"
+        ) from exc
     if "\0" in text:
         raise DocumentError("is binary: it holds NUL bytes")
     return text
@@ -121,11 +123,7 @@ def _drop_around(page: BeautifulSoup) -> None:
     for name in _NO_CONTENT:
         for element in page.find_all(name):
             element.decompose()
-    for element in [
-        *page.find_all(_AROUND),
-        *page.find_all(attrs={"role": _AROUND_ROLES}),
-        *page.find_all(hidden=True),
-    ]:
+    for element in [*page.find_all(_AROUND), *page.find_all(role=_AROUND_ROLES), *page.find_all(hidden=True)]:
         if not element.decomposed:
             element.decompose()
     for element in page.find_all("header"):

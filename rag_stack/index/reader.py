@@ -20,7 +20,7 @@ from rag_stack.errors import EmbedderMismatchError, IndexVersionError
 from rag_stack.index.format import DOCUMENTS_FILE, DOCUMENTS_SCHEMA, INDEX_FILE, PASSAGES_FILE, IndexMetadata
 from rag_stack.index.passages import PassageTable, open_table
 from rag_stack.index.probe import Probe, head_bytes
-from rag_stack.index.selector import selecting
+from rag_stack.index.selector import search_selected
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -157,7 +157,7 @@ class IndexVersion:
             if allowed is None:
                 scores, rows = self._index.search(vectors, k)
             else:
-                scores, rows = self._index.search(vectors, k, params=selecting(self._index, allowed))
+                scores, rows = search_selected(self._index, vectors, k, allowed)
         return scores, rows
 
 

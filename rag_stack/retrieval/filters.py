@@ -23,6 +23,7 @@ Mask = npt.NDArray[np.bool_]
 
 _MAX_DEPTH = 8
 _MAX_COMPARISONS = 64
+_MAX_VALUES = 1000
 
 
 class MaskCache:
@@ -61,7 +62,7 @@ def row_mask(wanted: Filter, passages: PassageTable) -> Mask:
 
 def check(wanted: Filter) -> None:
     """Raise InvalidRequestError for a filter that makes no sense whatever the store holds."""
-    comparisons = 0
+    comparisons = values = 0
     waiting: list[tuple[Filter, int]] = [(wanted, 1)]
     while waiting:
         each, depth = waiting.pop()
@@ -73,6 +74,9 @@ def check(wanted: Filter) -> None:
         comparisons += 1
         if comparisons > _MAX_COMPARISONS:
             raise InvalidRequestError(f"`filters` may hold {_MAX_COMPARISONS} comparisons", param="filters")
+        values += len(each.value) if isinstance(each.value, list) else 1
+        if values > _MAX_VALUES:
+            raise InvalidRequestError(f"`filters` may hold {_MAX_VALUES:,} values in all", param="filters")
         _check_comparison(each)
 
 
