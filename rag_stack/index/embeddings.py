@@ -89,7 +89,16 @@ def fingerprint(*, embedder_digest: str, chunking: Chunking | None, dimension: i
 class EmbeddingStore:
     """The vectors of one index name and fingerprint. One thread of one process uses it; many processes may have one."""
 
-    def __init__(self, store: ObjectStore, *, name: str, fingerprint: str, dimension: int, scratch: Path) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        name: str,
+        fingerprint: str,
+        dimension: int,
+        scratch: Path,
+        flush_rows: int = FLUSH_ROWS,
+    ) -> None:
         """Open every segment that is there; `scratch` is a directory for copies that the caller removes. Blocking.
 
         A segment that is broken or cut short is named in `broken` and in a warning, and its vectors count as unknown.
@@ -99,6 +108,7 @@ class EmbeddingStore:
         self.broken: list[str] = []
         self.embedded = 0
         self._store = store
+        self._flush_rows = flush_rows
         self._scratch = scratch
         self._segments: list[_Segment] = []
         # Of all segments, by the numbers in the tables' places: the batch, its segment, its first row there.
@@ -166,7 +176,7 @@ class EmbeddingStore:
             key = bytes(keys[row])
             self.embedded += key not in self._pending
             self._pending[key] = np.array(vectors[row], np.float32)
-        if len(self._pending) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= FLUSH_S:
+        if len(self._pending) >= self._flush_rows or time.monotonic() - self._flushed_at >= FLUSH_S:
             self.flush()
 
     def flush(self) -> None:

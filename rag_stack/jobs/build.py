@@ -33,7 +33,7 @@ from rag_stack.index.builder import IndexWriter
 from rag_stack.index.cutting import CutDocument, cut_document
 from rag_stack.index.document_ids import DocumentIds
 from rag_stack.index.documents import Document
-from rag_stack.index.embeddings import EmbeddingStore, fingerprint, input_keys
+from rag_stack.index.embeddings import FLUSH_ROWS, EmbeddingStore, fingerprint, input_keys
 from rag_stack.index.format import Chunking, EmbedderRef, GateResult, IndexMetadata, Skipped
 from rag_stack.index.gate import check_gates
 from rag_stack.index.reader import IndexVersion, set_search_threads
@@ -51,7 +51,8 @@ class BuildSettings:
     """How an index is built, and whether it is promoted; see IndexSpec for what the fields of the same names mean.
 
     `force` promotes a version whose gates fail, which the catalog remembers together with `reason`. `by` is who asks
-    (default: user@host).
+    (default: user@host). After `flush_passages`, or 20 seconds, what was embedded is stored: a build that is killed
+    embeds no more than that again.
     """
 
     chunking: Chunking | None = field(default_factory=Chunking)
@@ -66,6 +67,7 @@ class BuildSettings:
     force: bool = False
     by: str | None = None
     reason: str = ""
+    flush_passages: int = FLUSH_ROWS
 
     @classmethod
     def of(
@@ -142,6 +144,7 @@ def build_version(
             fingerprint=_fingerprint(embedding.model, settings),
             dimension=embedding.model.dimension,
             scratch=scratch,
+            flush_rows=settings.flush_passages,
         )
         intake = Intake(documents, model=embedding.model, settings=settings)
         filling = Filling(vectors, embedding, progress=progress, share=share)

@@ -1,7 +1,8 @@
 """Embeds in threads of this process: for the HTTP ingest, small builds and tests."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Final
 
 from rag_stack.index.embeddings import input_keys
@@ -29,12 +30,17 @@ class LocalEmbedding:
         if not inputs:
             return
         order = sorted(inputs, key=len, reverse=True)
-        batches = [order[first : first + _BATCH] for first in range(0, len(order), _BATCH)]
+        batches = iter([order[first : first + _BATCH] for first in range(0, len(order), _BATCH)])
         with ThreadPoolExecutor(self._workers, thread_name_prefix="embed") as pool:
+            # Little more than what runs: all that is done and not yet taken is lost when this process is killed.
+            running = {pool.submit(self._embed, batch) for batch in islice(batches, self._workers + 1)}
             try:
-                for future in as_completed([pool.submit(self._embed, batch) for batch in batches]):
-                    batch, vectors = future.result()
-                    yield Embedded(input_keys(batch), vectors)
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    running |= {pool.submit(self._embed, batch) for batch in islice(batches, len(done))}
+                    for future in done:
+                        batch, vectors = future.result()
+                        yield Embedded(input_keys(batch), vectors)
             finally:
                 pool.shutdown(cancel_futures=True)
 

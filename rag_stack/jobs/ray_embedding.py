@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from tokenizers import Tokenizer
 
 from rag_stack.index.cutting import CutDocument, cut_document
 from rag_stack.index.documents import Document
@@ -80,9 +81,9 @@ class RayEmbedding:
             done = 0
             for row in self._rows(known, capacity):
                 done += row["weight"]
-                keys = np.frombuffer(row["keys"], dtype=f"S{KEY_BYTES}")
-                vectors = np.frombuffer(row["vectors"], np.float32).reshape(len(keys), -1)
-                if len(keys):
+                if row["keys"]:
+                    keys = np.frombuffer(row["keys"], dtype=f"S{KEY_BYTES}")
+                    vectors = np.frombuffer(row["vectors"], np.float32).reshape(len(keys), -1)
                     yield Embedded(keys, vectors, share=min(1.0, done / total))
 
     def _rows(self, known: Keys, capacity: Capacity) -> Iterator[dict[str, Any]]:
@@ -122,7 +123,7 @@ class _State:
 
 
 class _Cut:
-    """A task: a group of files -> batches of inputs that have no vector, of similar length. Runs on any node."""
+    """A task: a group of files -> batches of inputs that have no vector. Runs on any node."""
 
     def __init__(self, reader: SourceReader, tokenizer: str, max_tokens: int, known: Any, batch: int) -> None:  # noqa: ANN401 - an ObjectRef
         self._reader = reader
@@ -133,44 +134,60 @@ class _Cut:
 
     def __call__(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         import ray
-        from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_str(self._tokenizer)
-        known: Keys = ray.get(self._known)
-        waiting: dict[bytes, str] = {}
-        done = 0
         files: list[SourceFile] = pickle.loads(row["files"])  # noqa: S301 - this build's own
-        for file in files:
-            for found in self._reader.read([file]):
-                if isinstance(found, Document):
-                    waiting |= self._unknown(found, tokenizer, known)
-                if len(waiting) >= _SORTED:
-                    yield from self._batches(waiting, done)
-                    waiting, done = {}, 0
-            done += weight(file)
-        yield from self._batches(waiting, done)
+        limits = Limits(Tokenizer.from_str(self._tokenizer), self._max_tokens)
+        return batches_of(self._reader, files, limits, known=ray.get(self._known), batch=self._batch)
 
-    def _unknown(self, document: Document, tokenizer: Any, known: Keys) -> dict[bytes, str]:  # noqa: ANN401
-        cut = cut_document(
-            document, tokenizer=tokenizer, max_tokens=self._max_tokens, chunking=self._reader.spec.chunking
-        )
-        if not isinstance(cut, CutDocument):
-            return {}
-        keys = input_keys(cut.inputs)
-        places = np.minimum(np.searchsorted(known, keys), max(0, len(known) - 1))
-        new = known[places] != keys if len(known) else np.ones(len(keys), np.bool_)
-        return {bytes(keys[row]): cut.inputs[row] for row in np.flatnonzero(new)}
 
-    def _batches(self, waiting: Mapping[bytes, str], done: int) -> Iterator[dict[str, Any]]:
-        """Longest first, as rows of one batch each; the weight of the files that are done goes with the first.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What of an embedder is needed to cut."""
 
-        A row without inputs is not sent to an actor for nothing where another can take its weight along.
-        """
-        order = sorted(waiting.values(), key=len, reverse=True)
-        if not order and done:
-            yield {"inputs": [], "weight": done}
-        for first in range(0, len(order), self._batch):
-            yield {"inputs": order[first : first + self._batch], "weight": done if first == 0 else 0}
+    tokenizer: Tokenizer
+    max_tokens: int
+
+
+def batches_of(
+    reader: SourceReader, files: Sequence[SourceFile], limits: Limits | Model, *, known: Keys | None, batch: int
+) -> Iterator[dict[str, Any]]:
+    """Cut files: `inputs` without a vector, in batches of like length, and the `weight` of the files that are done.
+
+    `known` are the keys that have one, sorted.
+    """
+    waiting: dict[bytes, str] = {}
+    done = 0
+    for file in files:
+        for found in reader.read([file]):
+            if isinstance(found, Document):
+                waiting |= _unknown(found, reader, limits, known)
+            if len(waiting) >= _SORTED:
+                yield from _sorted_batches(waiting, done, batch)
+                waiting, done = {}, 0
+        done += weight(file)
+    yield from _sorted_batches(waiting, done, batch)
+
+
+def _unknown(document: Document, reader: SourceReader, limits: Limits | Model, known: Keys | None) -> dict[bytes, str]:
+    cut = cut_document(
+        document, tokenizer=limits.tokenizer, max_tokens=limits.max_tokens, chunking=reader.spec.chunking
+    )
+    if not isinstance(cut, CutDocument):
+        return {}
+    keys = input_keys(cut.inputs)
+    new = np.ones(len(keys), np.bool_)
+    if known is not None and len(known):
+        new = known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] != keys
+    return {bytes(keys[row]): cut.inputs[row] for row in np.flatnonzero(new)}
+
+
+def _sorted_batches(waiting: Mapping[bytes, str], done: int, batch: int) -> Iterator[dict[str, Any]]:
+    """Longest first; the weight goes with the first, alone where nothing is to be embedded."""
+    order = sorted(waiting.values(), key=len, reverse=True)
+    for first in range(0, len(order), batch):
+        yield {"inputs": order[first : first + batch], "weight": done if first == 0 else 0}
+    if done and not order:
+        yield {"inputs": [], "weight": done}
 
 
 class _Embed:
@@ -198,7 +215,7 @@ def _quiet_and_bounded(capacity: Capacity) -> Iterator[None]:
     """Ray Data's settings for a block: small blocks, few of them in flight, and not a word of its own."""
     from ray.data import DataContext, ExecutionOptions, ExecutionResources
 
-    context = DataContext.get_current().copy()
+    context = DataContext()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False

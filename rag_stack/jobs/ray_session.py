@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from rag_stack.errors import UnavailableError
 _OBJECT_STORE_BYTES: Final = 200 << 20
 _QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray's C++ parts warn of what is meant: an actor with arguments, a full object store that waits.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
@@ -48,7 +48,8 @@ def ray_session(*, workers: int, known_bytes: int) -> Iterator[Capacity]:
         return
     if address := os.environ.get("RAY_ADDRESS"):
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with _silent():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as exc:
             raise UnavailableError(
                 f"no Ray cluster answers at RAY_ADDRESS={address!r}: {exc}; start it, unset RAY_ADDRESS to use this "
@@ -61,20 +62,36 @@ def ray_session(*, workers: int, known_bytes: int) -> Iterator[Capacity]:
         return
     # Not below TMPDIR's deepest folders: a socket's path must fit into 107 bytes.
     with tempfile.TemporaryDirectory(prefix="rs-ray-", ignore_cleanup_errors=True) as directory:
-        ray.init(
-            address="local",
-            # Actors hold a CPU each; tasks that cut take little and must not wait for them.
-            num_cpus=2 * workers,
-            object_store_memory=_OBJECT_STORE_BYTES + known_bytes,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=directory,
-        )
+        with _silent():
+            ray.init(
+                address="local",
+                # Actors hold a CPU each; tasks that cut take little and must not wait for them.
+                num_cpus=2 * workers,
+                object_store_memory=_OBJECT_STORE_BYTES + known_bytes,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=directory,
+            )
         try:
             yield _capacity(cpus=2.0 * workers, gpus=ray.cluster_resources().get("GPU", 0.0), most=workers)
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing on stderr: Ray's C++ part tells there that it will say little. What fails is raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _of_cluster() -> Capacity:
@@ -85,9 +102,11 @@ def _of_cluster() -> Capacity:
 
 
 def _capacity(*, cpus: float, gpus: float, most: int | None) -> Capacity:
+    # Whoever cuts needs a CPU's worth: an actor must not take the last.
+    cut_cpus = 1.0 if cpus > 1 else 0.5
     if gpus >= 1:
         # One embedder on a GPU takes all of it; half of the CPUs cut for it.
-        return Capacity(int(gpus), min(1.0, cpus / 2 / gpus), 1.0, 1.0 if cpus >= 2 * gpus else 0.25, 256 << 20)
+        return Capacity(int(gpus), min(1.0, cpus / 2 / gpus), 1.0, cut_cpus, 256 << 20)
     # At least one of two CPUs, and one of eight, is left to those who cut.
     actors = most or max(1, int(cpus - max(1.0, cpus / 8)))
-    return Capacity(actors, 1.0 if cpus > 1 else 0.5, 0.0, 0.25, 128 << 20)
+    return Capacity(actors, cut_cpus, 0.0, cut_cpus, 128 << 20)
