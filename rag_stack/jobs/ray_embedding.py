@@ -9,6 +9,7 @@ slow file, and what is in flight does not depend on the size of the source: one 
 
 import logging
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -215,7 +216,10 @@ def _quiet_and_bounded(capacity: Capacity) -> Iterator[None]:
     """Ray Data's settings for a block: small blocks, few of them in flight, and not a word of its own."""
     from ray.data import DataContext, ExecutionOptions, ExecutionResources
 
-    context = DataContext()
+    with warnings.catch_warnings():
+        # Ray's own defaults set what Ray deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = DataContext()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
