@@ -21,6 +21,7 @@ _ROWS_PER_BATCH: Final = 65_536
 # A whole document may be one passage: a batch ends earlier when its texts are long.
 _BATCH_BYTES: Final = 64 << 20
 _ROWS_PER_SPOOLED: Final = 4_096
+_DOCUMENTS_PER_BATCH: Final = 8_192
 _SPOOLED_CHARACTERS: Final = 4 << 20
 _ATTRIBUTES: Final = "attributes"
 _FIELDS: Final = tuple(PASSAGES_SCHEMA.names)
@@ -104,7 +105,7 @@ class DocumentFile:
             }
         )
         self.count += 1
-        if len(self._rows) >= _ROWS_PER_BATCH:
+        if len(self._rows) >= _DOCUMENTS_PER_BATCH:
             self._flush()
 
     def complete(self) -> None:
