@@ -176,8 +176,10 @@ class CatalogVictim:
         """With locks, the next run clears all away at once; without, it waits an hour for marks, a day for files."""
         if not self._catalog.store.has_locks:
             return []
-        left = self._left()
-        return [f"the next run left {count} of {what}" for what, count in left.items() if count]
+        kept = Retention(self._catalog, grace_s=0).collect("indexes", _NAME, older_than_s=0, dry_run=True).verdicts
+        halves = [f"the next run left {each.ref}: {each.reasons}" for each in kept if not each.published]
+        marks = self._catalog.state("indexes", _NAME)[0].condemned
+        return [*halves, *(f"the next run left {version} marked as being deleted" for version in marks)]
 
 
 def _promote(task: _Task, teller: Connection, environment: dict[str, str]) -> None:
@@ -185,7 +187,9 @@ def _promote(task: _Task, teller: Connection, environment: dict[str, str]) -> No
     catalog, draw = Catalog(open_store(task.root)), random.Random(task.seed)
     retention = Retention(catalog)
     teller.send(None)
-    for number in range(1_000_000):
+    number = 0
+    while _is_wanted():
+        number += 1
         try:
             match draw.choices(["publish", "again", "rollback", "pin"], weights=[6, 2, 2, 2])[0]:
                 case "publish":
@@ -219,7 +223,7 @@ def _collect(task: _Task, teller: Connection, environment: dict[str, str]) -> No
     retention = Retention(Catalog(open_store(task.root)), grace_s=0)
     draw = random.Random(task.seed)
     teller.send(None)
-    while True:
+    while _is_wanted():
         try:
             collected = retention.collect("indexes", _NAME, keep=draw.randrange(3), older_than_s=0)
         except BaseException as exc:
@@ -227,6 +231,12 @@ def _collect(task: _Task, teller: Connection, environment: dict[str, str]) -> No
             raise
         if collected.deleted:
             _acknowledge(task, deleted=[each.ref.version for each in collected.deleted])
+
+
+def _is_wanted() -> bool:
+    """Whether somebody is left who will kill this process."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and parent.is_alive()
 
 
 def _acknowledge(task: _Task, **what: object) -> None:

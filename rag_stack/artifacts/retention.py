@@ -215,11 +215,16 @@ class _Run:
         """Why a version is needed, from what is written down now."""
         entries = {entry.key: entry for entry in self._store.entries(str(ref))}
         manifest, claim = entries.get(manifest_key(ref)), entries.get(claim_key(ref))
-        reasons = [*self._promotions(ref, state), *self._held(ref), *self._claimed(claim)]
+        reasons = self._claimed(claim)
         if manifest is None:
-            reasons += self._unfinished(list(entries.values()))
-        elif self._age(manifest) <= self._older_than:
-            reasons.append(f"younger than {duration(self._older_than)}")
+            # What is no version any more is neither gone back to nor held by a pin that came too late; but whoever has
+            # lost the manifest of what is promoted will want the rest.
+            promoted = state.pointer is not None and state.pointer.version == ref.version
+            reasons += ["promoted"] if promoted else self._unfinished(list(entries.values()))
+        else:
+            reasons += [*self._promotions(ref, state), *self._held(ref)]
+            if self._age(manifest) <= self._older_than:
+                reasons.append(f"younger than {duration(self._older_than)}")
         if not reasons and ref.kind == "models" and manifest is not None:
             reasons += self._embeds(ref)
         return tuple(reasons)

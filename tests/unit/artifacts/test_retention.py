@@ -144,10 +144,15 @@ def test_what_a_release_pins_stays(catalog: Catalog, retention: Retention, refs:
     assert gone(retention.collect("indexes")) == ["v2", "v3"]
 
 
-def test_a_release_cannot_pin_what_is_gone(retention: Retention, refs: list[ArtifactRef]) -> None:
+def test_a_release_cannot_pin_what_is_gone(
+    catalog: Catalog, retention: Retention, refs: list[ArtifactRef], store: ObjectStore
+) -> None:
     retention.collect("indexes", "docs")
     with pytest.raises(ArtifactNotFoundError, match="indexes/docs/v1"):
         retention.pin("town", [refs[0]])
+    # Nor does that pin hold what a killed deletion leaves.
+    store.put_bytes("indexes/docs/v1/a", b"a")
+    assert gone(Retention(catalog, grace_s=-1).collect("indexes", "docs")) == ["v1"]
     with pytest.raises(ArtifactError, match="'a/b' cannot own pins"):
         retention.pin("a/b", [])
 
@@ -166,6 +171,18 @@ def test_what_is_mapped_somewhere_stays_until_the_lease_runs_out(
     assert kept(retention.collect("indexes", "docs")) == {"v2": ("in use by replica-2",)}
     retention.release("replica-2")
     assert gone(retention.collect("indexes", "docs")) == ["v2"]
+
+
+def test_of_what_is_promoted_nothing_goes_even_without_its_manifest(
+    catalog: Catalog, refs: list[ArtifactRef], store: ObjectStore
+) -> None:
+    for ref in refs[:2]:
+        catalog.promote(ref)
+    store.delete("indexes/docs/v2/manifest.json")
+    store.delete("indexes/docs/v1/manifest.json")
+    collected = Retention(catalog, grace_s=0).collect("indexes", "docs", older_than_s=0)
+    # What a rollback would have gone back to is no version any more.
+    assert kept(collected) == {"v2": ("promoted",)}
 
 
 def test_a_damaged_pin_stops_everything(retention: Retention, refs: list[ArtifactRef], store: ObjectStore) -> None:
