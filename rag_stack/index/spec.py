@@ -20,7 +20,7 @@ NonEmpty: TypeAlias = Annotated[str, StringConstraints(min_length=1)]
 AUTO: Final = "auto"
 MAX_DOCUMENT_BYTES: Final = 32 << 20
 _SUFFIXES: Final = ("txt", "md", "markdown", "html", "htm", "pdf", "jsonl", "parquet")
-_S3: Final = re.compile(r"s3://[^/]+(/.*)?")
+_S3: Final = re.compile(r"s3://[^/]+(/[^/]+)*/?")
 
 
 class _Frozen(BaseModel):

@@ -24,14 +24,16 @@ Mask = npt.NDArray[np.bool_]
 _MAX_DEPTH = 8
 _MAX_COMPARISONS = 64
 _MAX_VALUES = 1000
+# A mask has a byte a row.
+_CACHE_BYTES = 256 << 20
 
 
 class MaskCache:
     """The masks of the latest filters over one passage table. Safe to use from several threads."""
 
-    def __init__(self, passages: PassageTable, *, capacity: int = 64) -> None:
+    def __init__(self, passages: PassageTable, *, capacity: int = 64, capacity_bytes: int = _CACHE_BYTES) -> None:
         self._passages = passages
-        self._capacity = capacity
+        self._capacity = max(1, min(capacity, capacity_bytes // max(1, len(passages))))
         self._masks: OrderedDict[str, Mask] = OrderedDict()
         self._lock = Lock()
 

@@ -65,8 +65,8 @@ def test_an_export_is_the_same_each_time(program: dict[str, Any], corpus: Path, 
 
 def test_the_spec_reads_the_corpus_without_loss(corpus: Path) -> None:
     spec = load_spec(_INDEXES / "python-docs.yaml")
-    assert spec.source.folder == _INDEXES.parent / "var" / "corpora" / "python-docs"
-    found = read_documents(spec.model_copy(update={"source": spec.source.model_copy(update={"folder": corpus})}))
+    assert spec.source.folder == str(_INDEXES.parent / "var" / "corpora" / "python-docs")
+    found = read_documents(spec.model_copy(update={"source": spec.source.model_copy(update={"folder": str(corpus)})}))
     assert found.skipped == ()
     assert len(found.documents) == len(_rows(corpus))
     kinds = {document.attributes["kind"] for document in found.documents}
