@@ -23,6 +23,7 @@ from rag_stack.rag.citations import Citer
 from rag_stack.rag.pipeline import Pipeline
 from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.retrieval.retriever import Retriever
+from rag_stack.retrieval.shelf import Shelf
 from tests.embedder import WordEmbedder
 
 CREATED_AT = 1_700_000_000
@@ -62,6 +63,14 @@ def build_index(directory: Path, documents: Sequence[Document], *, embedder: Wor
     return IndexVersion.open(directory, manifest, embedder_digest=embedder.digest)
 
 
+def shelf_of(indexes: Mapping[str, IndexVersion]) -> Shelf:
+    """A shelf of index versions that are open."""
+    shelf = Shelf()
+    for name, index in indexes.items():
+        shelf.add(name, index)
+    return shelf
+
+
 def build_layer(
     engine: Starlette,
     directory: Path,
@@ -81,7 +90,7 @@ def build_layer(
         name: build_index(directory / name, documents, embedder=embedder, name=name)
         for name, documents in (stores if stores is not None else {"town": TOWN}).items()
     }
-    retriever = Retriever(embedder, indexes, threads=1, queue=queue, recorder=recorder)
+    retriever = Retriever(embedder, shelf_of(indexes), threads=1, queue=queue, recorder=recorder)
     prompt = PromptBuilder(
         system="Answer from the documents.",
         context_tokens=context_tokens or engine.state.max_model_len,
