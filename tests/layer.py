@@ -12,6 +12,7 @@ from rag_stack.api.models import Models
 from rag_stack.api.rag_layer import RagLayer
 from rag_stack.api.retrieval_request import RequestReader
 from rag_stack.api.vector_stores import StoreCard, VectorStores
+from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest, describe_files
 from rag_stack.config import RetrievalConfig
 from rag_stack.index.builder import cut_documents, write_index
@@ -61,6 +62,24 @@ def build_index(directory: Path, documents: Sequence[Document], *, embedder: Wor
         kind="indexes", name=name, version="v1", files=describe_files(directory), metadata=metadata.to_json()
     )
     return IndexVersion.open(directory, manifest, embedder_digest=embedder.digest)
+
+
+def publish_index(
+    catalog: Catalog,
+    directory: Path,
+    documents: Sequence[Document],
+    *,
+    embedder: WordEmbedder,
+    name: str,
+    digest: str | None = None,
+    version: str | None = None,
+) -> Manifest:
+    """Build an index version in `directory` and publish it, as if its embedder had `digest`; it is not promoted."""
+    directory.mkdir(parents=True)
+    cut = cut_documents(documents, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=None)
+    ref = EmbedderRef(name=embedder.name, digest=digest or embedder.digest)
+    metadata = write_index(directory, cut, embedder.encode(cut.inputs), embedder=ref).to_json()
+    return catalog.publish(directory, kind="indexes", name=name, metadata=metadata, version=version)
 
 
 def shelf_of(indexes: Mapping[str, IndexVersion]) -> Shelf:

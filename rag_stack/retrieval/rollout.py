@@ -251,7 +251,8 @@ class Coordinator:
         found = []
         for participant, each in self._participants.items():
             told = self._told(each, store)
-            if target.same(told.serving) or (store.next is not None and told.has(target)):
+            # Who has it and does not serve it yet will do so with the next answer.
+            if told.has(target):
                 continue
             if told.failed is not None and target.same(told.failed.target):
                 found.append(Lag(participant, told.serving.version, told.failed.reason))
