@@ -91,6 +91,7 @@ class ServerConfig(_Frozen):
     port: int = Field(8000, ge=1, le=65535)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     api_key_sha256: tuple[Sha256Hex, ...] = Field((), description="digests of the keys that may call; none: open")
+    admin_key_sha256: tuple[Sha256Hex, ...] = Field((), description="digests of the keys that may call /admin")
 
 
 class Release(_Frozen):
