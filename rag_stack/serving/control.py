@@ -82,9 +82,9 @@ class AdminServer:
             for store in release.stores
             if store.name in pinned.followed
         ]
-        coordinator = Coordinator(
-            stores, now_s=time.monotonic(), limit_s=release.swap.limit_s, max_stores=release.swap.max_stores
-        )
+        # Who searches has those open, too, that the release fixes.
+        max_stores = release.swap.max_stores - len(release.stores) + len(stores)
+        coordinator = Coordinator(stores, now_s=time.monotonic(), limit_s=release.swap.limit_s, max_stores=max_stores)
         poll_s = _POLL_S.get(catalog.store.url.partition("://")[0], _POLL_OTHERS_S)
         self._rollouts = Rollouts(coordinator, catalog, poll_s=poll_s, hold=Holding(retention, pinned).hold)
         server = release.server

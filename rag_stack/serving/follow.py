@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import Final, Protocol, TypeVar
 
 from rag_stack.artifacts.tiers import Tiers
-from rag_stack.errors import NotFoundError, RagStackError
+from rag_stack.errors import RagStackError
 from rag_stack.metrics import SWAP_LAGGING, SWAP_SECONDS, SWAPS, Recorder
 from rag_stack.retrieval.rollout import NOTHING, Failed, FollowedStore, Order, Orders, Report, StoreReport, Target
 from rag_stack.retrieval.shelf import Prepared, Shelf
@@ -219,6 +219,8 @@ class Follower:
             return
         name, index = following.store.name, following.store.index
         try:
+            # Where there was no room for it before, there may be now.
+            self._shelf.add(name)
             prepared = await self._background.run(lambda: self._prepare_now(name, index, target))
         except (RagStackError, OSError) as exc:
             if self._following.get(name) is following:
@@ -238,9 +240,6 @@ class Follower:
         return self._shelf.prepare(store, manifest)
 
     def _fail(self, following: _Following, target: Target, error: Exception) -> None:
-        if isinstance(error, NotFoundError) and following.store.name not in self._shelf:
-            # Dropped meanwhile.
-            return
         again = following.failed is not None and target.same(following.failed.target)
         following.wait_s = min(_RETRY_S[1], 2 * following.wait_s) if again else _RETRY_S[0]
         following.retry_s = time.monotonic() + following.wait_s

@@ -227,6 +227,22 @@ async def test_stores_come_empty_and_go(cluster: Cluster) -> None:
         await rollouts.settle("vs_1", first.version, timeout_s=WAIT_S)
 
 
+async def test_a_store_for_which_a_process_has_no_room_is_told_and_taken_when_there_is(cluster: Cluster) -> None:
+    first = cluster.promote("first")
+    rollouts = cluster.coordinate()
+    shelf = await cluster.start("one", serving={})
+    for name in ("vs_1", "vs_2", "vs_3"):
+        rollouts.add_store(FollowedStore(name, "town"))
+    for name in ("vs_1", "vs_2"):
+        assert (await rollouts.settle(name, first.version, timeout_s=WAIT_S)).lagging == ()
+    await rollouts.notify("vs_3")
+    await cluster.until(lambda: bool(rollouts.views()[2].lagging))
+    assert "2 stores are open" in rollouts.views()[2].lagging[0].reason
+    rollouts.remove_store("vs_1")
+    assert (await rollouts.settle("vs_3", first.version, timeout_s=WAIT_S)).lagging == ()
+    assert set(shelf.names()) == {"vs_2", "vs_3"}
+
+
 async def test_a_store_that_the_release_fixes_is_left_alone(cluster: Cluster) -> None:
     first = cluster.promote("first")
     cluster.coordinate(FollowedStore("other", "town"))
