@@ -222,7 +222,10 @@ class Follower:
             # Where there was no room for it before, there may be now.
             self._shelf.add(name)
             prepared = await self._background.run(lambda: self._prepare_now(name, index, target))
-        except (RagStackError, OSError) as exc:
+        except Exception as exc:
+            # Whatever it is, this process goes on to serve what it has, and to follow.
+            if not isinstance(exc, RagStackError | OSError):
+                _LOG.exception("%s of the store %s could not be prepared", target.version, name)
             if self._following.get(name) is following:
                 self._fail(following, target, exc)
             return
