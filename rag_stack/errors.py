@@ -3,6 +3,7 @@
     RagStackError                    500  server_error
       InvalidRequestError            400  the request cannot be understood
         ContextLengthError           400  question and prompt do not fit the model's context
+        StoreLimitError              400  as many stores are open as a server opens
       AuthenticationError            401  no key, or an unknown one
       PermissionDeniedError          403  the key is known, but not for this
       NotFoundError                  404  unknown route, model, store or file
@@ -24,6 +25,7 @@
       IndexVersionError                   an index version cannot be opened or built
         GateFailedError              409  a gate did not pass: promote by force, or build again
         EmbedderMismatchError             the index was built with another embedder
+        IndexTooLargeError                it does not fit in memory beside the one that serves
         DocumentError                     a source document cannot be read (names it)
         GateError                         a built version fails its gates: published, not promoted
       EngineMissingError                  the server's extras are not installed
@@ -60,6 +62,12 @@ class ContextLengthError(InvalidRequestError):
     """The question and the prompt around it leave no room in the model's context."""
 
     code = "context_length_exceeded"
+
+
+class StoreLimitError(InvalidRequestError):
+    """As many stores are open as a server opens."""
+
+    code = "store_limit_exceeded"
 
 
 class AuthenticationError(RagStackError):
@@ -211,6 +219,10 @@ class EmbedderMismatchError(IndexVersionError):
     """The index was built with another embedder than the one that would query it."""
 
     code = "embedder_mismatch"
+
+
+class IndexTooLargeError(IndexVersionError):
+    """An index version does not fit in memory beside the one that serves."""
 
 
 class DocumentError(IndexVersionError):

@@ -12,6 +12,7 @@ from rag_stack.api.models import Models
 from rag_stack.api.rag_layer import RagLayer
 from rag_stack.api.retrieval_request import RequestReader
 from rag_stack.api.vector_stores import StoreCard, VectorStores
+from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest, describe_files
 from rag_stack.config import RetrievalConfig
 from rag_stack.index.builder import write_index
@@ -24,6 +25,7 @@ from rag_stack.rag.citations import Citer
 from rag_stack.rag.pipeline import Pipeline
 from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.retrieval.retriever import Retriever
+from rag_stack.retrieval.shelf import Shelf
 from tests.embedder import WordEmbedder
 
 CREATED_AT = 1_700_000_000
@@ -63,6 +65,32 @@ def build_index(directory: Path, documents: Sequence[Document], *, embedder: Wor
     return IndexVersion.open(directory, manifest, embedder_digest=embedder.digest)
 
 
+def publish_index(
+    catalog: Catalog,
+    directory: Path,
+    documents: Sequence[Document],
+    *,
+    embedder: WordEmbedder,
+    name: str,
+    digest: str | None = None,
+    version: str | None = None,
+) -> Manifest:
+    """Build an index version in `directory` and publish it, as if its embedder had `digest`; it is not promoted."""
+    directory.mkdir(parents=True)
+    cut = cut_documents(documents, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=None)
+    ref = EmbedderRef(name=embedder.name, digest=digest or embedder.digest)
+    metadata = write_index(directory, cut, embedder.encode(cut.inputs), embedder=ref).to_json()
+    return catalog.publish(directory, kind="indexes", name=name, metadata=metadata, version=version)
+
+
+def shelf_of(indexes: Mapping[str, IndexVersion]) -> Shelf:
+    """A shelf of index versions that are open."""
+    shelf = Shelf()
+    for name, index in indexes.items():
+        shelf.add(name, index)
+    return shelf
+
+
 def build_layer(
     engine: Starlette,
     directory: Path,
@@ -82,7 +110,7 @@ def build_layer(
         name: build_index(directory / name, documents, embedder=embedder, name=name)
         for name, documents in (stores if stores is not None else {"town": TOWN}).items()
     }
-    retriever = Retriever(embedder, indexes, threads=1, queue=queue, recorder=recorder)
+    retriever = Retriever(embedder, shelf_of(indexes), threads=1, queue=queue, recorder=recorder)
     prompt = PromptBuilder(
         system="Answer from the documents.",
         context_tokens=context_tokens or engine.state.max_model_len,
@@ -93,9 +121,9 @@ def build_layer(
         pipeline=Pipeline(
             retriever, prompt=prompt, citer=Citer(), retrieval=RetrievalConfig(top_k=top_k), recorder=recorder
         ),
-        reader=RequestReader(engine.state.model, tuple(indexes), default_store),
-        vector_stores=VectorStores([_card(name, index) for name, index in indexes.items()], retriever, 1 << 20),
-        models=Models(engine.state.model, tuple(indexes), CREATED_AT),
+        reader=RequestReader(engine.state.model, lambda: tuple(indexes), default_store),
+        vector_stores=VectorStores(lambda: [_card(name, index) for name, index in indexes.items()], retriever, 1 << 20),
+        models=Models(engine.state.model, lambda: tuple(indexes), CREATED_AT),
         health=Health(_ready),
         keys=KeyRing([digest(key) for key in keys]),
         recorder=recorder,

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ import openai
 import pytest
 
 from rag_stack.api.rag_layer import DENIED
+from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.client import Client
+from rag_stack.config import load_release
+from rag_stack.index.spec import load_spec
+from rag_stack.jobs.index_build import build_index
+from rag_stack.metrics import MemoryRecorder
 from tests.e2e.conftest import Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -28,6 +34,7 @@ RELATED = (
     "What does the for statement do?",
 )
 MAX_NUM_SEQS = 8  # of the release in conftest.py
+SWAP_S = 30.0
 UNRELATED = "How long should pasta boil?"
 
 
@@ -209,6 +216,54 @@ def test_every_route_of_the_real_engine_is_on_one_list(stack: Stack) -> None:
     ours |= {"/detokenize", "/version"}
     assert "/v1/chat/completions" in paths
     assert set(paths) - ours - DENIED == set()
+
+
+def test_a_new_index_version_is_served_within_seconds_and_a_rollback_too(stack: Stack, client: openai.OpenAI) -> None:
+    """Built and promoted while the stack serves; nothing fails in between, in search or in chat."""
+    before = client.vector_stores.search("python", query=WITH).index_version  # type: ignore[attr-defined]
+    seen: list[str] = []
+    stop, failures = threading.Event(), []
+
+    def keep_searching() -> None:
+        while not stop.is_set():
+            try:
+                page = client.vector_stores.search("python", query=WITH)
+                seen.append(page.index_version)  # type: ignore[attr-defined]
+            except openai.OpenAIError as exc:
+                failures.append(exc)
+
+    asking = threading.Thread(target=keep_searching)
+    asking.start()
+    try:
+        document = stack.documents / "with.txt"
+        document.write_text(document.read_text() + "\nA with statement may also be written in the hot swap's test.\n")
+        release = load_release(stack.release)
+        tiers = open_tiers(release.artifacts, MemoryRecorder())
+        after = build_index(load_spec(stack.release.parent / "python.yaml"), tiers=tiers, workers=1).manifest.version
+        assert after != before
+        assert _serves(client, after) < SWAP_S
+        httpx.post(f"{stack.url}/admin/indexes/python/rollback", json={}, timeout=60).raise_for_status()
+        assert _serves(client, before) < SWAP_S
+        parts = httpx.get(f"{stack.url}/ready").json()["parts"]
+        assert parts["store python"] == before
+    finally:
+        stop.set()
+        asking.join()
+    assert failures == []
+    assert set(seen) == {before, after}
+    assert _appears(stack, "ray_rag_stack_index_swaps_total", 'outcome="flipped"')
+    assert _appears(stack, "ray_rag_stack_index_swap_seconds_count", 'stage="prefault"')
+
+
+def _serves(client: openai.OpenAI, version: str) -> float:
+    """Seconds until search and chat both name a version, or until the limit."""
+    began_s = time.monotonic()
+    while (waited_s := time.monotonic() - began_s) < SWAP_S:
+        searched = client.vector_stores.search("python", query=WITH).index_version  # type: ignore[attr-defined]
+        chatted = ask(client, WITH).rag["index_version"]
+        if searched == chatted == version:
+            return waited_s
+    return waited_s
 
 
 def _appears(stack: Stack, name: str, label: str, *, limit_s: float = 60) -> bool:
