@@ -92,9 +92,9 @@ def build_layer(
         pipeline=Pipeline(
             retriever, prompt=prompt, citer=Citer(), retrieval=RetrievalConfig(top_k=top_k), recorder=recorder
         ),
-        reader=RequestReader(engine.state.model, tuple(indexes), default_store),
-        vector_stores=VectorStores([_card(name, index) for name, index in indexes.items()], retriever, 1 << 20),
-        models=Models(engine.state.model, tuple(indexes), CREATED_AT),
+        reader=RequestReader(engine.state.model, lambda: tuple(indexes), default_store),
+        vector_stores=VectorStores(lambda: [_card(name, index) for name, index in indexes.items()], retriever, 1 << 20),
+        models=Models(engine.state.model, lambda: tuple(indexes), CREATED_AT),
         health=Health(_ready),
         keys=KeyRing([digest(key) for key in keys]),
         recorder=recorder,

@@ -33,10 +33,10 @@ class Starts:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The handlers. `load` gives how the model's last start went, None before one is known."""
+    """The handlers. `stores` gives those there are now, `load` how the model's last start went (None: not known)."""
 
     model: str
-    stores: Sequence[str]
+    stores: Callable[[], Sequence[str]]
     created_at: int
     load: Callable[[], Mapping[str, Any] | None] = lambda: None
 
@@ -60,7 +60,7 @@ class Models:
         return JSONResponse(self._card(name) | ({} if load is None else {"load": dict(load)}))
 
     def _names(self) -> list[str]:
-        return [self.model, *(f"{self.model}@{store}" for store in self.stores)]
+        return [self.model, *(f"{self.model}@{store}" for store in self.stores())]
 
     def _card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self.created_at, "owned_by": "rag_stack"}

@@ -9,7 +9,7 @@ There are five ways to ask, and the first match wins:
 5. nothing: the release's default store, if it names one
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,10 +56,10 @@ class RetrievalRequest:
 
 @dataclass(frozen=True, slots=True)
 class RequestReader:
-    """Reads retrieval requests for one release: its model, its stores, its default."""
+    """Reads retrieval requests for one release: its model, its default store, and the stores that there are now."""
 
     model: str
-    stores: tuple[str, ...]
+    stores: Callable[[], Sequence[str]]
     default_store: str | None
 
     def read(self, body: Mapping[str, Any], *, default: bool) -> RetrievalRequest:
@@ -107,10 +107,9 @@ class RequestReader:
         return self._known(ids[0], param)
 
     def _known(self, store: str, param: str) -> str:
-        if store not in self.stores:
-            raise NotFoundError(
-                f"the vector store {store!r} does not exist; there are {list(self.stores)}", param=param
-            )
+        stores = self.stores()
+        if store not in stores:
+            raise NotFoundError(f"the vector store {store!r} does not exist; there are {list(stores)}", param=param)
         return store
 
 

@@ -1,6 +1,6 @@
 """GET /v1/vector_stores, GET /v1/vector_stores/{id}, POST /v1/vector_stores/{id}/search."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -43,9 +43,9 @@ class StoreCard:
 
 @dataclass(frozen=True, slots=True)
 class VectorStores:
-    """The handlers."""
+    """The handlers. `cards` gives the stores that there are now."""
 
-    cards: Sequence[StoreCard]
+    cards: Callable[[], Sequence[StoreCard]]
     retriever: Retriever
     max_body_bytes: int
 
@@ -60,7 +60,7 @@ class VectorStores:
     async def list_stores(self, request: Request) -> JSONResponse:
         """A page of stores, by name."""
         limit = _limit(request)
-        ordered = sorted(self.cards, key=lambda card: card.name, reverse=request.query_params.get("order") == "desc")
+        ordered = sorted(self.cards(), key=lambda card: card.name, reverse=request.query_params.get("order") == "desc")
         if (before := request.query_params.get("before")) is not None:
             ordered = ordered[: next((n for n, card in enumerate(ordered) if card.name == before), 0)]
             # The page that ends where the other one begins.
@@ -97,11 +97,12 @@ class VectorStores:
 
     def _card(self, request: Request) -> StoreCard:
         name = request.path_params["store"]
-        for card in self.cards:
+        cards = self.cards()
+        for card in cards:
             if card.name == name:
                 return card
         raise NotFoundError(
-            f"the vector store {name!r} does not exist; there are {[card.name for card in self.cards]}",
+            f"the vector store {name!r} does not exist; there are {[card.name for card in cards]}",
             param="vector_store_id",
         )
 

@@ -62,9 +62,9 @@ class ModelsServer:
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The models' routes behind the gate."""
         release = self._pinned.release
-        stores = tuple(store.name for store in release.stores)
-        routes = Models(release.model.name, stores, self._pinned.created_at, load=self._starts.load).routes()
-        return _served(routes, self._pinned, recorder=RayRecorder())
+        names = tuple(store.name for store in release.stores)
+        models = Models(release.model.name, lambda: names, self._pinned.created_at, load=self._starts.load)
+        return _served(models.routes(), self._pinned, recorder=RayRecorder())
 
 
 class HealthServer:

@@ -137,9 +137,9 @@ def build_layer(
         pipeline=Pipeline(
             retrieval.retriever, prompt=prompt, citer=Citer(), retrieval=release.retrieval, recorder=recorder
         ),
-        reader=RequestReader(release.model.name, stores, release.default_store),
+        reader=RequestReader(release.model.name, lambda: stores, release.default_store),
         vector_stores=vector_stores(pinned, retrieval),
-        models=Models(release.model.name, stores, pinned.created_at),
+        models=Models(release.model.name, lambda: stores, pinned.created_at),
         health=Health(readiness),
         keys=KeyRing(release.server.api_key_sha256),
         recorder=recorder,
@@ -150,7 +150,7 @@ def build_layer(
 
 def vector_stores(pinned: PinnedRelease, retrieval: OpenRetrieval) -> VectorStores:
     """The handlers of /v1/vector_stores."""
-    return VectorStores(retrieval.cards, retrieval.retriever, pinned.release.server.max_body_bytes)
+    return VectorStores(lambda: retrieval.cards, retrieval.retriever, pinned.release.server.max_body_bytes)
 
 
 def _fetch(

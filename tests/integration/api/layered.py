@@ -162,9 +162,11 @@ def layer(
         pipeline=Pipeline(
             retriever, prompt=prompt, citer=Citer(), retrieval=RetrievalConfig(top_k=settings.top_k), recorder=recorder
         ),
-        reader=RequestReader(state.model, tuple(indexes), settings.default_store),
-        vector_stores=VectorStores([_card(name, each) for name, each in indexes.items()], retriever, MAX_BODY_BYTES),
-        models=Models(state.model, tuple(indexes), 1_700_000_000),
+        reader=RequestReader(state.model, lambda: tuple(indexes), settings.default_store),
+        vector_stores=VectorStores(
+            lambda: [_card(name, each) for name, each in indexes.items()], retriever, MAX_BODY_BYTES
+        ),
+        models=Models(state.model, lambda: tuple(indexes), 1_700_000_000),
         health=Health(readiness),
         keys=KeyRing([digest(key) for key in settings.keys]),
         recorder=recorder,

@@ -16,7 +16,7 @@ def card(started_s: float) -> dict[str, Any]:
 
 
 async def seen(starts: Starts, name: str = "generator") -> openai.types.Model:
-    app = Starlette(routes=Models("generator", ("town",), 1_700_000_000, load=starts.load).routes())
+    app = Starlette(routes=Models("generator", lambda: ("town",), 1_700_000_000, load=starts.load).routes())
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
     async with openai.AsyncOpenAI(base_url="http://models/v1", api_key="-", http_client=http) as client:
         assert {model.id async for model in client.models.list()} == {"generator", "generator@town"}
