@@ -230,14 +230,16 @@ class Store(_Frozen):
 
         What is served stays. A removal or new attributes are not given up: the next build sees to them.
         """
-        error = FileError(code="server_error", message=message)
-        files = {
-            key: file.model_copy(update={"status": "failed", "last_error": error})
-            if file.status == "in_progress" and file.generation <= generation
-            else file
+        lost = {
+            key: file
             for key, file in self.files.items()
+            if file.status == "in_progress" and file.generation <= generation and not file.leaving
         }
-        return self._with(files=files)
+        if not lost:
+            return self
+        update = {"status": "failed", "last_error": FileError(code="server_error", message=message)}
+        failed = {key: file.model_copy(update=update) for key, file in lost.items()}
+        return self._with(files={**self.files, **failed})
 
     def _kept_batches(self) -> Mapping[str, Batch]:
         spare = len(self.batches) - _MAX_BATCHES
