@@ -68,9 +68,9 @@ def _ranges(url: str, directory: Path) -> Download:
 def _pyarrow_copy(url: str, directory: Path) -> Download:
     from pyarrow import fs
 
-    from rag_stack.artifacts.s3_store import _bulk_reader
+    from rag_stack.artifacts.s3_store import bulk_reader
 
-    client, path = _bulk_reader(20, 8), url.removeprefix("s3://")
+    client, path = bulk_reader(20, 8), url.removeprefix("s3://")
     client.get_file_info(path)
 
     def download() -> Path:

@@ -49,7 +49,7 @@ class S3Store(ObjectStore):
 
     @cached_property
     def _bulk(self) -> "BulkReader":
-        return _bulk_reader(self._stall_timeout_s, self._attempts)
+        return bulk_reader(self._stall_timeout_s, self._attempts)
 
     def reader(self, key: str) -> ObjectReader:
         """Open an object for reads of its pieces. Raises ArtifactNotFoundError."""
@@ -128,7 +128,7 @@ class S3Store(ObjectStore):
         try:
             yield
         except _failures() as exc:
-            raise ArtifactError(f"cannot {action} {self._url(key)!r}: {exc}; {_advice(exc)}") from exc
+            raise ArtifactError(f"cannot {action} {self._url(key)!r}: {exc}; {advice(exc)}") from exc
 
 
 class _S3Reader:
@@ -164,7 +164,7 @@ def _file_system(stall_timeout_s: int, attempts: int) -> "S3FileSystem":
     )
 
 
-def _bulk_reader(stall_timeout_s: int, attempts: int) -> "BulkReader":
+def bulk_reader(stall_timeout_s: int = _STALL_TIMEOUT_S, attempts: int = _ATTEMPTS) -> "BulkReader":
     """The client for bulk reads. Raises OSError."""
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
@@ -188,7 +188,8 @@ def _failures() -> tuple[type[Exception], ...]:
     return BotoCoreError, ClientError, OSError
 
 
-def _advice(exc: Exception) -> str:
+def advice(exc: Exception) -> str:
+    """What to check after a request failed."""
     text = f"{type(exc).__name__} {_code(exc)} {exc}".lower()
     if any(word in text for word in _REFUSALS):
         return "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and what they may do"

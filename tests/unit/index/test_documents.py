@@ -152,9 +152,9 @@ def test_a_spec_file_is_read_and_its_folder_is_its_own(tmp_path: Path) -> None:
     path = tmp_path / "specs" / "docs.yaml"
     path.write_text("name: docs\nembedder: {name: words}\nsource: {folder: ../corpus}\n")
     spec = load_spec(path)
-    assert spec.source.folder == tmp_path / "corpus"
+    assert spec.source.folder == str(tmp_path / "corpus")
     assert spec.chunking is not None
-    assert (spec.chunking.max_tokens, spec.recipe, spec.on_error) == (200, "Flat", "skip")
+    assert (spec.chunking.max_tokens, spec.recipe, spec.on_error) == (200, "auto", "skip")
 
 
 @pytest.mark.parametrize(
