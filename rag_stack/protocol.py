@@ -83,7 +83,7 @@ class SearchPage(Wire):
     data: list[SearchResult]
     has_more: bool = False
     next_page: str | None = None
-    index_version: str | None
+    index_version: str
     timings_ms: dict[str, float]
 
 

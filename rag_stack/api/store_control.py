@@ -89,10 +89,12 @@ class StoreControl:
             return await self.reading.search(request)
         store_id, register = str(request.path_params["store"]), self.keeper.register
         # What this process has written itself it knows, so that a search need not ask the object store.
-        store = register.known(store_id) or await asyncio.to_thread(register.get, store_id)
+        store: Store | None = register.known(store_id)
+        if store is None:
+            store = await asyncio.to_thread(register.get, store_id)
         asked, queries = await self.reading.read_search(request)
         if store.index_version is None:
-            return JSONResponse(SearchPage(search_query=queries, data=[], index_version=None, timings_ms={}).model_dump())
+            return JSONResponse(SearchPage(search_query=queries, data=[], index_version="", timings_ms={}).model_dump())
 
         def visible(hit: Hit) -> bool:
             """A new version is searched a moment before its files say `completed`."""

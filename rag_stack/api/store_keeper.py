@@ -11,8 +11,9 @@ from rag_stack.errors import InvalidRequestError, NotFoundError, UnavailableErro
 from rag_stack.protocol import ChunkingStrategy, VectorStoreFileCreate
 from rag_stack.stores.files import Files
 from rag_stack.stores.ingest import Ingest
+from rag_stack.stores.parsing import UnreadableFileError, parse_upload
 from rag_stack.stores.register import Register
-from rag_stack.stores.store import Attachment, Step, Store
+from rag_stack.stores.store import Attachment, Step, Store, StoreFile
 from rag_stack.types import AttributeValue
 
 # The official client asks again after a 503, and gives up a request of its own after minutes only.
@@ -102,6 +103,13 @@ class StoreKeeper:
             for file, each, chunking in zip(found, asked, chunkings, strict=True)
         ]
 
+    def texts(self, file: StoreFile) -> list[str]:
+        """The text of a file's documents, as they are indexed. Blocking. Raises InvalidRequestError."""
+        try:
+            return [document.text for document in parse_upload(self.files.content(file.file_id), file)]
+        except UnreadableFileError as exc:
+            raise InvalidRequestError(f"the file {file.file_id!r} {exc.error.message}", param="file_id") from exc
+
     def _check_made(self, request: Request) -> None:
         if _name(request) in self.released():
             raise InvalidRequestError(
@@ -118,8 +126,8 @@ def alike(
     chunking: ChunkingStrategy | None = None,
 ) -> list[VectorStoreFileCreate]:
     """Files that share their settings."""
-    shared = {"attributes": dict(attributes) if attributes else None, "chunking_strategy": chunking}
-    return [VectorStoreFileCreate.model_construct(file_id=each, **shared) for each in file_ids]
+    shared = dict(attributes) if attributes else None
+    return [VectorStoreFileCreate(file_id=each, attributes=shared, chunking_strategy=chunking) for each in file_ids]
 
 
 def _attributes(given: Mapping[str, AttributeValue] | None) -> dict[str, AttributeValue]:

@@ -58,8 +58,8 @@ class Patience:
     """How long is waited, and how often is tried.
 
     A build that fails is tried again, at first after `backoff_s`, then after twice as long each time up to
-    `max_backoff_s`; after each `attempts` in a row the files that wait say `failed`. `settle_s` is what the serving processes get in one attempt, and
-    every `rescan_s` all stores are looked at, whoever changed them.
+    `max_backoff_s`; after each `attempts` in a row the files that wait say `failed`. The serving processes get
+    `settle_s` in one attempt. Every `rescan_s` all stores are looked at, whoever changed them.
     """
 
     attempts: int = 6
@@ -135,7 +135,7 @@ class Ingest:
                 await self._sweep(store_id)
         except TimeoutError as exc:
             raise UnavailableError(
-                f"the store {store_id!r} is being deleted, but is not gone everywhere after {timeout_s:.0f} s; ask again",
+                f"the store {store_id!r} is being deleted, but not gone everywhere after {timeout_s:.0f} s; ask again",
                 retry_after_s=5,
             ) from exc
 

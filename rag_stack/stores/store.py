@@ -258,7 +258,7 @@ Step: TypeAlias = Callable[[Store], Store]
 
 def counts(files: Collection[StoreFile]) -> dict[str, int]:
     """How many files there are of each status, and in `total`."""
-    found = dict.fromkeys(STATUSES, 0)
+    found: dict[str, int] = dict.fromkeys(STATUSES, 0)
     for file in files:
         found[file.status] += 1
     return {**found, "total": len(files)}
