@@ -82,9 +82,7 @@ def serve_stores(
     shelf.add("town", build_index(town, TOWN, embedder=embedder, name="town"))
     retriever = Retriever(embedder, shelf, threads=1, queue=32, recorder=recorder)
     register, files = Register(object_store), Files(object_store)
-    build, rollout = around(
-        StoreBuild(files, tiers, embedder, chunking=CHUNKING), LocalRollout(shelf, tiers.catalog)
-    )
+    build, rollout = around(StoreBuild(files, tiers, embedder, chunking=CHUNKING), LocalRollout(shelf, tiers.catalog))
     ingest = Ingest(register, build, rollout, patience=PATIENCE)
     reading = VectorStores(lambda: [_card(shelf)], retriever, 4 << 20)
     limits = ChunkingLimits(CHUNKING, embedder.max_tokens)

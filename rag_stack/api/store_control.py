@@ -16,7 +16,7 @@ from rag_stack.api.store_keeper import StoreKeeper, alike
 from rag_stack.api.validation import validated
 from rag_stack.api.vector_stores import StoreCard, VectorStores
 from rag_stack.errors import InvalidRequestError, NotFoundError, UnavailableError
-from rag_stack.protocol import SearchPage, VectorStore, VectorStoreCreate, VectorStoreUpdate
+from rag_stack.protocol import SearchPage, SearchResult, VectorStore, VectorStoreCreate, VectorStoreUpdate
 from rag_stack.stores.store import Store
 from rag_stack.types import Hit
 
@@ -96,17 +96,21 @@ class StoreControl:
         if store.index_version is None:
             return JSONResponse(SearchPage(search_query=queries, data=[], index_version="", timings_ms={}).model_dump())
 
-        def visible(hit: Hit) -> bool:
-            """A new version is searched a moment before its files say `completed`."""
+        def show(hit: Hit) -> SearchResult | None:
+            """None for a file that does not say `completed`: a new version is searched a moment before it does."""
             now = register.known(store_id)
-            return now is not None and now.searchable(hit.passage.document_id)
+            return store_encoding.search_result(now, hit) if now is not None else None
 
+        opening = UnavailableError(f"the store {store_id!r} is being opened; try again", retry_after_s=1)
         try:
-            page = await self.reading.page(request, store_id, asked, queries, visible=visible)
+            page = await self.reading.page(request, store_id, asked, queries, show=show)
         except NotFoundError as exc:
-            # Deleted in this moment, or this process has not opened it yet.
+            # Deleted in this moment, or this process has not heard of it yet.
             await asyncio.to_thread(register.get, store_id)
-            raise UnavailableError(f"the store {store_id!r} is being opened; try again", retry_after_s=1) from exc
+            raise opening from exc
+        if not page.index_version:
+            # This process has just begun: nothing is found yet, though files say `completed`.
+            raise opening
         return JSONResponse(page.model_dump())
 
     async def _body(self, request: Request) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rag_stack.api import encoding
 from rag_stack.errors import InvalidRequestError
 from rag_stack.index.format import Chunking
 from rag_stack.protocol import (
@@ -10,13 +11,16 @@ from rag_stack.protocol import (
     FileCounts,
     FileObject,
     LastError,
+    SearchResult,
     StaticChunking,
     VectorStore,
     VectorStoreFile,
     VectorStoreFileBatch,
 )
 from rag_stack.stores.files import UploadedFile
+from rag_stack.stores.parsing import OURS, uploaded_id
 from rag_stack.stores.store import Store, StoreFile, counts
+from rag_stack.types import Hit
 
 # The embedder's [CLS] and [SEP].
 _SPECIAL_TOKENS = 2
@@ -60,6 +64,16 @@ class ChunkingLimits:
     @property
     def _most(self) -> int:
         return self.max_tokens - _SPECIAL_TOKENS
+
+
+def search_result(store: Store, hit: Hit) -> SearchResult | None:
+    """A hit in a store, with the attributes that were given to its file; None where no search may show the file."""
+    file_id = uploaded_id(hit.passage.document_id)
+    if not store.searchable(file_id):
+        return None
+    file, result = store.files[file_id], encoding.search_result(hit)
+    attributes = {key: value for key, value in result.attributes.items() if key not in OURS or key in file.attributes}
+    return result.model_copy(update={"file_id": file_id, "filename": file.filename, "attributes": attributes})
 
 
 def vector_store(store: Store) -> VectorStore:

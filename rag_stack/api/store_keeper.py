@@ -56,6 +56,7 @@ class StoreKeeper:
         store = await asyncio.to_thread(
             lambda: self.register.create(name=name, description=description, metadata=metadata, attachments=asked)
         )
+        await self.ingest.open(store.store_id)
         if store.behind:
             self.ingest.wake(store.store_id)
         return store

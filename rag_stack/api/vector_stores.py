@@ -12,7 +12,7 @@ from rag_stack.api.http import read_json, while_connected
 from rag_stack.api.listing import listing
 from rag_stack.api.validation import validated
 from rag_stack.errors import InvalidRequestError, NotFoundError
-from rag_stack.protocol import MAX_QUERY_CHARS, FileCounts, SearchPage, SearchRequest, VectorStore
+from rag_stack.protocol import MAX_QUERY_CHARS, FileCounts, SearchPage, SearchRequest, SearchResult, VectorStore
 from rag_stack.retrieval.retriever import Retriever
 from rag_stack.types import Hit
 
@@ -87,9 +87,9 @@ class VectorStores:
         asked: SearchRequest,
         queries: list[str],
         *,
-        visible: Callable[[Hit], bool] = lambda _: True,
+        show: Callable[[Hit], SearchResult | None] = encoding.search_result,
     ) -> SearchPage:
-        """The answer to a search; hits that are not `visible` by the time they are found are left out."""
+        """The answer to a search; hits of which `show` makes nothing are left out."""
         search = self.retriever.retrieve(
             queries,
             store=store,
@@ -100,7 +100,7 @@ class VectorStores:
         found = await while_connected(search, request.receive)
         return SearchPage(
             search_query=queries,
-            data=[encoding.search_result(hit) for hit in found.hits if visible(hit)],
+            data=[result for hit in found.hits if (result := show(hit)) is not None],
             index_version=found.index_version,
             timings_ms=encoding.timings_ms(found.timings),
         )

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from rag_stack.errors import NotFoundError, RagStackError, UnavailableError
+from rag_stack.errors import NotFoundError, RagStackError, StoreLimitError, UnavailableError
 from rag_stack.stores.register import Register
 from rag_stack.stores.store import Outcome, Store
 
@@ -102,6 +102,16 @@ class Ingest:
         self._due.setdefault(store_id, time.monotonic())
         self._woken.set()
 
+    async def open(self, store_id: str) -> None:
+        """Have a new store served, empty as it is. Raises StoreLimitError, and nothing that passes by itself."""
+        try:
+            await self._rollout.add_store(store_id)
+        except StoreLimitError:
+            await self._sweep((await asyncio.to_thread(self._register.mark_deleted, store_id)).store_id)
+            raise
+        except RagStackError as exc:
+            _log.warning("the store %s is not served yet: %s", store_id, exc.message)
+
     async def settled(self, store_id: str, generation: int, *, timeout_s: float) -> None:
         """Wait until every serving process has a store's `generation`, or the store is deleted.
 
@@ -144,8 +154,10 @@ class Ingest:
             if store.deleted:
                 await self._sweep(store.store_id)
                 continue
-            if store.index_version is not None:
+            try:
                 await self._rollout.add_store(store.store_id)
+            except RagStackError as exc:
+                _log.warning("the store %s is not served: %s", store.store_id, exc.message)
             if store.behind:
                 self._due.setdefault(store.store_id, time.monotonic())
 

@@ -1,8 +1,12 @@
 """Uploaded bytes -> documents, under the file's own id, name and attributes."""
 
+from typing import Final
+
 from rag_stack.index.documents import Document
 from rag_stack.stores.store import FileError, StoreFile
 
+# Attributes that documents have beside those given to their file.
+OURS: Final = frozenset({"filename", "path"})
 _MARKDOWN = (".md", ".markdown")
 
 
@@ -12,6 +16,11 @@ class UnreadableFileError(Exception):
     def __init__(self, error: FileError) -> None:
         super().__init__(error.message)
         self.error = error
+
+
+def uploaded_id(document_id: str) -> str:
+    """The file that a document came from: one may hold several documents, `<file>#<name>` each."""
+    return document_id.partition("#")[0]
 
 
 def parse_upload(data: bytes, file: StoreFile) -> list[Document]:
