@@ -24,6 +24,7 @@ from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.rag.sentences import Span, mask_fences, split_sentences
 from rag_stack.retrieval.embedder import Embedder
 from rag_stack.retrieval.retriever import Retriever
+from rag_stack.retrieval.shelf import Shelf
 
 MAX_TOKENS = 100
 CONTEXT_TOKENS = 8192
@@ -82,10 +83,10 @@ def open_collector(args: argparse.Namespace) -> Collector:
     tiers = open_tiers(release.artifacts, MemoryRecorder())
     local = tiers.ensure_local(tiers.catalog.resolve("models", release.embedder.name))
     embedder = Embedder.load(local.path, name=release.embedder.name, digest=local.manifest.digest, threads=1)
-    stores = {}
+    shelf = Shelf()
     for store in release.stores:
         index = tiers.ensure_local(tiers.catalog.resolve("indexes", store.index))
-        stores[store.name] = IndexVersion.open(index.path, index.manifest, embedder_digest=embedder.digest)
+        shelf.add(store.name, IndexVersion.open(index.path, index.manifest, embedder_digest=embedder.digest))
     generator = tiers.ensure_local(tiers.catalog.resolve("models", release.model.name))
     tokenizer = GeneratorTokenizer(generator.path)
     prompt = PromptBuilder(
@@ -95,7 +96,7 @@ def open_collector(args: argparse.Namespace) -> Collector:
         tokenizer=tokenizer,
         special_tokens=tokenizer.special_tokens,
     )
-    retriever = Retriever(embedder, stores, threads=1, queue=1000, recorder=MemoryRecorder())
+    retriever = Retriever(embedder, shelf, threads=1, queue=1000, recorder=MemoryRecorder())
     client = AsyncOpenAI(base_url=args.base_url, api_key="none", timeout=600.0)
     default = release.default_store or release.stores[0].name
     return Collector(client, args.model, retriever, default, release.retrieval.top_k, prompt)

@@ -47,7 +47,7 @@ class ArtifactChoice(_Frozen):
 
 
 class StoreConfig(_Frozen):
-    """A searchable store and the index that holds its content."""
+    """A searchable store and the index that holds its content; without a version, whatever is promoted, also later."""
 
     name: Name
     index: Name
@@ -64,6 +64,14 @@ class RetrievalConfig(_Frozen):
     threads: int = Field(1, ge=1, le=64, description="searches that run at once")
     threads_per_search: int = Field(1, ge=1, le=64, description="FAISS and torch threads of one search")
     queue: int = Field(256, ge=0, description="searches that may wait; one more is answered 429")
+
+
+class SwapConfig(_Frozen):
+    """How a new index version takes the place of the one that serves."""
+
+    limit_s: float = Field(300.0, gt=0, description="who has not prepared a version by then is not waited for")
+    both_resident: bool = Field(False, description="refuse a version unless old and new fit in memory, whole")
+    max_stores: int = Field(256, ge=1, description="stores that a process opens")
 
 
 class PromptConfig(_Frozen):
@@ -83,6 +91,7 @@ class ServerConfig(_Frozen):
     port: int = Field(8000, ge=1, le=65535)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     api_key_sha256: tuple[Sha256Hex, ...] = Field((), description="digests of the keys that may call; none: open")
+    admin_key_sha256: tuple[Sha256Hex, ...] = Field((), description="digests of the keys that may call /admin")
 
 
 class Release(_Frozen):
@@ -95,6 +104,7 @@ class Release(_Frozen):
     stores: tuple[StoreConfig, ...] = ()
     default_store: Name | None = None
     retrieval: RetrievalConfig = RetrievalConfig()
+    swap: SwapConfig = SwapConfig()
     prompt: PromptConfig = PromptConfig()
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, passed through")
     engine_env: dict[str, str] = Field(default_factory=dict, description="environment of the engine's processes")

@@ -3,7 +3,9 @@
     RagStackError                    500  server_error
       InvalidRequestError            400  the request cannot be understood
         ContextLengthError           400  question and prompt do not fit the model's context
+        StoreLimitError              400  as many stores are open as a server opens
       AuthenticationError            401  no key, or an unknown one
+      PermissionDeniedError          403  the key is known, but not for this
       NotFoundError                  404  unknown route, model, store or file
       MethodNotAllowedError          405  the route exists, for another method
       ConflictError                  409  others change the same thing again and again: try again
@@ -18,9 +20,13 @@
         ArtifactCorruptError              a size or digest differs from the manifest
         ArtifactOutdatedError             published by an older rag_stack: publish it again
         ArtifactExistsError               a published version is never changed
-        PromotionConflictError            another writer moved the promoted pointer first
+        ArtifactBusyError            409  another process publishes or deletes the version
+        PromotionConflictError       409  another writer moved the promoted pointer first, or deletes the version
+        RollbackError                409  there is nothing to go back to, or it is deleted
       IndexVersionError                   an index version cannot be opened or built
+        GateFailedError              409  a gate did not pass: promote by force, or build again
         EmbedderMismatchError             the index was built with another embedder
+        IndexTooLargeError                it does not fit in memory beside the one that serves
         DocumentError                     a source document cannot be read (names it)
       EngineMissingError                  the server's extras are not installed
 
@@ -58,12 +64,26 @@ class ContextLengthError(InvalidRequestError):
     code = "context_length_exceeded"
 
 
+class StoreLimitError(InvalidRequestError):
+    """As many stores are open as a server opens."""
+
+    code = "store_limit_exceeded"
+
+
 class AuthenticationError(RagStackError):
     """No API key, or one that is not configured."""
 
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class PermissionDeniedError(RagStackError):
+    """The caller may not do this, whoever it is."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
 
 
 class NotFoundError(RagStackError):
@@ -165,11 +185,28 @@ class ArtifactExistsError(ArtifactError):
     code = "artifact_exists"
 
 
-class PromotionConflictError(ArtifactError):
-    """Another writer moved the promoted pointer first."""
+class ArtifactBusyError(ArtifactError):
+    """Another process publishes or deletes this version now."""
 
     status = 409
-    code = "promotion_conflict"
+    type = "conflict_error"
+    code = "conflict"
+
+
+class PromotionConflictError(ArtifactError):
+    """Another writer moved the promoted pointer first, or is deleting the version."""
+
+    status = 409
+    type = "conflict_error"
+    code = "conflict"
+
+
+class RollbackError(ArtifactError):
+    """There is nothing to go back to, or it is deleted."""
+
+    status = 409
+    type = "conflict_error"
+    code = "no_way_back"
 
 
 class IndexVersionError(RagStackError):
@@ -178,10 +215,22 @@ class IndexVersionError(RagStackError):
     code = "index_error"
 
 
+class GateFailedError(IndexVersionError):
+    """An index version did not pass a gate, and is not promoted unless by force."""
+
+    status = 409
+    type = "conflict_error"
+    code = "gate_failed"
+
+
 class EmbedderMismatchError(IndexVersionError):
     """The index was built with another embedder than the one that would query it."""
 
     code = "embedder_mismatch"
+
+
+class IndexTooLargeError(IndexVersionError):
+    """An index version does not fit in memory beside the one that serves."""
 
 
 class DocumentError(IndexVersionError):

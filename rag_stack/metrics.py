@@ -61,6 +61,26 @@ RETRIEVAL_MS = Metric(
     _MS,
 )
 RETRIEVAL_QUEUE = Metric("rag_stack_retrieval_queue_length", "gauge", "Searches that wait for or hold a thread")
+# No version is a label: a store may have thousands over its life.
+SWAPS = Metric(
+    "rag_stack_index_swaps_total",
+    "counter",
+    "Index versions that this process was to take into service, by outcome (flipped, failed, superseded)",
+    ("outcome",),
+)
+SWAP_SECONDS = Metric(
+    "rag_stack_index_swap_seconds",
+    "histogram",
+    "Seconds of a swap by stage (fetch, open, prefault, try out, wait for the others, flip)",
+    ("stage",),
+    _SECONDS,
+)
+SWAP_LAGGING = Metric(
+    "rag_stack_index_lagging",
+    "gauge",
+    "1 while this process serves an older index version than it should, else 0",
+    ("store",),
+)
 CITATIONS = Metric("rag_stack_citations_total", "counter", "Citations given", ("method",))
 
 ALL = (
@@ -71,6 +91,9 @@ ALL = (
     REQUESTS,
     RETRIEVAL_MS,
     RETRIEVAL_QUEUE,
+    SWAPS,
+    SWAP_SECONDS,
+    SWAP_LAGGING,
     CITATIONS,
 )
 

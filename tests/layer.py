@@ -12,6 +12,7 @@ from rag_stack.api.models import Models
 from rag_stack.api.rag_layer import RagLayer
 from rag_stack.api.retrieval_request import RequestReader
 from rag_stack.api.vector_stores import StoreCard, VectorStores
+from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest, describe_files
 from rag_stack.config import RetrievalConfig
 from rag_stack.index.builder import cut_documents, write_index
@@ -23,6 +24,7 @@ from rag_stack.rag.citations import Citer
 from rag_stack.rag.pipeline import Pipeline
 from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.retrieval.retriever import Retriever
+from rag_stack.retrieval.shelf import Shelf
 from tests.embedder import WordEmbedder
 
 CREATED_AT = 1_700_000_000
@@ -62,6 +64,32 @@ def build_index(directory: Path, documents: Sequence[Document], *, embedder: Wor
     return IndexVersion.open(directory, manifest, embedder_digest=embedder.digest)
 
 
+def publish_index(
+    catalog: Catalog,
+    directory: Path,
+    documents: Sequence[Document],
+    *,
+    embedder: WordEmbedder,
+    name: str,
+    digest: str | None = None,
+    version: str | None = None,
+) -> Manifest:
+    """Build an index version in `directory` and publish it, as if its embedder had `digest`; it is not promoted."""
+    directory.mkdir(parents=True)
+    cut = cut_documents(documents, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=None)
+    ref = EmbedderRef(name=embedder.name, digest=digest or embedder.digest)
+    metadata = write_index(directory, cut, embedder.encode(cut.inputs), embedder=ref).to_json()
+    return catalog.publish(directory, kind="indexes", name=name, metadata=metadata, version=version)
+
+
+def shelf_of(indexes: Mapping[str, IndexVersion]) -> Shelf:
+    """A shelf of index versions that are open."""
+    shelf = Shelf()
+    for name, index in indexes.items():
+        shelf.add(name, index)
+    return shelf
+
+
 def build_layer(
     engine: Starlette,
     directory: Path,
@@ -81,7 +109,7 @@ def build_layer(
         name: build_index(directory / name, documents, embedder=embedder, name=name)
         for name, documents in (stores if stores is not None else {"town": TOWN}).items()
     }
-    retriever = Retriever(embedder, indexes, threads=1, queue=queue, recorder=recorder)
+    retriever = Retriever(embedder, shelf_of(indexes), threads=1, queue=queue, recorder=recorder)
     prompt = PromptBuilder(
         system="Answer from the documents.",
         context_tokens=context_tokens or engine.state.max_model_len,

@@ -3,22 +3,26 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from fsspec.implementations.local import LocalFileSystem
 
 from rag_stack.artifacts.chunk import Buffer
 from rag_stack.artifacts.local_file import exclusive, translated, written
-from rag_stack.artifacts.object_store import ObjectReader, ObjectStore
-from rag_stack.errors import ArtifactError, PromotionConflictError
+from rag_stack.artifacts.object_store import ObjectEntry, ObjectReader, ObjectStore
+from rag_stack.errors import ArtifactBusyError, ArtifactError, PromotionConflictError
 
 _COPY_BYTES: Final = 4 * 1024 * 1024
+_LOCK: Final = ".lock"
 
 
 class FileStore(ObjectStore):
     """Keys are paths below a directory, which the first write creates."""
+
+    has_locks: ClassVar[bool] = True
 
     def __init__(self, directory: Path) -> None:
         super().__init__(f"file://{directory}", str(directory), open_fs=LocalFileSystem)
@@ -61,14 +65,41 @@ class FileStore(ObjectStore):
                 raise PromotionConflictError(f"{self._url(key)!r} was moved by another writer")
             target.write(data)
 
+    def entries(self, prefix: str) -> list[ObjectEntry]:
+        """Every object below a prefix, at any depth and whatever its name, sorted; what is a lock is no object."""
+        found = []
+        with self._translated("list", prefix):
+            for folder, _, names in os.walk(self._directory / prefix):
+                for path in (Path(folder, name) for name in names if not (name[0] == "." and name.endswith(_LOCK))):
+                    # Another process may remove it meanwhile.
+                    with suppress(FileNotFoundError):
+                        status = path.stat()
+                        key = path.relative_to(self._directory).as_posix()
+                        found.append(ObjectEntry(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC)))
+        return sorted(found, key=lambda entry: entry.key)
+
     @contextmanager
-    def exclusive(self, key: str) -> Iterator[bool]:
-        """Hold out other processes that would publish under a key."""
+    def exclusive(self, key: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold out other processes that would publish under a key. Raises ArtifactBusyError where it does not wait."""
         path = self._directory / key
         with ExitStack() as held:
             with self._translated("lock", key):
-                held.enter_context(exclusive(path.with_name(f".{path.name}.lock")))
+                try:
+                    held.enter_context(exclusive(path.with_name(f".{path.name}{_LOCK}"), wait=wait))
+                except BlockingIOError as exc:
+                    raise ArtifactBusyError(f"{self._url(key)!r} is locked by another process") from exc
             yield True
+
+    def local(self, prefix: str) -> Path:
+        """The directory that holds a prefix's objects as files."""
+        return self._directory / prefix
+
+    def prune(self, prefix: str) -> None:
+        """Remove the empty directories of a prefix. A writer that comes meanwhile makes them again."""
+        folders = [Path(folder) for folder, _, _ in os.walk(self._directory / prefix, topdown=False)]
+        for folder in folders:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 class _FileReader:

@@ -38,7 +38,6 @@ def written(path: Path) -> Iterator[BinaryIO]:
     Writers of one path take turns; what a killed one left is overwritten by the next. Raises OSError.
     """
     created = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with _locked(partial) as file:
         try:
@@ -55,10 +54,12 @@ def written(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for whoever has it. It ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file `path`, waiting for whoever has it. It ends with the process, however that ends.
+
+    Raises BlockingIOError when another process has it, and it is not to be waited for.
+    """
+    with _locked(path, wait=wait):
         try:
             yield
         finally:
@@ -110,10 +111,17 @@ def unlock(descriptor: int) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    descriptor = open_locked(path)
+def _locked(path: Path, *, wait: bool = True) -> Iterator[BinaryIO]:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = open_locked(path, blocking=wait)
+        except FileNotFoundError:
+            # Its folder was empty for a moment, and removed by who deletes the version.
+            continue
+        break
     if descriptor is None:
-        raise BlockingIOError(errno.EWOULDBLOCK, "a blocking lock was refused", str(path))
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process has the lock", str(path))
     with os.fdopen(descriptor, "r+b", closefd=False) as file:
         try:
             yield file

@@ -1,10 +1,12 @@
 """Where artifacts live: keys below the root of any fsspec URL."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol, cast
+from typing import Any, BinaryIO, ClassVar, Final, Protocol, cast
 
 from fsspec.core import url_to_fs
 
@@ -13,6 +15,7 @@ from rag_stack.artifacts.local_file import translated
 from rag_stack.errors import ArtifactError, ArtifactNotFoundError
 
 _MISSING: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_CLOCK: Final = ".clock"
 
 
 class ObjectReader(Protocol):
@@ -25,12 +28,24 @@ class ObjectReader(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectEntry:
+    """An object as a listing shows it; `modified_at` is UTC by the store's clock."""
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
+
+
 class ObjectStore:
     """Bytes under keys such as `models/<name>/<version>/config.json`, through fsspec.
 
     Every failure of the storage is an ArtifactError that names the URL. Open one with `open_store`; nothing is asked of
     the storage before it is needed.
     """
+
+    # Whether `exclusive` knows who else is there.
+    has_locks: ClassVar[bool] = False
 
     def __init__(self, url: str, root: str, *, open_fs: Callable[[], Any]) -> None:
         self.url = url
@@ -73,6 +88,24 @@ class ObjectStore:
         names = {path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != self._path(prefix)}
         return sorted(name for name in names if name and not name.startswith("."))
 
+    def entries(self, prefix: str) -> list[ObjectEntry]:
+        """Every object below a prefix, at any depth and whatever its name, sorted; none when there is no prefix."""
+        with self._translated("list", prefix):
+            found = cast(dict[str, dict[str, Any]], self._fs.find(self._path(prefix), detail=True))
+        root = f"{self._root}/"
+        listed = [ObjectEntry(path.removeprefix(root), int(info["size"]), _time(info)) for path, info in found.items()]
+        return sorted(listed, key=lambda entry: entry.key)
+
+    def modified_at(self, key: str) -> datetime:
+        """When an object was written, by the store's clock. Raises ArtifactNotFoundError."""
+        with self._reading(key):
+            return _time(self._fs.info(self._path(key)))
+
+    def now(self) -> datetime:
+        """The store's time, told by an object that is written for it."""
+        self.put_bytes(_CLOCK, b"")
+        return self.modified_at(_CLOCK)
+
     def upload(self, path: Path, key: str) -> None:
         """Store a local file under a key, in parts where it is large."""
         with translated("read", path):
@@ -112,9 +145,19 @@ class ObjectStore:
             "promote nothing"
         )
 
-    def exclusive(self, key: str) -> AbstractContextManager[bool]:  # noqa: ARG002 - the subclass needs it
-        """Hold out other processes that would publish under a key, and say whether that is sure: on `file://` only."""
+    def exclusive(self, key: str, *, wait: bool = True) -> AbstractContextManager[bool]:  # noqa: ARG002 - subclass
+        """Hold out other processes that would publish under a key, and say whether that is sure: on `file://` only.
+
+        Raises ArtifactBusyError when another one is there, and it is not to be waited for.
+        """
         return nullcontext(enter_result=False)
+
+    def local(self, prefix: str) -> Path | None:  # noqa: ARG002 - the subclass needs it
+        """The directory of this machine that holds a prefix's objects as files: on `file://` only."""
+        return None
+
+    def prune(self, prefix: str) -> None:
+        """Remove what an empty prefix may leave: nothing, but on `file://` its directories."""
 
     def _put_file(self, path: Path, key: str) -> None:
         self._fs.put_file(str(path), self._path(key))
@@ -137,6 +180,16 @@ class ObjectStore:
             if isinstance(exc.__cause__, _MISSING):
                 raise ArtifactNotFoundError(f"no object {self._url(key)!r}") from exc.__cause__
             raise
+
+
+def _time(info: Mapping[str, Any]) -> datetime:
+    """The time of an object, which every file system of fsspec calls something else."""
+    found = next((info[name] for name in ("LastModified", "mtime", "last_modified", "created") if info.get(name)), None)
+    if isinstance(found, datetime):
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    if isinstance(found, int | float):
+        return datetime.fromtimestamp(found, UTC)
+    raise ArtifactError(f"the storage does not say when {info.get('name')!r} was written; use file:// or s3://")
 
 
 class _FsspecReader:

@@ -1,4 +1,4 @@
-"""`rag-stack index`: build index versions and see what is there."""
+"""`rag-stack index build`; the commands for what was built are in `versions`."""
 
 import json
 import os
@@ -8,19 +8,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
-from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest
-from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.tiers import open_tiers
-from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config, published
+from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config
 from rag_stack.cli.failure import one_line_failures
+from rag_stack.cli.versions import app
 from rag_stack.index.format import IndexMetadata
 from rag_stack.index.spec import load_spec
 from rag_stack.metrics import MemoryRecorder
 
-app = typer.Typer(help="Index versions in the object store.", no_args_is_help=True, add_completion=False)
+__all__ = ["app"]
 
 
 @app.command()
@@ -58,33 +56,6 @@ def build(
 
             report = build_index(spec, tiers=tiers, workers=workers or len(os.sched_getaffinity(0)), progress=show)
         _report(report.manifest, seconds=report.seconds, as_json=as_json)
-
-
-@app.command()
-def versions(
-    name: Annotated[str, typer.Argument(help="An index.")], root: Root = None, *, as_json: AsJson = False
-) -> None:
-    """The published versions of an index; the promoted one is marked."""
-    with one_line_failures():
-        catalog = Catalog(open_store(artifacts_config(root).root))
-        pointer = catalog.promoted("indexes", name)
-        manifests = published(catalog, "indexes", name)
-        rows = [_row(each) | {"promoted": bool(pointer and pointer.version == each.version)} for each in manifests]
-    if as_json:
-        typer.echo(json.dumps(rows))
-    elif not rows:
-        Console().print(f"no versions of {name} in {catalog.store.url}; publish one with `rag-stack index build`")
-    else:
-        _print(rows)
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("version", "promoted", "documents", "passages", "embedder", "recipe", "bytes", box=None)
-    for row in rows:
-        keys = ("documents", "passages", "embedder", "recipe")
-        size = f"{row['size_bytes']:,}"
-        table.add_row(row["version"], "yes" if row["promoted"] else "", *(str(row[key]) for key in keys), size)
-    Console().print(table)
 
 
 def _report(manifest: Manifest, *, seconds: float, as_json: bool) -> None:

@@ -14,11 +14,13 @@ from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.cli.artifact import AsJson, Root, artifacts_config, published
+from rag_stack.cli.collection import add_gc
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.errors import ArtifactNotFoundError
 from rag_stack.generation.model_import import import_model
 
 app = typer.Typer(help="Models in the object store.", no_args_is_help=True, add_completion=False)
+add_gc(app, "models")
 
 _PACKAGE = "package:"
 

@@ -2,18 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 import numpy as np
 
-from rag_stack.errors import NotFoundError, OverloadedError, UnavailableError
+from rag_stack.errors import OverloadedError, UnavailableError
 from rag_stack.index.reader import IndexVersion, Rows, Vectors, set_search_threads
 from rag_stack.metrics import RETRIEVAL_MS, RETRIEVAL_QUEUE, Recorder
 from rag_stack.protocol import Filter
 from rag_stack.retrieval.embedder import Embedder
-from rag_stack.retrieval.filters import Mask, MaskCache, check
+from rag_stack.retrieval.filters import Mask, check
+from rag_stack.retrieval.shelf import OpenStore, Shelf
 from rag_stack.types import Hit, Retrieval, Timings
 
 
@@ -23,7 +24,7 @@ class Retriever:
     def __init__(
         self,
         embedder: Embedder,
-        stores: Mapping[str, IndexVersion],
+        shelf: Shelf,
         *,
         threads: int,
         queue: int,
@@ -31,8 +32,7 @@ class Retriever:
         threads_per_search: int = 1,
     ) -> None:
         self._embedder = embedder
-        self._stores = dict(stores)
-        self._masks = {name: MaskCache(index.passages) for name, index in stores.items()}
+        self._shelf = shelf
         self._capacity = threads + queue
         self._held = 0
         self._lock = Lock()
@@ -55,27 +55,24 @@ class Retriever:
         Texts that are the same to the character are given once. Raises NotFoundError, InvalidRequestError for a filter
         that makes no sense, and OverloadedError when too many searches wait already.
         """
-        index = self._stores.get(store)
-        if index is None:
-            raise NotFoundError(f"the store {store!r} does not exist; there are {sorted(self._stores)}")
+        if store not in self._shelf:
+            raise self._shelf.unknown(store)
         if filters is not None:
             check(filters)
         queries = [query] if isinstance(query, str) else list(query)
         self._enter()
         queued = time.perf_counter()
         try:
-            future = self._threads.submit(
-                self._search, queries, index, self._masks[store], filters, top_k, score_threshold, queued
-            )
+            future = self._threads.submit(self._search, queries, store, filters, top_k, score_threshold, queued)
         except RuntimeError as exc:
             self._leave()
             raise UnavailableError("this server is shutting down; try again", retry_after_s=1) from exc
         # A caller that goes away frees its place in the queue at once; a search that runs keeps it until it ends.
         future.add_done_callback(lambda _: self._leave())
-        hits, timings = await asyncio.wrap_future(future)
+        found = await asyncio.wrap_future(future)
         for stage in ("queue", "embed", "search"):
-            self._recorder.record(RETRIEVAL_MS, getattr(timings, f"{stage}_ms"), {"stage": stage})
-        return Retrieval(hits=hits, store=store, index_version=index.version, timings=timings)
+            self._recorder.record(RETRIEVAL_MS, getattr(found.timings, f"{stage}_ms"), {"stage": stage})
+        return found
 
     def close(self) -> None:
         """Drop what waits and let what runs end. Blocking."""
@@ -96,23 +93,31 @@ class Retriever:
     def _search(
         self,
         queries: list[str],
-        index: IndexVersion,
-        masks: MaskCache,
+        store: str,
         filters: Filter | None,
         top_k: int,
         score_threshold: float,
         queued: float,
-    ) -> tuple[tuple[Hit, ...], Timings]:
+    ) -> Retrieval:
         started = time.perf_counter()
         vectors = self._embedder.encode(queries)
         embedded = time.perf_counter()
-        allowed = masks.row_mask(filters) if filters is not None else None
-        hits = _best(index, vectors, top_k=top_k, allowed=allowed)
+        # Leased here and not while it waited, so that every search is in the newest version, and in one only.
+        with self._shelf.lease(store) as opened:
+            hits, version = _found(opened, vectors, top_k=top_k, filters=filters), opened.version
         found = time.perf_counter()
         timings = Timings(
             queue_ms=(started - queued) * 1e3, embed_ms=(embedded - started) * 1e3, search_ms=(found - embedded) * 1e3
         )
-        return tuple(hit for hit in hits if hit.score >= score_threshold), timings
+        kept = tuple(hit for hit in hits if hit.score >= score_threshold)
+        return Retrieval(hits=kept, store=store, index_version=version, timings=timings)
+
+
+def _found(opened: OpenStore, vectors: Vectors, *, top_k: int, filters: Filter | None) -> list[Hit]:
+    if opened.index is None or opened.masks is None:
+        return []
+    allowed = opened.masks.row_mask(filters) if filters is not None else None
+    return _best(opened.index, vectors, top_k=top_k, allowed=allowed)
 
 
 def _best(index: IndexVersion, vectors: Vectors, *, top_k: int, allowed: Mask | None) -> list[Hit]:

@@ -8,12 +8,22 @@ from ray.serve.llm import LLMConfig, build_openai_app
 
 from rag_stack.config import Release
 from rag_stack.generation.engine_settings import WORKER_CLASS, times_its_start
-from rag_stack.serving.control import ENGINE_APP, MODELS_APP, SEARCH_APP, HealthServer, ModelsServer, SearchServer
+from rag_stack.serving.control import (
+    ADMIN_APP,
+    ENGINE_APP,
+    MODELS_APP,
+    SEARCH_APP,
+    AdminServer,
+    HealthServer,
+    ModelsServer,
+    SearchServer,
+)
 from rag_stack.serving.environment import offline_environment
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
 
 _CONTROL: tuple[tuple[str, str, type], ...] = (
+    (ADMIN_APP, "/admin", AdminServer),
     (SEARCH_APP, "/v1/vector_stores", SearchServer),
     (MODELS_APP, "/v1/models", ModelsServer),
     ("health", "/health", HealthServer),
@@ -24,11 +34,18 @@ _CONTROL: tuple[tuple[str, str, type], ...] = (
 def build_targets(pinned: PinnedRelease, *, model_directory: Path) -> list[serve.RunTarget]:
     """All applications of a release, ready for `serve.run_many`."""
     targets = [serve.RunTarget(_engine(pinned, model_directory), name=ENGINE_APP, route_prefix="/")]
+    return [*targets, *control_targets(pinned)]
+
+
+def control_targets(pinned: PinnedRelease) -> list[serve.RunTarget]:
+    """The control applications alone: search and administration without an engine."""
+    targets = []
     for name, prefix, server in _CONTROL:
         deployment = serve.deployment(
             serve.ingress()(server),
             name=server.__name__,
-            max_ongoing_requests=100,
+            # Every process that searches keeps a question to the coordinator open.
+            max_ongoing_requests=1000 if server is AdminServer else 100,
             ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": offline_environment()}},
         )
         targets.append(serve.RunTarget(deployment.bind(pinned), name=name, route_prefix=prefix))

@@ -1,10 +1,13 @@
 """The control applications: always on, CPU only, one route prefix each. Shells; torch only where a search is done."""
 
 import asyncio
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
@@ -12,15 +15,24 @@ from rag_stack.api.auth import KeyRing
 from rag_stack.api.gate import Gate
 from rag_stack.api.health import OPEN_PATHS, Health, Readiness
 from rag_stack.api.models import Models, Starter, Starts
+from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.metrics import Recorder
+from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.request_id import NamedByServe
+from rag_stack.serving.rollouts import Rollouts, Settled
 from rag_stack.timeline import Timeline
 
 ENGINE_APP = "engine"
 SEARCH_APP = "vector_stores"
 MODELS_APP = "models"
+ADMIN_APP = "admin"
+# What a look at a pointer costs: nothing on a disk, a request elsewhere.
+_POLL_S: Final = {"file": 1.0}
+_POLL_OTHERS_S: Final = 2.0
+# /ready says what it knows; it does not wait for who does not answer.
+_ASK_S: Final = 1.0
 
 
 class SearchServer:
@@ -28,7 +40,7 @@ class SearchServer:
 
     async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
         # Imported here: the other control processes share this module and do no search.
-        from rag_stack.artifacts.tiers import open_tiers
+        from rag_stack.serving.membership import follow
         from rag_stack.serving.node_agent import cluster_peers
         from rag_stack.serving.opening import open_retrieval
 
@@ -39,6 +51,8 @@ class SearchServer:
         self._retrieval = await asyncio.to_thread(
             open_retrieval, pinned, tiers, timeline=Timeline(), recorder=self._recorder
         )
+        follower = await follow(self._retrieval, self._recorder)
+        self._following = asyncio.create_task(follower.run())
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The stores' routes behind the gate."""
@@ -46,6 +60,64 @@ class SearchServer:
 
         routes = vector_stores(self._pinned, self._retrieval).routes()
         return _served(routes, self._pinned, recorder=self._recorder)
+
+
+class AdminServer:
+    """/admin: which index version every store serves. It holds the coordinator; others call its methods by handle."""
+
+    async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
+        release = pinned.release
+        self._pinned = pinned
+        self._recorder = RayRecorder()
+        catalog = open_tiers(release.artifacts, self._recorder).catalog
+        stores = [
+            FollowedStore(store.name, store.index, of_release=True)
+            for store in release.stores
+            if store.name in pinned.followed
+        ]
+        coordinator = Coordinator(
+            stores, now_s=time.monotonic(), limit_s=release.swap.limit_s, max_stores=release.swap.max_stores
+        )
+        poll_s = _POLL_S.get(catalog.store.url.partition("://")[0], _POLL_OTHERS_S)
+        self._rollouts = Rollouts(coordinator, catalog, poll_s=poll_s)
+        self._running = asyncio.create_task(self._rollouts.run())
+
+    async def sync(self, participant: str, report: Report, known: Orders | None) -> Orders:
+        """See Rollouts.sync."""
+        return await self._rollouts.sync(participant, report, known)
+
+    async def leave(self, participant: str) -> None:
+        """See Rollouts.leave."""
+        self._rollouts.leave(participant)
+
+    async def notify(self, store: str) -> None:
+        """See Rollouts.notify."""
+        await self._rollouts.notify(store)
+
+    async def settle(self, store: str, version: str, timeout_s: float) -> Settled:
+        """See Rollouts.settle."""
+        return await self._rollouts.settle(store, version, timeout_s=timeout_s)
+
+    async def add_store(self, store: FollowedStore) -> None:
+        """See Rollouts.add_store."""
+        self._rollouts.add_store(store)
+
+    async def remove_store(self, name: str) -> None:
+        """See Rollouts.remove_store."""
+        self._rollouts.remove_store(name)
+
+    async def stores(self) -> Sequence[StoreView]:
+        """The followed stores: what is served, what is being rolled out, who lags."""
+        return self._rollouts.views()
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The routes of /admin behind the gate."""
+        return _served([], self._pinned, recorder=self._recorder)
+
+    async def check_health(self) -> None:
+        """Serve starts this again when the loop that looks at the pointers has ended."""
+        if self._running.done():
+            raise RuntimeError(f"the coordinator has stopped: {self._running.exception()!r}")
 
 
 class ModelsServer:
@@ -72,11 +144,25 @@ class HealthServer:
 
     def __init__(self, pinned: PinnedRelease) -> None:
         self._pinned = pinned
+        self._admin: Any = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Both routes; neither asks for a key."""
-        routes = Health(_cluster_readiness).routes()
+        routes = Health(self._readiness).routes()
         return _served(routes, self._pinned, recorder=RayRecorder())
+
+    async def _readiness(self) -> Readiness:
+        return await _cluster_readiness(await self._stores())
+
+    async def _stores(self) -> Sequence[StoreView]:
+        """What the coordinator knows; nothing where it does not answer, which is no reason to be unready."""
+        try:
+            async with asyncio.timeout(_ASK_S):
+                self._admin = self._admin or await asyncio.to_thread(serve.get_app_handle, ADMIN_APP)
+                views: Sequence[StoreView] = await self._admin.stores.remote()
+        except (RayServeException, RayError, TimeoutError):
+            return ()
+        return views
 
 
 def _served(routes: Sequence[BaseRoute], pinned: PinnedRelease, *, recorder: Recorder) -> ASGIApp:
@@ -84,9 +170,16 @@ def _served(routes: Sequence[BaseRoute], pinned: PinnedRelease, *, recorder: Rec
     return NamedByServe(gate)
 
 
-async def _cluster_readiness() -> Readiness:
+async def _cluster_readiness(stores: Sequence[StoreView]) -> Readiness:
     """What Serve's controller says of the applications; asking it wakes nobody up, as a request would."""
     applications = (await asyncio.to_thread(serve.status)).applications
     parts = {name: str(applications[name].status.value) for name in (ENGINE_APP, SEARCH_APP) if name in applications}
     ready = len(parts) == 2 and set(parts.values()) == {"RUNNING"}
-    return Readiness(ready=ready, parts={name: state.lower() for name, state in parts.items()})
+    told = {f"store {view.store.name}": _told(view) for view in stores}
+    return Readiness(ready=ready, parts={name: state.lower() for name, state in parts.items()} | told)
+
+
+def _told(view: StoreView) -> str:
+    """A store's version, and who serves an older one and why: that one serves too, so it is not unready."""
+    version = view.version or "no version yet"
+    return "; ".join([version, *(f"{lag.participant} stays at {lag.serving}: {lag.reason}" for lag in view.lagging)])

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from rag_stack.api.vector_stores import StoreCard, VectorStores
 from rag_stack.artifacts.manifest import ArtifactKind, Manifest
 from rag_stack.artifacts.tiers import LocalArtifact, Tiers
 from rag_stack.config import ArtifactChoice, Release, StoreConfig
-from rag_stack.errors import IndexVersionError
+from rag_stack.errors import IndexVersionError, NotFoundError
 from rag_stack.generation.engine_settings import context_tokens
 from rag_stack.generation.tokenizer import GeneratorTokenizer
 from rag_stack.index.reader import IndexVersion
@@ -26,17 +26,27 @@ from rag_stack.rag.citations import Citer
 from rag_stack.rag.pipeline import Pipeline
 from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.retrieval.embedder import Embedder
+from rag_stack.retrieval.preparation import Preparation, Ready
 from rag_stack.retrieval.retriever import Retriever
+from rag_stack.retrieval.rollout import FollowedStore, Target
+from rag_stack.retrieval.shelf import Shelf
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRetrieval:
-    """Retrieval that is ready to search, with what is told about its stores."""
+    """Retrieval that is ready to search.
+
+    `cards` tells about the stores that there are now; `following` are those whose index is followed, and what of each
+    was opened.
+    """
 
     retriever: Retriever
-    cards: tuple[StoreCard, ...]
+    shelf: Shelf
+    tiers: Tiers
+    cards: Callable[[], Sequence[StoreCard]]
+    following: Mapping[FollowedStore, Target]
 
 
 def fetch_model(
@@ -70,41 +80,53 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline, r
             digest=local.manifest.digest,
             threads=release.retrieval.threads_per_search,
         )
+    shelf = Shelf(
+        Preparation(tiers, recorder, embedder_digest=embedder.digest, both_resident=release.swap.both_resident),
+        max_stores=release.swap.max_stores,
+    )
     indexes = open_indexes(release, tiers, embedder_digest=embedder.digest, timeline=timeline, recorder=recorder)
-    beside = {"indexes": indexes, "timeline": timeline, "recorder": recorder}
+    for name, ready in indexes.items():
+        shelf.add(name, ready.index, pin=ready.pin)
+    beside = {"shelf": shelf, "timeline": timeline, "recorder": recorder}
     Thread(target=prefault, kwargs=beside, name="prefault", daemon=True).start()
     retriever = Retriever(
         embedder,
-        indexes,
+        shelf,
         threads=release.retrieval.threads,
         threads_per_search=release.retrieval.threads_per_search,
         queue=release.retrieval.queue,
         recorder=recorder,
     )
-    return OpenRetrieval(retriever, _cards(pinned, indexes))
+    return OpenRetrieval(retriever, shelf, tiers, lambda: _cards(pinned, shelf), following(pinned))
 
 
 def open_indexes(
     release: Release, tiers: Tiers, *, embedder_digest: str, timeline: Timeline, recorder: Recorder
-) -> dict[str, IndexVersion]:
+) -> dict[str, Ready]:
     """The index version of every store, opened and checked, by the store's name."""
-    indexes: dict[str, IndexVersion] = {}
+    indexes: dict[str, Ready] = {}
     for store in release.stores:
         local = fetch_index(tiers, store, timeline=timeline)
         with _loading(timeline, recorder, f"open {store.name}", kind="indexes", stage="open"):
-            indexes[store.name] = IndexVersion.open(local.path, local.manifest, embedder_digest=embedder_digest)
+            index = IndexVersion.open(local.path, local.manifest, embedder_digest=embedder_digest)
+        indexes[store.name] = Ready(index, local.pin)
     return indexes
 
 
-def prefault(indexes: Mapping[str, IndexVersion], *, timeline: Timeline, recorder: Recorder) -> None:
-    """Read the indexes ahead of their queries, one after another. Blocking.
+def prefault(shelf: Shelf, *, timeline: Timeline, recorder: Recorder) -> None:
+    """Read the indexes ahead of their queries, one after another, each as it is when its turn comes. Blocking.
 
     The source is `cache` for one that was in memory already, as a second replica's on a node, else `disk`.
     """
-    for name, index in indexes.items():
+    for name in shelf.names():
         began_s = time.time()
         try:
-            done = index.prefault()
+            with shelf.lease(name) as opened:
+                if opened.index is None:
+                    continue
+                done = opened.index.prefault()
+        except NotFoundError:
+            continue
         except IndexVersionError:
             # Searches that need that part of the file will fail too; all others are answered.
             logging.getLogger(__name__).exception("the store %s is searched without a prefault", name)
@@ -124,7 +146,7 @@ def build_layer(
 ) -> RagLayer:
     """The layer that goes around an engine's app."""
     release = pinned.release
-    stores = tuple(store.name for store in release.stores)
+    stores = retrieval.shelf.names
     tokenizer = GeneratorTokenizer(model_directory)
     prompt = PromptBuilder(
         system=release.prompt.system,
@@ -137,9 +159,9 @@ def build_layer(
         pipeline=Pipeline(
             retrieval.retriever, prompt=prompt, citer=Citer(), retrieval=release.retrieval, recorder=recorder
         ),
-        reader=RequestReader(release.model.name, lambda: stores, release.default_store),
+        reader=RequestReader(release.model.name, stores, release.default_store),
         vector_stores=vector_stores(pinned, retrieval),
-        models=Models(release.model.name, lambda: stores, pinned.created_at),
+        models=Models(release.model.name, stores, pinned.created_at),
         health=Health(readiness),
         keys=KeyRing(release.server.api_key_sha256),
         recorder=recorder,
@@ -150,7 +172,7 @@ def build_layer(
 
 def vector_stores(pinned: PinnedRelease, retrieval: OpenRetrieval) -> VectorStores:
     """The handlers of /v1/vector_stores."""
-    return VectorStores(lambda: retrieval.cards, retrieval.retriever, pinned.release.server.max_body_bytes)
+    return VectorStores(retrieval.cards, retrieval.retriever, pinned.release.server.max_body_bytes)
 
 
 def _fetch(
@@ -181,15 +203,27 @@ def _loading(timeline: Timeline, recorder: Recorder, name: str, *, kind: Artifac
     record_load(recorder, kind=kind, stage=stage, source="cache", seconds=span.seconds)
 
 
-def _cards(pinned: PinnedRelease, indexes: Mapping[str, IndexVersion]) -> tuple[StoreCard, ...]:
+def _cards(pinned: PinnedRelease, shelf: Shelf) -> tuple[StoreCard, ...]:
+    descriptions = {store.name: store.description for store in pinned.release.stores}
     return tuple(
         StoreCard(
-            name=store.name,
-            description=store.description,
-            index_version=indexes[store.name].version,
+            name=name,
+            description=descriptions.get(name, ""),
+            index_version=state.version,
             created_at=pinned.created_at,
-            documents=indexes[store.name].document_count,
-            usage_bytes=indexes[store.name].usage_bytes,
+            documents=state.documents,
+            usage_bytes=state.usage_bytes,
         )
-        for store in pinned.release.stores
+        for name, state in shelf.state().items()
     )
+
+
+def following(pinned: PinnedRelease) -> dict[FollowedStore, Target]:
+    """The stores of a release whose indexes are followed, and what they begin with."""
+    stores = [store for store in pinned.release.stores if store.name in pinned.followed]
+    return {
+        FollowedStore(store.name, store.index, of_release=True): Target(
+            version=store.version or "", digest=store.digest or ""
+        )
+        for store in stores
+    }

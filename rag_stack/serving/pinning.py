@@ -10,11 +10,16 @@ from rag_stack.config import ArtifactChoice, Release, StoreConfig
 
 
 class PinnedRelease(BaseModel):
-    """A release that names exact versions and their digests. `created_at`, Unix seconds, is when it was pinned."""
+    """A release that names exact versions and their digests. `created_at`, Unix seconds, is when it was pinned.
+
+    `followed` are the stores whose release named no version: theirs is the one to begin with, and what is promoted
+    later takes its place. All others stay at what the release names.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     release: Release
     created_at: int
+    followed: tuple[str, ...] = ()
 
 
 def pin(release: Release, tiers: Tiers) -> PinnedRelease:
@@ -38,4 +43,5 @@ def pin(release: Release, tiers: Tiers) -> PinnedRelease:
         "stores": tuple(store.model_copy(update=exact("indexes", store.index, store)) for store in release.stores),
         "artifacts": artifacts,
     }
-    return PinnedRelease(release=release.model_copy(update=update), created_at=int(time.time()))
+    followed = tuple(store.name for store in release.stores if store.version is None and store.digest is None)
+    return PinnedRelease(release=release.model_copy(update=update), created_at=int(time.time()), followed=followed)

@@ -22,6 +22,8 @@ from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
 from rag_stack.metrics import MemoryRecorder, Recorder
 from rag_stack.serving.announcement import keep_announcing
 from rag_stack.serving.first_token import first_token
+from rag_stack.serving.follow import Follower
+from rag_stack.serving.membership import follow
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.opening import OpenRetrieval, build_layer, fetch_model, open_retrieval
 from rag_stack.serving.pinning import PinnedRelease
@@ -84,7 +86,7 @@ class RagServer(LLMServer):  # type: ignore[misc]
         self._weights.prepare(self._start, tiers)
         self._start.lap("set up replica")
         # Side by side: the index and the embedder open while the engine's processes import and load.
-        self._retrieval, _ = await asyncio.gather(asyncio.to_thread(self._open, tiers), super().__init__(llm_config))
+        self._retrieval, _ = await asyncio.gather(self._open(tiers), super().__init__(llm_config))
         self._start.mark()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -116,10 +118,20 @@ class RagServer(LLMServer):  # type: ignore[misc]
         self._start.engine_ready(await self.collective_rpc("start_report") if timed else [], ready_s=ready_s)
         await self._weights.loaded(self._recorder)
 
-    def _open(self, tiers: Tiers) -> OpenRetrieval:
-        return open_retrieval(self._pinned, tiers, timeline=self._start.beside, recorder=self._recorder)
+    async def _open(self, tiers: Tiers) -> OpenRetrieval:
+        """Open the pinned versions, then whatever has been promoted since; from then on, follow."""
+        retrieval = await asyncio.to_thread(
+            open_retrieval, self._pinned, tiers, timeline=self._start.beside, recorder=self._recorder
+        )
+        self._follower: Follower = await follow(retrieval, self._recorder)
+        self._following = asyncio.create_task(self._follower.run())
+        return retrieval
 
     async def _readiness(self) -> Readiness:
         await self.check_health()
-        stores = {f"store {card.name}": card.index_version for card in self._retrieval.cards}
+        lagging = self._follower.lagging()
+        stores = {
+            f"store {name}": "; ".join(filter(None, (state.version or "no version yet", lagging.get(name))))
+            for name, state in self._retrieval.shelf.state().items()
+        }
         return Readiness(ready=True, parts={"engine": "open", **stores})

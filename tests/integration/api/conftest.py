@@ -15,6 +15,7 @@ from rag_stack.retrieval.embedder import Embedder
 from rag_stack.retrieval.retriever import Retriever
 from tests.engine import build_engine
 from tests.integration.api.layered import Layered, Settings, Watched, layer
+from tests.layer import shelf_of
 from tests.servers import serve
 
 OpenLayer = Callable[..., Layered]
@@ -34,7 +35,9 @@ def open_layer(indexes: Mapping[str, IndexVersion], embedder: Embedder) -> Itera
         ) -> Layered:
             engine = engine or build_engine()
             chosen, recorder, watched = Settings(**settings), MemoryRecorder(), Watched(engine)
-            retriever = Retriever(embedder, indexes, threads=chosen.threads, queue=chosen.queue, recorder=recorder)
+            retriever = Retriever(
+                embedder, shelf_of(indexes), threads=chosen.threads, queue=chosen.queue, recorder=recorder
+            )
             stack.callback(retriever.close)
             app = layer(watched, engine.state, indexes, retriever, settings=chosen, recorder=recorder)
             url = stack.enter_context(serve(around(app)))

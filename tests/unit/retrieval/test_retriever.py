@@ -14,7 +14,7 @@ from rag_stack.metrics import RETRIEVAL_MS, RETRIEVAL_QUEUE, MemoryRecorder, Met
 from rag_stack.protocol import ComparisonFilter
 from rag_stack.retrieval.retriever import Retriever
 from tests.embedder import WordEmbedder
-from tests.layer import BAKERY, HARBOUR, LIGHTHOUSE, TOWN, Document, build_index
+from tests.layer import BAKERY, HARBOUR, LIGHTHOUSE, TOWN, Document, build_index, shelf_of
 
 
 class GatedEmbedder(WordEmbedder):
@@ -69,7 +69,7 @@ def index(tmp_path: Path) -> IndexVersion:
 
 @pytest.fixture
 def retriever(embedder: GatedEmbedder, index: IndexVersion, recorder: WatchedRecorder) -> Iterator[Retriever]:
-    made = Retriever(embedder, {"town": index}, threads=1, queue=1, recorder=recorder)
+    made = Retriever(embedder, shelf_of({"town": index}), threads=1, queue=1, recorder=recorder)
     yield made
     embedder.gate.set()
     made.close()
@@ -128,7 +128,7 @@ async def test_equal_texts_are_given_once_and_places_are_filled(
         Document(document_id=f"copy-{n}", text=LIGHTHOUSE.text, title=LIGHTHOUSE.title, uri="") for n in range(20)
     ]
     index = build_index(tmp_path / "copies", [*copies, *TOWN], embedder=embedder, name="copies")
-    retriever = Retriever(embedder, {"copies": index}, threads=1, queue=0, recorder=recorder)
+    retriever = Retriever(embedder, shelf_of({"copies": index}), threads=1, queue=0, recorder=recorder)
     found = await retriever.retrieve("lighthouse of Alden", store="copies", top_k=3)
     assert found.hits[0].passage.document_id == "copy-0"
     assert {hit.passage.text for hit in found.hits} == {document.text for document in TOWN}
@@ -192,7 +192,7 @@ async def test_the_event_loop_goes_on_while_a_search_runs(retriever: Retriever, 
 
 
 async def test_after_close_it_says_so(embedder: GatedEmbedder, index: IndexVersion, recorder: WatchedRecorder) -> None:
-    retriever = Retriever(embedder, {"town": index}, threads=1, queue=1, recorder=recorder)
+    retriever = Retriever(embedder, shelf_of({"town": index}), threads=1, queue=1, recorder=recorder)
     retriever.close()
     with pytest.raises(UnavailableError, match="shutting down"):
         await retriever.retrieve("one", store="town", top_k=1)

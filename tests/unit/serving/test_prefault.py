@@ -9,14 +9,14 @@ from rag_stack.metrics import ARTIFACT_LOAD_BYTES, ARTIFACT_LOAD_SECONDS, Memory
 from rag_stack.serving.opening import prefault
 from rag_stack.timeline import Timeline
 from tests.embedder import WordEmbedder
-from tests.layer import TOWN, build_index
+from tests.layer import TOWN, build_index, shelf_of
 
 
 def test_what_is_in_memory_already_comes_from_the_cache(tmp_path: Path) -> None:
     index = build_index(tmp_path / "town", TOWN, embedder=WordEmbedder(), name="town")
     index.prefault()
     timeline, recorder = Timeline(), MemoryRecorder()
-    prefault({"town": index}, timeline=timeline, recorder=recorder)
+    prefault(shelf_of({"town": index}), timeline=timeline, recorder=recorder)
     (span,) = timeline.spans()
     size = sum((tmp_path / "town" / name).stat().st_size for name in ("index.faiss", "passages.arrow"))
     assert (span.name, span.kind, span.source, span.size_bytes) == ("prefault town", "indexes", "cache", size)
@@ -29,6 +29,6 @@ def test_one_index_that_cannot_be_read_does_not_keep_the_next(tmp_path: Path, ca
     indexes = {name: build_index(tmp_path / name, TOWN, embedder=WordEmbedder(), name=name) for name in ("a", "b")}
     shutil.rmtree(tmp_path / "a")
     timeline = Timeline()
-    prefault(indexes, timeline=timeline, recorder=MemoryRecorder())
+    prefault(shelf_of(indexes), timeline=timeline, recorder=MemoryRecorder())
     assert [span.name for span in timeline.spans()] == ["prefault b"]
     assert "the store a is searched without a prefault" in caplog.text

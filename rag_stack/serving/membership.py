@@ -1,0 +1,66 @@
+"""A Serve replica's side of following: which handle it asks, under which name, and until when."""
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from rag_stack.metrics import Recorder
+from rag_stack.retrieval.rollout import Orders, Report
+from rag_stack.serving.control import ADMIN_APP
+from rag_stack.serving.follow import Follower
+from rag_stack.serving.opening import OpenRetrieval
+
+# A start is not held up by a coordinator that is absent; it joins when it appears.
+_JOIN_LIMIT_S: Final = 60.0
+_LOG: Final = logging.getLogger("ray.serve")
+
+
+class AskAdmin:
+    """The coordinator behind a Serve handle (`follow.Sync`). One that is absent is asked again; that is said once."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._silent = False
+
+    async def __call__(self, participant: str, report: Report, known: Orders | None) -> Orders | None:
+        """See Sync."""
+        response: Any = None
+        try:
+            self._handle = self._handle or await asyncio.to_thread(serve.get_app_handle, ADMIN_APP)
+            response = self._handle.sync.remote(participant, report, known)
+            orders: Orders = await response
+        except asyncio.CancelledError:
+            if response is not None:
+                response.cancel()
+            raise
+        except (RayServeException, RayError) as exc:
+            if not self._silent:
+                _LOG.warning("index versions stay as they are, the coordinator does not answer: %s", exc)
+            self._silent = True
+            return None
+        self._silent = False
+        return orders
+
+
+def participant_name() -> str:
+    """The replica that asks, as operators know it: application and id."""
+    context = serve.get_replica_context()
+    return f"{context.app_name}/{context.replica_id.unique_id}"
+
+
+async def follow(retrieval: OpenRetrieval, recorder: Recorder) -> Follower:
+    """Take part before this replica is ready, with what is wanted now; go on with `Follower.run`."""
+    follower = Follower(
+        participant_name(),
+        retrieval.shelf,
+        retrieval.tiers,
+        serving=retrieval.following,
+        sync=AskAdmin(),
+        recorder=recorder,
+    )
+    await follower.join(timeout_s=_JOIN_LIMIT_S)
+    return follower
