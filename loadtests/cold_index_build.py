@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from loadtests.cold_index_data import INDEX_FOLDER, MANIFEST_FILE, QUESTIONS_FILE, K
 from rag_stack.artifacts.manifest import Manifest, describe_files
-from rag_stack.index.builder import Cut, write_index
+from rag_stack.index.builder import write_index
+from rag_stack.index.cutting import Cut
 from rag_stack.index.documents import Document
 from rag_stack.index.format import INDEX_FILE, EmbedderRef
 from rag_stack.index.reader import Vectors

@@ -15,7 +15,8 @@ from rag_stack.api.vector_stores import StoreCard, VectorStores
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest, describe_files
 from rag_stack.config import RetrievalConfig
-from rag_stack.index.builder import cut_documents, write_index
+from rag_stack.index.builder import write_index
+from rag_stack.index.cutting import cut_documents
 from rag_stack.index.documents import Document
 from rag_stack.index.format import EmbedderRef
 from rag_stack.index.reader import IndexVersion

@@ -33,6 +33,10 @@ class FileStore(ObjectStore):
         with self._reading(key):
             return _FileReader(self._directory / key)
 
+    def local_path(self, key: str) -> Path | None:
+        """Where an object is, or would be."""
+        return self._directory / key
+
     def upload(self, path: Path, key: str) -> None:
         """Store a local file under a key."""
         with translated("read", path):

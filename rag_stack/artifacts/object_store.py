@@ -71,6 +71,10 @@ class ObjectStore:
         with self._reading(key):
             return _FsspecReader(self._fs, self._path(key))
 
+    def local_path(self, key: str) -> Path | None:  # noqa: ARG002 - the subclass needs it
+        """Where this machine's programs can map an object; None where it has to be fetched."""
+        return None
+
     def exists(self, key: str) -> bool:
         """Whether there is an object under a key."""
         with self._translated("look at", key):

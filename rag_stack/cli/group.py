@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.errors import EngineMissingError
 
-_SERVER_COMMANDS = ("cache", "index", "model", "serve")
+_SERVER_COMMANDS = ("cache", "index", "job", "model", "serve")
 
 
 class RootGroup(TyperGroup):
@@ -50,6 +50,10 @@ def _load(name: str) -> typer.Typer:
             from rag_stack.cli import index
 
             return index.app
+        case "job":
+            from rag_stack.cli import job
+
+            return job.app
         case "model":
             from rag_stack.cli import model
 

@@ -3,22 +3,28 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config
 from rag_stack.cli.failure import one_line_failures
+from rag_stack.cli.progress import BuildProgress
 from rag_stack.cli.versions import app
+from rag_stack.errors import InvalidRequestError
 from rag_stack.index.format import IndexMetadata
 from rag_stack.index.spec import load_spec
 from rag_stack.metrics import MemoryRecorder
 
+if TYPE_CHECKING:
+    from rag_stack.jobs.build import BuildReport
+
 __all__ = ["app"]
+
+Engine = Literal["auto", "ray", "local"]
 
 
 @app.command()
@@ -27,35 +33,90 @@ def build(
     root: Root = None,
     cache: Cache = None,
     *,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="Who embeds. local: threads of this process. ray: an actor pool on Ray Data, in the cluster of "
+            "RAY_ADDRESS or else a Ray that is started for this build on this machine. auto: local, and ray as soon as "
+            "more than 1,000 passages have to be embedded: starting Ray takes as long as some hundred of them."
+        ),
+    ] = "auto",
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, max=64, help="Batches embedded at once (default: one a core)")
+        int | None,
+        typer.Option("--workers", min=1, max=256, help="Batches embedded at once here (default: one a core)"),
     ] = None,
+    promote: Annotated[
+        bool, typer.Option("--promote/--no-promote", help="Whether the version is served from now on.")
+    ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote it even if a gate fails; needs a --reason, which is kept.")
+    ] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the promotion's history.")] = "",
     if_missing: Annotated[
         bool, typer.Option("--if-missing", help="Do nothing if the index has a promoted version that can be read.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build an index version from its spec, publish and promote it."""
+    """Build an index version from its spec, check its gates, publish and promote it.
+
+    Only passages that no build of this index has embedded are embedded. A build that was killed goes on where it was:
+    run it again.
+    """
     with one_line_failures():
+        if force and not reason:
+            raise InvalidRequestError("--force promotes what has failed its gates: say why with --reason")
         spec = load_spec(spec_file)
         tiers = open_tiers(artifacts_config(root), MemoryRecorder(), cache=cache)
         if if_missing and (built := tiers.catalog.readable("indexes", spec.name)) is not None:
             _report(built, seconds=0.0, as_json=as_json)
             return
         # Imports torch: only for those who build.
-        from rag_stack.jobs.index_build import Progress as Embedded
         from rag_stack.jobs.index_build import build_index
 
-        columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("embedding", total=None, rate="reading documents")
+        with BuildProgress() as progress:
+            report = build_index(
+                spec,
+                tiers=tiers,
+                engine=engine,
+                workers=workers or len(os.sched_getaffinity(0)),
+                promote=promote,
+                force=force,
+                reason=reason,
+                progress=progress,
+            )
+        _report_build(report, as_json=as_json)
 
-            def show(embedded: Embedded) -> None:
-                rate = f"{embedded.rate:.1f} passages/s, {embedded.eta_s:.0f} s left"
-                bar.update(task, completed=embedded.done, total=embedded.total, rate=rate)
 
-            report = build_index(spec, tiers=tiers, workers=workers or len(os.sched_getaffinity(0)), progress=show)
-        _report(report.manifest, seconds=report.seconds, as_json=as_json)
+def _report_build(report: "BuildReport", *, as_json: bool) -> None:
+    if as_json:
+        facts = {
+            "skipped": [each.model_dump() for each in report.skipped],
+            "embedded": report.embedded,
+            "reused": report.reused,
+            "embed_rate": round(report.embed_rate, 2),
+            "gates": [each.model_dump() for each in report.gates],
+            "promoted": report.promoted,
+            "not_promoted": report.not_promoted,
+            "full_rebuild_reason": report.full_rebuild_reason,
+            "seconds": round(report.seconds, 3),
+        }
+        typer.echo(json.dumps(_row(report.manifest) | facts))
+        return
+    notes = Console(stderr=True)
+    for each in report.skipped:
+        notes.print(f"left out {each.document}: {each.reason}", style="yellow", markup=False)
+    if report.full_rebuild_reason:
+        notes.print(f"full rebuild: {report.full_rebuild_reason}", style="yellow", markup=False)
+    for gate in report.gates:
+        if not gate.passed:
+            notes.print(f"promoted in spite of {gate.name}: {gate.detail}", style="yellow", markup=False)
+    counts = (
+        f"{report.documents} documents, {report.passages} passages ({report.embedded} embedded, {report.reused} "
+        f"reused), {len(report.skipped)} left out, {report.seconds:.1f} s"
+    )
+    Console().print(f"[bold]{report.manifest.ref}[/bold]  {counts}", highlight=False)
+    if not report.promoted:
+        Console().print(f"not promoted: {report.not_promoted}; `rag-stack index promote` does", highlight=False)
 
 
 def _report(manifest: Manifest, *, seconds: float, as_json: bool) -> None:

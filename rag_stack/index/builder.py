@@ -1,78 +1,196 @@
-"""Documents -> the files of an index version. The same input gives the same bytes."""
+"""Documents -> the files of an index version, in one pass. The same input gives the same bytes."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from tokenizers import Tokenizer
 
 from rag_stack.errors import IndexVersionError
-from rag_stack.index.chunking import Chunk, chunk, token_count
+from rag_stack.index.cutting import Cut
+from rag_stack.index.document_ids import DocumentIds
 from rag_stack.index.documents import Document
+from rag_stack.index.flat_file import FlatFile
 from rag_stack.index.format import (
     DOCUMENTS_FILE,
-    DOCUMENTS_SCHEMA,
     INDEX_FILE,
     PASSAGES_FILE,
-    PASSAGES_SCHEMA,
     Chunking,
     EmbedderRef,
     IndexMetadata,
     Skipped,
-    attribute_column,
-    attribute_field,
-    type_name,
 )
-from rag_stack.index.selector import selecting
+from rag_stack.index.recipe import choose_recipe
+from rag_stack.index.spec import AUTO
+from rag_stack.index.spool import DocumentFile, PassageSpool
+from rag_stack.index.training import Trained, one_thread, train
+from rag_stack.index.tuning import Exact, apply, recall_of, tune
 from rag_stack.types import Passage
 
 Vectors = npt.NDArray[np.float32]
-Embed = Callable[[list[str]], Vectors]
 
-_ROWS_PER_BATCH: Final = 65_536
-# [CLS] and [SEP] of the embedder.
-_SPECIAL_TOKENS: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Documents cut into passages, document by document, and what gave no passage."""
-
-    documents: tuple[Document, ...]
-    passages: tuple[Passage, ...]
-    inputs: tuple[str, ...]
-    skipped: tuple[Skipped, ...]
+# Below the directory that is written into. A leading dot is never published.
+_PARTIAL: Final = ".partial"
+_VECTORS_FILE: Final = "vectors.faiss"
+_SPOOL_FILE: Final = "passages.stream"
+_UNIT_TOLERANCE: Final = 1e-3
 
 
-def cut_documents(
-    documents: Sequence[Document], *, tokenizer: Tokenizer, max_tokens: int, chunking: Chunking | None
-) -> Cut:
-    """Passages of documents, and what is embedded for each: its title and text, within the embedder's `max_tokens`.
+class IndexWriter:
+    """Writes the three files of an index version into a directory, document by document. For one thread.
 
-    Without `chunking` a document is one passage, and the embedder cuts what is too long.
+    What it holds in memory does not grow with the corpus, but for 8 bytes a document and what the recipe keeps: nothing
+    for Flat, codes and ids for inverted lists of product quantizers, all vectors for HNSW and `IVF...,Flat`. On the
+    disk it takes the vectors and passages twice while it finishes. Left without `finish`, or by an exception, it leaves
+    nothing behind.
     """
-    kept: list[Document] = []
-    passages: list[Passage] = []
-    inputs: list[str] = []
-    skipped: list[Skipped] = []
-    for document in documents:
-        chunks = _chunks(document, tokenizer, chunking)
-        if not chunks:
-            name = str(document.attributes.get("path", document.document_id))
-            skipped.append(Skipped(document=name, reason="has no words"))
-            continue
-        kept.append(document)
-        for number, each in enumerate(chunks):
-            passage = _passage(document, number, each)
-            passages.append(passage)
-            inputs.append(_input(passage, tokenizer, max_tokens - _SPECIAL_TOKENS, chunking))
-    return Cut(tuple(kept), tuple(passages), tuple(inputs), tuple(skipped))
+
+    def __init__(self, directory: Path, *, dimension: int) -> None:
+        """Begin to write into a directory that exists. Raises IndexVersionError when nothing can be written there."""
+        self.dimension = dimension
+        self._directory = directory
+        self._partial = directory / _PARTIAL
+        self._ids = DocumentIds()
+        with _written(directory):
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir()
+            self._flat = FlatFile(self._partial / _VECTORS_FILE, dimension=dimension)
+            self._passages = PassageSpool(self._partial / _SPOOL_FILE)
+            self._documents = DocumentFile(self._partial / DOCUMENTS_FILE)
+
+    @property
+    def documents(self) -> int:
+        """How many documents were added."""
+        return self._documents.count
+
+    @property
+    def passages(self) -> int:
+        """How many passages were added."""
+        return self._passages.count
+
+    def add(self, document: Document, passages: Sequence[Passage], vectors: Vectors) -> None:
+        """Add a document with its passages and their vectors, float32 [passages, dimension] of unit length. Blocking.
+
+        Raises IndexVersionError for a document id that was added before, and for vectors that are of another dimension,
+        not of unit length or not finite; nothing is added then. Raises it too when the disk is full.
+        """
+        if not passages or vectors.ndim != 2 or len(vectors) != len(passages):
+            raise ValueError(f"{len(passages)} passages need as many vectors, at least one, got {list(vectors.shape)}")
+        self._check(document.document_id, vectors)
+        with _written(self._directory):
+            self._documents.append(document, first_row=self.passages, passages=len(passages))
+            self._passages.append(passages)
+            self._flat.append(vectors)
+        self._ids.add(document.document_id)
+
+    def finish(
+        self,
+        *,
+        embedder: EmbedderRef,
+        recipe: str = AUTO,
+        search_parameters: str = "",
+        recall_target: float = 0.95,
+        recall_at: int = 10,
+        memory_budget_bytes: int | None = None,
+        chunking: Chunking | None = None,
+        skipped: Sequence[Skipped] = (),
+        queries: Vectors | None = None,
+    ) -> IndexMetadata:
+        """Build the index, measure its recall, and put the three files into the directory. Blocking, up to hours.
+
+        `search_parameters` are taken as they are; without them the cheapest are taken that find `recall_target` of the
+        `recall_at` nearest passages. `queries`, float32 [n, dimension] of unit length, are vectors of real questions to
+        measure with, besides those that are made of passages. Raises IndexVersionError when there is nothing to index,
+        FAISS refuses the recipe, or the disk is full.
+        """
+        if not self.passages:
+            raise IndexVersionError("there are no passages to index: every document is empty or could not be read")
+        if recipe == AUTO:
+            recipe = choose_recipe(self.passages, self.dimension, memory_budget_bytes=memory_budget_bytes)
+        with _written(self._directory):
+            self._flat.complete()
+            self._documents.complete()
+            self._passages.complete(self._partial / PASSAGES_FILE)
+        exact = Exact.of(self._flat, at=recall_at, queries=queries)
+        with one_thread():
+            trained = train(self._flat, recipe, search_parameters)
+            chosen = search_parameters or tune(trained.index, exact, target=recall_target)
+            apply(trained.index, chosen)
+            recall = recall_of(trained.index, exact)
+        self._write(trained, exact)
+        return IndexMetadata(
+            embedder=embedder,
+            dimension=self.dimension,
+            recipe=recipe,
+            search_parameters=chosen,
+            passages=self.passages,
+            documents=self.documents,
+            chunking=chunking,
+            skipped=tuple(skipped),
+            recall=recall,
+            recall_at=exact.at,
+            recall_queries=len(exact.queries),
+            recall_target=None if search_parameters else recall_target,
+            training_sample=trained.sample,
+        )
+
+    def close(self) -> None:
+        """Remove what is not finished."""
+        for part in (self._flat, self._passages, self._documents):
+            # Whatever it could not write is deleted now.
+            with suppress(OSError):
+                part.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, document_id: str, vectors: Vectors) -> None:
+        if vectors.shape[1] != self.dimension:
+            raise IndexVersionError(
+                f"document {document_id!r} has vectors of {vectors.shape[1]} dimensions, this index has "
+                f"{self.dimension}: were they made by another embedder?"
+            )
+        lengths = np.linalg.norm(vectors, axis=1)
+        # NaN is not near anything.
+        wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT_TOLERANCE))
+        if len(wrong):
+            raise IndexVersionError(
+                f"the vector of passage {int(wrong[0])} of document {document_id!r} has the length "
+                f"{float(lengths[wrong[0]])}, expected 1: the embedder gives no unit vectors, or fails on this text"
+            )
+        if document_id in self._ids:
+            raise IndexVersionError(
+                f"the document id {document_id!r} is there twice; give each document an id of its own"
+            )
+
+    def _write(self, trained: Trained, exact: Exact) -> None:
+        path = self._partial / INDEX_FILE
+        with _written(self._directory):
+            if isinstance(trained.index, faiss.IndexFlat):
+                self._flat.path.replace(path)
+            else:
+                faiss.write_index(trained.index, str(path))
+            _verify(path, trained.index, exact)
+            try:
+                for name in (INDEX_FILE, PASSAGES_FILE, DOCUMENTS_FILE):
+                    (self._partial / name).replace(self._directory / name)
+            except OSError:
+                for name in (INDEX_FILE, PASSAGES_FILE, DOCUMENTS_FILE):
+                    (self._directory / name).unlink(missing_ok=True)
+                raise
 
 
 def write_index(
@@ -86,128 +204,35 @@ def write_index(
     chunking: Chunking | None = None,
     skipped: Sequence[Skipped] = (),
 ) -> IndexMetadata:
-    """Write the three files into an existing directory. `vectors` is float32 [passages, d] of unit length. Blocking.
-
-    Raises IndexVersionError when there is nothing to index, FAISS refuses the recipe, or the disk is full.
-    """
-    if not cut.passages:
-        raise IndexVersionError("there are no passages to index: every document is empty or could not be read")
-    if vectors.shape[0] != len(cut.passages):
+    """Write what fits into memory: `vectors` is float32 [passages, d] of unit length. Blocking, see IndexWriter."""
+    if len(vectors) != len(cut.passages):
         raise ValueError(f"{len(cut.passages)} passages need as many vectors, got {list(vectors.shape)}")
-    index = _train(np.ascontiguousarray(vectors, np.float32), recipe, search_parameters)
+    with IndexWriter(directory, dimension=vectors.shape[1]) as writer:
+        groups = groupby(enumerate(cut.passages), key=lambda pair: pair[1].document_id)
+        for document, (_, group) in zip(cut.documents, groups, strict=True):
+            rows, passages = zip(*group, strict=True)
+            writer.add(document, passages, vectors[rows[0] : rows[-1] + 1])
+        return writer.finish(
+            embedder=embedder,
+            recipe=recipe,
+            search_parameters=search_parameters,
+            chunking=chunking,
+            skipped=(*skipped, *cut.skipped),
+        )
+
+
+def _verify(path: Path, index: faiss.Index, exact: Exact) -> None:
+    """The file must answer as the index does. FAISS does not say when the last of its bytes did not reach the disk."""
+    written = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    query = exact.queries[:1]
+    found, expected = (each.search(query, exact.at)[1].tolist() for each in (written, index))
+    if written.ntotal != index.ntotal or found != expected:
+        raise OSError(f"{str(path)!r} does not hold what was written")
+
+
+@contextmanager
+def _written(directory: Path) -> Iterator[None]:
     try:
-        faiss.write_index(index, str(directory / INDEX_FILE))
-        _write_table(directory / PASSAGES_FILE, _passages_table(cut.passages))
-        _write_table(directory / DOCUMENTS_FILE, _documents_table(cut))
-    except (OSError, RuntimeError) as exc:
+        yield
+    except (OSError, RuntimeError, pa.ArrowException) as exc:
         raise IndexVersionError(f"cannot write the index to {str(directory)!r}: {exc}; is the disk full?") from exc
-    return IndexMetadata(
-        embedder=embedder,
-        dimension=vectors.shape[1],
-        recipe=recipe,
-        search_parameters=search_parameters,
-        passages=len(cut.passages),
-        documents=len(cut.documents),
-        chunking=chunking,
-        skipped=(*skipped, *cut.skipped),
-    )
-
-
-def _chunks(document: Document, tokenizer: Tokenizer, chunking: Chunking | None) -> list[Chunk]:
-    if chunking is None:
-        return [Chunk(0, len(document.text), "")] if token_count(tokenizer, document.text) else []
-    return chunk(
-        document.text,
-        tokenizer=tokenizer,
-        max_tokens=chunking.max_tokens,
-        overlap_tokens=chunking.overlap_tokens,
-        text_format=document.text_format,
-    )
-
-
-def _passage(document: Document, number: int, each: Chunk) -> Passage:
-    return Passage(
-        passage_id=f"{document.document_id}-{number}",
-        document_id=document.document_id,
-        text=document.text[each.start : each.end],
-        title=_title(document.title, each.title),
-        uri=document.uri,
-        start=each.start,
-        end=each.end,
-        attributes=document.attributes,
-    )
-
-
-def _title(document_title: str, path: str) -> str:
-    """The document's title, then its headings; a first heading that repeats the title is told once."""
-    if not path or not document_title or path == document_title or path.startswith(f"{document_title} > "):
-        return path or document_title
-    return f"{document_title} > {path}"
-
-
-def _input(passage: Passage, tokenizer: Tokenizer, budget: int, chunking: Chunking | None) -> str:
-    """Title and text; where both do not fit, the title loses its end, so that the text is embedded whole."""
-    title = passage.title
-    if chunking is not None and title:
-        room = max(0, budget - token_count(tokenizer, passage.text))
-        offsets = tokenizer.encode(title, add_special_tokens=False).offsets
-        if len(offsets) > room:
-            title = title[: offsets[room - 1][1]] if room else ""
-    return f"{title} {passage.text}" if title else passage.text
-
-
-def _train(vectors: Vectors, recipe: str, search_parameters: str) -> faiss.Index:
-    try:
-        index = faiss.index_factory(vectors.shape[1], recipe, faiss.METRIC_INNER_PRODUCT)
-        index.train(vectors)
-        index.add(vectors)
-        if search_parameters:
-            # Stored in the file, so that every reader searches as the recipe was tuned.
-            faiss.ParameterSpace().set_index_parameters(index, search_parameters)
-        # Not every kind of index can be searched with a filter, and every store can be asked for one.
-        index.search(vectors[:1], 1, params=selecting(index, np.ones(len(vectors), np.bool_)))
-    except RuntimeError as exc:
-        reason = str(exc).split("Error: ")[-1]
-        raise IndexVersionError(
-            f"FAISS cannot build and filter {recipe!r} (search parameters {search_parameters!r}) from {len(vectors)} "
-            f"vectors of {vectors.shape[1]} dimensions: {reason}; choose another recipe in the spec"
-        ) from exc
-    return index
-
-
-def _passages_table(passages: Sequence[Passage]) -> pa.Table:
-    columns = {name: [getattr(passage, name) for passage in passages] for name in PASSAGES_SCHEMA.names}
-    found = {(key, type_name(value)) for passage in passages for key, value in passage.attributes.items()}
-    schema = PASSAGES_SCHEMA
-    for key, type_ in sorted(found):
-        schema = schema.append(attribute_field(key, type_))
-        values = (passage.attributes.get(key) for passage in passages)
-        columns[attribute_column(key, type_)] = [
-            value if value is not None and type_name(value) == type_ else None for value in values
-        ]
-    return pa.table(columns, schema=schema)
-
-
-def _documents_table(cut: Cut) -> pa.Table:
-    return pa.Table.from_pylist(list(_document_rows(cut)), schema=DOCUMENTS_SCHEMA)
-
-
-def _document_rows(cut: Cut) -> Iterator[dict[str, str | int]]:
-    groups = groupby(enumerate(cut.passages), key=lambda pair: pair[1].document_id)
-    for document, (_, group) in zip(cut.documents, groups, strict=True):
-        rows = [row for row, _ in group]
-        yield {
-            "document_id": document.document_id,
-            "filename": str(document.attributes.get("filename", "")),
-            "title": document.title,
-            "uri": document.uri,
-            "digest": document.digest,
-            "characters": len(document.text),
-            "first_row": rows[0],
-            "passages": len(rows),
-        }
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=_ROWS_PER_BATCH)

@@ -4,8 +4,9 @@ index.faiss      the vectors; row i belongs to passage i
 passages.arrow   one row a passage (Arrow IPC, uncompressed, so that it can be memory-mapped)
 documents.arrow  one row a document, with the digest of its content
 
-Nothing in the files or the metadata depends on when or where they were built: the same documents, embedder and
-settings give the same version. When a version was promoted is in the catalog.
+Nothing in the files or the metadata depends on when or where they were built, or on what was promoted then: the same
+documents, embedder and settings give the same version. So the metadata holds the gates that judge the content alone.
+How a version compares with the one before it belongs to its promotion, and that is in the catalog.
 """
 
 from typing import Annotated, Any, Final, Self
@@ -18,7 +19,7 @@ from rag_stack.config import describe
 from rag_stack.errors import IndexVersionError
 from rag_stack.types import AttributeValue
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 INDEX_FILE: Final = "index.faiss"
 PASSAGES_FILE: Final = "passages.arrow"
 DOCUMENTS_FILE: Final = "documents.arrow"
@@ -103,8 +104,22 @@ class Skipped(_Frozen):
     reason: str
 
 
+class GateResult(_Frozen):
+    """What a gate said of a version. `against` is the version that it was compared with, None for its content alone."""
+
+    name: str
+    passed: bool
+    detail: str
+    against: str | None = None
+
+
 class IndexMetadata(_Frozen):
-    """The metadata of an index version's manifest."""
+    """The metadata of an index version's manifest.
+
+    `recall` (0..1) is the share of the `recall_at` nearest passages that a search finds, over `recall_queries` queries;
+    `recall_target` is what the search parameters were tuned for, None where they were given. `training_sample` is the
+    number of vectors that FAISS was trained on, 0 for a recipe that learns nothing.
+    """
 
     format_version: int = FORMAT_VERSION
     embedder: EmbedderRef
@@ -116,6 +131,16 @@ class IndexMetadata(_Frozen):
     documents: Annotated[int, Field(ge=0)]
     chunking: Chunking | None = None
     skipped: tuple[Skipped, ...] = ()
+    recall: Annotated[float, Field(ge=0, le=1)]
+    recall_at: Annotated[int, Field(ge=1)]
+    recall_queries: Annotated[int, Field(ge=1)]
+    recall_target: Annotated[float, Field(ge=0, le=1)] | None = None
+    training_sample: Annotated[int, Field(ge=0)] = 0
+    gates: tuple[GateResult, ...] = ()
+
+    def with_gates(self, results: tuple[GateResult, ...]) -> Self:
+        """With the results that judge the content alone; what depends on another version is left to the promotion."""
+        return self.model_copy(update={"gates": tuple(each for each in results if each.against is None)})
 
     def to_json(self) -> dict[str, Any]:
         """What goes into the manifest."""

@@ -1,130 +1,119 @@
-"""Builds an index version from its spec: read, cut, embed, write, publish, promote."""
+"""Builds an index version from its spec: opens the source, loads the embedder, chooses who embeds."""
 
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Final, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from rag_stack.artifacts.manifest import Manifest
-from rag_stack.artifacts.tiers import Tiers
-from rag_stack.errors import DocumentError, IndexVersionError
-from rag_stack.index.builder import Vectors, cut_documents, write_index
-from rag_stack.index.documents import read_documents
-from rag_stack.index.format import EmbedderRef, Skipped
-from rag_stack.index.reader import IndexVersion, set_search_threads
+from rag_stack.artifacts.tiers import Tiers, open_tiers
+from rag_stack.config import ArtifactsConfig
+from rag_stack.errors import IndexVersionError
+from rag_stack.index.documents import admitted, list_source
+from rag_stack.index.format import Chunking
+from rag_stack.index.source import open_source
 from rag_stack.index.spec import IndexSpec
-from rag_stack.retrieval.embedder import Embedder
+from rag_stack.jobs.build import BuildReport, BuildSettings, build_version
+from rag_stack.jobs.embedding import Embedding, Model, OnProgress
+from rag_stack.jobs.lazy_embedder import LazyEmbedder
+from rag_stack.jobs.local_embedding import LocalEmbedding
+from rag_stack.jobs.ray_embedding import WORTH_RAY, RayEmbedding
+from rag_stack.jobs.reading import CountedReading, SourceReader
+from rag_stack.metrics import MemoryRecorder
 
-_BATCH: Final = 32
+if TYPE_CHECKING:
+    from rag_stack.retrieval.embedder import Embedder
 
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the embedding is; `rate` in passages a second, `eta_s` in seconds."""
-
-    done: int
-    total: int
-    rate: float
-    eta_s: float
-
-
-OnProgress: TypeAlias = Callable[[Progress], None]
+Engine: TypeAlias = Literal["auto", "ray", "local"]
+Load: TypeAlias = Callable[[str], Model]
 
 
 @dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What a build published, and what it left out."""
+class EmbedderLoad:
+    """Loads an embedder on any node that reaches the object store, onto "cpu" or "cuda". Can be pickled."""
 
+    root: str
+    cache: Path
     manifest: Manifest
-    documents: int
-    passages: int
-    skipped: tuple[Skipped, ...]
-    seconds: float
+
+    def __call__(self, device: str = "cpu") -> "Embedder":
+        """Blocking: brings the embedder to the node first. Raises ArtifactError."""
+        # Imports torch.
+        from rag_stack.retrieval.embedder import Embedder
+
+        embedder = Embedder.load(self.path(), name=self.manifest.name, digest=self.manifest.digest, threads=1)
+        if device != "cpu":
+            embedder.move(device)
+        return embedder
+
+    def lazily(self) -> Model:
+        """For a process that may have nothing to embed. Raises ArtifactError."""
+        return LazyEmbedder.of(self.path(), self, name=self.manifest.name, digest=self.manifest.digest)
+
+    def path(self) -> Path:
+        """Where it is on this node, once it is there. Blocking."""
+        tiers = open_tiers(ArtifactsConfig(root=self.root, cache=self.cache), MemoryRecorder())
+        return tiers.ensure_local(self.manifest).path
 
 
 def build_index(
-    spec: IndexSpec, *, tiers: Tiers, workers: int = 1, promote: bool = True, progress: OnProgress | None = None
+    spec: IndexSpec,
+    *,
+    tiers: Tiers,
+    engine: Engine = "auto",
+    workers: int = 1,
+    promote: bool = True,
+    force: bool = False,
+    by: str | None = None,
+    reason: str = "",
+    progress: OnProgress | None = None,
+    load: Load | None = None,
 ) -> BuildReport:
-    """Build, publish and promote an index version. Blocking, minutes; nothing is published unless all went well.
+    """Build, publish and promote a version of a spec's index. Blocking; raises as `build_version` does.
 
-    The same documents, embedder and settings publish the same version again, which changes nothing. Raises
-    ArtifactNotFoundError without the embedder, DocumentError and IndexVersionError for what cannot be indexed.
+    `engine` says who embeds: `local` threads of this process, `ray` an actor pool on Ray Data, `auto` Ray only when
+    there is more to embed than is done while Ray starts. `workers` threads, or actors where Ray is of this build's own.
+    `load` gives another embedder than the spec's (for tests).
     """
-    started = time.perf_counter()
-    found = read_documents(spec)
-    embedder = load_embedder(spec, tiers=tiers)
-    # One thread adds vectors in one order: graphs come out the same each time.
-    set_search_threads(1)
-    cut = cut_documents(
-        found.documents, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=spec.chunking
+    # Before the embedder, which takes seconds.
+    tree = open_source(spec.source)
+    listing = list_source(spec, tree)
+    model: Model
+    if load is None:
+        stored = embedder_load(spec, tiers=tiers)
+        load, model = stored, stored.lazily()
+    else:
+        model = load("cpu")
+    _require_room(spec.chunking, model)
+    reader = SourceReader(spec, tree)
+    embedding: Embedding = LocalEmbedding(model, workers=workers)
+    if engine != "local":
+        worth = 0 if engine == "ray" else WORTH_RAY
+        embedding = RayEmbedding(
+            LocalEmbedding(model, workers=workers), reader, listing.files, load, workers=workers, worth=worth
+        )
+    reading = CountedReading(reader, listing.files)
+    return build_version(
+        admitted(spec, chain(listing.skipped, reading)),
+        name=spec.name,
+        embedding=embedding,
+        settings=BuildSettings.of(spec, promote=promote, force=force, by=by, reason=reason),
+        tiers=tiers,
+        progress=progress,
+        share=reading.share,
     )
-    if spec.on_error == "fail" and cut.skipped:
-        raise DocumentError(f"cannot index {cut.skipped[0].document!r}: it {cut.skipped[0].reason}; exclude it")
-    vectors = embed_all(embedder, cut.inputs, workers=workers, progress=progress)
-    with tempfile.TemporaryDirectory(prefix="rag-stack-index-") as folder:
-        metadata = write_index(
-            Path(folder),
-            cut,
-            vectors,
-            embedder=EmbedderRef(name=embedder.name, digest=embedder.digest),
-            recipe=spec.recipe,
-            search_parameters=spec.search_parameters,
-            chunking=spec.chunking,
-            skipped=found.skipped,
-        )
-        manifest = tiers.catalog.publish(Path(folder), kind="indexes", name=spec.name, metadata=metadata.to_json())
-    # Nobody is led to a version that does not open.
-    IndexVersion.open(tiers.ensure_local(manifest).path, manifest, embedder_digest=embedder.digest)
-    if promote:
-        tiers.catalog.promote(manifest.ref)
-    seconds = time.perf_counter() - started
-    return BuildReport(manifest, len(cut.documents), len(cut.passages), metadata.skipped, seconds)
 
 
-def load_embedder(spec: IndexSpec, *, tiers: Tiers) -> Embedder:
-    """Load a spec's embedder and check that its chunks fit. Raises IndexVersionError when they do not."""
+def embedder_load(spec: IndexSpec, *, tiers: Tiers) -> EmbedderLoad:
+    """How a spec's embedder is loaded. Raises ArtifactNotFoundError when there is none."""
     manifest = tiers.catalog.resolve("models", spec.embedder.name, spec.embedder.version)
-    local = tiers.ensure_local(manifest)
-    embedder = Embedder.load(local.path, name=manifest.name, digest=manifest.digest, threads=1)
-    if spec.chunking and spec.chunking.max_tokens > embedder.max_tokens - 2:
+    return EmbedderLoad(tiers.catalog.store.url, tiers.cache.directory, manifest)
+
+
+def _require_room(chunking: Chunking | None, model: Model) -> None:
+    if chunking and chunking.max_tokens > model.max_tokens - 2:
         raise IndexVersionError(
-            f"chunking.max_tokens is {spec.chunking.max_tokens}, but the embedder {embedder.name!r} takes "
-            f"{embedder.max_tokens - 2} tokens; lower it, leaving some for the title"
+            f"chunking.max_tokens is {chunking.max_tokens}, but the embedder {model.name!r} takes "
+            f"{model.max_tokens - 2} tokens; lower it, leaving some for the title"
         )
-    return embedder
-
-
-def embed_all(
-    embedder: Embedder, inputs: Sequence[str], *, workers: int = 1, progress: OnProgress | None = None
-) -> Vectors:
-    """Embed in batches of similar length, which wastes little on padding: float32 [inputs, d], in the inputs' order.
-
-    Longest first, so that the time left is over- and not underestimated. Workers with a thread each instead of one
-    with many: 24-32 passages a second against 12-24 (16-18 with one of one; 155 tokens, two busy cores), since nobody
-    spins at a barrier when another process takes a core.
-    """
-    order = sorted(range(len(inputs)), key=lambda position: -len(inputs[position]))
-    batches = [order[first : first + _BATCH] for first in range(0, len(order), _BATCH)]
-    vectors = np.zeros((len(inputs), embedder.dimension), np.float32)
-
-    def embed(batch: list[int]) -> int:
-        vectors[batch] = embedder.encode([inputs[position] for position in batch], batch_size=_BATCH)
-        return len(batch)
-
-    started, done = time.perf_counter(), 0
-    with ThreadPoolExecutor(workers, thread_name_prefix="embed") as pool:
-        try:
-            for future in as_completed([pool.submit(embed, batch) for batch in batches]):
-                done += future.result()
-                rate = done / max(time.perf_counter() - started, 1e-9)
-                if progress is not None:
-                    progress(Progress(done, len(order), rate, (len(order) - done) / rate))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return vectors

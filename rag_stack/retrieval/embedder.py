@@ -94,6 +94,10 @@ class Embedder:
                 *(self.weights.copied_bytes / 1e6, self.name, self.weights.mapped_bytes / 1e6),
             )
 
+    def move(self, device: str) -> None:
+        """Onto another device, such as "cuda": a copy of its weights that no other process shares."""
+        self._model.to(device)
+
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> Vectors:
         """Embed texts: float32 [n, dimension], of unit length; a text over `max_tokens` is cut. Blocking."""
         if not texts:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from rag_stack.artifacts.manifest import Manifest, describe_files
-from rag_stack.index.builder import cut_documents, write_index
+from rag_stack.index.builder import write_index
+from rag_stack.index.cutting import cut_documents
 from rag_stack.index.documents import Document
 from rag_stack.index.format import Chunking, EmbedderRef
 from rag_stack.index.reader import IndexVersion

@@ -15,7 +15,8 @@ from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.node_cache import NodeCache
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.tiers import Tiers
-from rag_stack.index.builder import cut_documents, write_index
+from rag_stack.index.builder import write_index
+from rag_stack.index.cutting import cut_documents
 from rag_stack.index.documents import read_documents
 from rag_stack.index.format import EmbedderRef
 from rag_stack.index.reader import IndexVersion, set_search_threads

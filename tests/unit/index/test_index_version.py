@@ -10,7 +10,8 @@ import pytest
 
 from rag_stack.artifacts.manifest import Manifest, describe_files
 from rag_stack.errors import EmbedderMismatchError, IndexVersionError
-from rag_stack.index.builder import Cut, cut_documents, write_index
+from rag_stack.index.builder import write_index
+from rag_stack.index.cutting import Cut, cut_documents
 from rag_stack.index.documents import Document
 from rag_stack.index.format import DOCUMENTS_FILE, INDEX_FILE, PASSAGES_FILE, Chunking, EmbedderRef, IndexMetadata
 from rag_stack.index.passages import open_table

@@ -14,7 +14,8 @@ import pytest
 from rag_stack.artifacts.manifest import Manifest, describe_files
 from rag_stack.artifacts.residency import resident_bytes
 from rag_stack.errors import IndexVersionError
-from rag_stack.index.builder import Cut, write_index
+from rag_stack.index.builder import write_index
+from rag_stack.index.cutting import Cut
 from rag_stack.index.documents import Document
 from rag_stack.index.format import INDEX_FILE, PASSAGES_FILE, EmbedderRef
 from rag_stack.index.probe import Probe, head_bytes

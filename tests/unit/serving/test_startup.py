@@ -17,7 +17,8 @@ from rag_stack.errors import (
     EmbedderMismatchError,
     IndexVersionError,
 )
-from rag_stack.index.builder import cut_documents, write_index
+from rag_stack.index.builder import write_index
+from rag_stack.index.cutting import cut_documents
 from rag_stack.index.format import EmbedderRef
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.serving.pinning import PinnedRelease, pin

@@ -1,0 +1,150 @@
+"""What an index finds of what exact search finds, and the cheapest search parameters that find enough."""
+
+from dataclasses import dataclass
+from typing import Final, Self, TypeAlias
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from rag_stack.index.flat_file import FlatFile
+
+Vectors = npt.NDArray[np.float32]
+_Setting: TypeAlias = dict[str, int]
+
+_SEED: Final = 20_241
+_QUERIES: Final = 200
+_LEAST_QUERIES: Final = 50
+# So many products of a query and a passage: a minute on two cores, for 384 dimensions.
+_PRODUCTS: Final = 500_000_000
+# As long as the vector itself 0.75: a query's cosine with its passage is 0.8, as a question's with its answer.
+_NOISE: Final = 0.75
+# Passages as near as the last of the nearest are as good: equal texts, and what float32 does not tell apart.
+_TIE: Final = 1e-5
+_FLOAT_BYTES: Final = 4
+_PAGE_BYTES: Final = 4096
+_PROBES: Final = tuple(sorted({int(2 ** (step / 2)) for step in range(40)}))
+_EFFORTS: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_REFINED: Final = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Queries [n, d], and the similarity that a passage must have to be among the `at` nearest to each: [n]."""
+
+    queries: Vectors
+    floors: Vectors
+    at: int
+    vectors: Vectors
+
+    @classmethod
+    def of(cls, flat: FlatFile, *, at: int, queries: Vectors | None = None) -> Self:
+        """Exact search over a complete file, for made queries and those that are given. Blocking.
+
+        A made query is the vector of a passage with noise, as a question that is about it; the passage itself counts
+        as an answer, since it is one. Where there are fewer than `at` passages, all of them are asked for.
+        """
+        made = _made(flat)
+        asked = made if queries is None else np.concatenate([made, np.asarray(queries, np.float32)])
+        at = min(at, flat.count)
+        similarities, _ = flat.index().search(asked, at)
+        return cls(asked, similarities[:, -1], at, flat.vectors())
+
+
+def recall_of(index: faiss.Index, exact: Exact) -> float:
+    """The share (0..1) of the nearest passages that the index finds as it is set, to four digits. Blocking."""
+    _, rows = index.search(exact.queries, exact.at)
+    # One vector a find, a query at a time: little memory, and the order of the sums is the same everywhere.
+    found = 0
+    for query, floor, line in zip(exact.queries, exact.floors, rows, strict=True):
+        near = np.array(exact.vectors[line[line >= 0]]) @ query
+        found += int((near >= floor - _TIE).sum())
+    return round(found / int(rows.size), 4)
+
+
+def apply(index: faiss.Index, search_parameters: str) -> None:
+    """Set search parameters; they are stored in the file, so that every reader searches as the index was tuned."""
+    if search_parameters:
+        faiss.ParameterSpace().set_index_parameters(index, search_parameters)
+
+
+def tune(index: faiss.Index, exact: Exact, *, target: float) -> str:
+    """The cheapest search parameters whose recall reaches the target; the best there are where none does. Blocking.
+
+    Cheap is what reads few bytes: of codes in the lists, and of vectors to rank again. No clock is asked, so that the
+    same index is tuned the same way everywhere. Empty for a recipe that has nothing to set.
+    """
+    knobs = _knobs(index, exact)
+    reached: list[_Setting] = []
+    outer, inner = (*knobs, _NO_KNOB, _NO_KNOB)[:2]
+    # Recall rises with both: what just reaches the target lies on a line from the corner of few lists and many refined
+    # to the other.
+    left = len(inner.values)
+    for value in outer.values:
+        while left:
+            setting = {outer.name: value, inner.name: inner.values[left - 1]}
+            apply(index, _text(setting))
+            if recall_of(index, exact) < target:
+                break
+            reached.append(setting)
+            left -= 1
+    best = {knob.name: knob.values[-1] for knob in (outer, inner)}
+    return _text(min(reached, key=lambda setting: _bytes_read(index, setting, exact.at), default=best))
+
+
+@dataclass(frozen=True, slots=True)
+class _Knob:
+    """A search parameter, and its values from cheap to thorough. One without a name is none."""
+
+    name: str
+    values: tuple[int, ...]
+
+
+_NO_KNOB: Final = _Knob("", (0,))
+
+
+def _knobs(index: faiss.Index, exact: Exact) -> list[_Knob]:
+    index = faiss.downcast_index(index)
+    match index:
+        case faiss.IndexPreTransform():
+            return _knobs(index.index, exact)
+        case faiss.IndexRefine():
+            refined = tuple(factor for factor in _REFINED if factor == 1 or factor * exact.at <= index.ntotal)
+            return [*_knobs(index.base_index, exact), _Knob("k_factor_rf", refined)]
+        case faiss.IndexIVF():
+            return [_Knob("nprobe", (*(probes for probes in _PROBES if probes < index.nlist), int(index.nlist)))]
+        case faiss.IndexHNSW():
+            return [_Knob("efSearch", _EFFORTS)]
+        case _:
+            return []
+
+
+def _text(setting: _Setting) -> str:
+    return ",".join(f"{name}={value}" for name, value in setting.items() if name)
+
+
+def _bytes_read(index: faiss.Index, setting: _Setting, at: int) -> float:
+    """What a query reads besides the head that all read: a vector that is ranked again costs a page."""
+    index = faiss.downcast_index(index)
+    match index:
+        case faiss.IndexPreTransform():
+            return _bytes_read(index.index, setting, at)
+        case faiss.IndexRefine():
+            again = setting["k_factor_rf"] * at * max(int(index.d) * _FLOAT_BYTES, _PAGE_BYTES)
+            return again + _bytes_read(index.base_index, setting, at)
+        case faiss.IndexIVF():
+            return setting["nprobe"] * int(index.ntotal) * int(index.code_size) / int(index.nlist)
+        case faiss.IndexHNSW():
+            return setting["efSearch"] * int(index.d) * _FLOAT_BYTES
+        case _:
+            return 0
+
+
+def _made(flat: FlatFile) -> Vectors:
+    count = min(flat.count, max(_LEAST_QUERIES, min(_QUERIES, _PRODUCTS // flat.count)))
+    draw = np.random.default_rng(_SEED)
+    rows = np.sort(draw.choice(flat.count, count, replace=False, shuffle=False))
+    noise = draw.standard_normal((count, flat.dimension), np.float32)
+    noise *= _NOISE / np.linalg.norm(noise, axis=1, keepdims=True)
+    queries = np.array(flat.vectors()[rows]) + noise
+    return np.asarray(queries / np.linalg.norm(queries, axis=1, keepdims=True), np.float32)

@@ -1,0 +1,466 @@
+"""The build path on one page: documents -> cut -> embeddings -> index files -> gates -> publish -> promote.
+
+Documents come in source order and go on in windows, so that nothing here grows with the corpus but the keys of its
+vectors. What was embedded is on the object store every few seconds; a build that is killed, fails, or finds most of it
+known goes on from there. Nothing is promoted before all of it is published, has passed its gates and opens.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import numpy as np
+
+from rag_stack.artifacts.local_file import translated
+from rag_stack.artifacts.manifest import ArtifactRef, Manifest
+from rag_stack.artifacts.tiers import Tiers
+from rag_stack.errors import (
+    ArtifactCorruptError,
+    ArtifactError,
+    ArtifactNotFoundError,
+    ArtifactOutdatedError,
+    DocumentError,
+    GateError,
+    IndexVersionError,
+    PromotionConflictError,
+)
+from rag_stack.index.builder import IndexWriter
+from rag_stack.index.cutting import CutDocument, cut_document
+from rag_stack.index.document_ids import DocumentIds
+from rag_stack.index.documents import Document
+from rag_stack.index.embeddings import EmbeddingStore, fingerprint, input_keys
+from rag_stack.index.format import Chunking, EmbedderRef, GateResult, IndexMetadata, Skipped
+from rag_stack.index.gate import check_gates
+from rag_stack.index.reader import IndexVersion, set_search_threads
+from rag_stack.index.spec import AUTO, Gates, IndexSpec
+from rag_stack.jobs.embedding import Embedding, Model, OnProgress, Progress
+from rag_stack.types import Passage
+
+_WINDOW_PASSAGES: Final = 4096
+
+Share = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """How an index is built, and whether it is promoted; see IndexSpec for what the fields of the same names mean.
+
+    `force` promotes a version whose gates fail, which the catalog remembers together with `reason`. `by` is who asks
+    (default: user@host).
+    """
+
+    chunking: Chunking | None = field(default_factory=Chunking)
+    recipe: str = AUTO
+    memory_budget_bytes: int | None = None
+    recall_target: float = 0.95
+    recall_at: int = 10
+    search_parameters: str = ""
+    on_error: Literal["skip", "fail"] = "skip"
+    gates: Gates = field(default_factory=Gates)
+    promote: bool = True
+    force: bool = False
+    by: str | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(
+        cls, spec: IndexSpec, *, promote: bool = True, force: bool = False, by: str | None = None, reason: str = ""
+    ) -> Self:
+        """A spec's."""
+        return cls(
+            chunking=spec.chunking,
+            recipe=spec.recipe,
+            memory_budget_bytes=spec.memory_budget_bytes,
+            recall_target=spec.recall_target,
+            recall_at=spec.recall_at,
+            search_parameters=spec.search_parameters,
+            on_error=spec.on_error,
+            gates=spec.gates,
+            promote=promote,
+            force=force,
+            by=by,
+            reason=reason,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build published, what it cost, and what it left out.
+
+    `embedded` of the `passages` were embedded now, with `embed_rate` a second, and `reused` were known: by their
+    vectors, or because the same text is there twice. `promoted` says whether the version is served from now on, and
+    `not_promoted` why not. `full_rebuild_reason` says why nothing of the version before could be reused, if so.
+    """
+
+    manifest: Manifest
+    documents: int
+    passages: int
+    embedded: int
+    reused: int
+    skipped: tuple[Skipped, ...]
+    gates: tuple[GateResult, ...]
+    promoted: bool
+    not_promoted: str
+    seconds: float
+    embed_rate: float
+    full_rebuild_reason: str | None = None
+
+
+def build_version(
+    documents: Iterable[Document | Skipped],
+    *,
+    name: str,
+    embedding: Embedding,
+    settings: BuildSettings,
+    tiers: Tiers,
+    progress: OnProgress | None = None,
+    share: Share | None = None,
+) -> BuildReport:
+    """Build, publish and promote a version of the index `name` from documents. Blocking, seconds to hours.
+
+    Embeds only inputs that no earlier build of this name, with this embedder and chunking, has embedded. The same
+    documents and settings publish the same version again, which changes nothing. `share` (0..1) tells how much of
+    the documents was read so far, for an estimate of the time that is left.
+
+    Raises DocumentError with `on_error: fail`, IndexVersionError when there is nothing to index, GateError when a
+    gate fails (the version is published, and not promoted), PromotionConflictError when another build was faster (the
+    same), ArtifactError when the object store or the disk fails. What was embedded stays in any case.
+    """
+    started = time.perf_counter()
+    before = _Before.of(name, embedding.model, settings, tiers)
+    # One thread adds vectors in one order: graphs come out the same each time.
+    set_search_threads(1)
+    with _scratch() as scratch:
+        vectors = EmbeddingStore(
+            tiers.catalog.store,
+            name=name,
+            fingerprint=_fingerprint(embedding.model, settings),
+            dimension=embedding.model.dimension,
+            scratch=scratch,
+        )
+        intake = Intake(documents, model=embedding.model, settings=settings)
+        filling = Filling(vectors, embedding, progress=progress, share=share)
+        directory = scratch / "index"
+        directory.mkdir()
+        with IndexWriter(directory, dimension=embedding.model.dimension) as writer, _kept(vectors):
+            for window, last in intake.windows():
+                filling.fill(window, last=last)
+                for cut in window:
+                    writer.add(cut.document, cut.passages, vectors.vectors(input_keys(cut.inputs)))
+            intake.require_some(name)
+            metadata = writer.finish(
+                embedder=EmbedderRef(name=embedding.model.name, digest=embedding.model.digest),
+                recipe=settings.recipe,
+                search_parameters=settings.search_parameters,
+                recall_target=settings.recall_target,
+                recall_at=settings.recall_at,
+                memory_budget_bytes=settings.memory_budget_bytes,
+                chunking=settings.chunking,
+                skipped=intake.skipped,
+                queries=_questions(embedding.model, settings.gates),
+            )
+        gates = _judge(directory, name, metadata, embedding.model, settings, before, documents=intake.documents)
+        manifest = tiers.catalog.publish(
+            directory,
+            kind="indexes",
+            name=name,
+            metadata=metadata.with_gates(gates).to_json(),
+            parent=before.parent,
+        )
+        _compact(vectors)
+    _require_opens(manifest, tiers, embedder_digest=embedding.model.digest)
+    failed = [each for each in gates if not each.passed]
+    not_promoted = "" if settings.promote else "it was asked not to be"
+    if failed and not settings.force:
+        raise GateError(_refusal(manifest, failed))
+    if settings.promote:
+        _promote(manifest, tiers, settings, before, forced=bool(failed))
+    return BuildReport(
+        manifest=manifest,
+        documents=metadata.documents,
+        passages=metadata.passages,
+        embedded=vectors.embedded,
+        reused=metadata.passages - vectors.embedded,
+        skipped=metadata.skipped,
+        gates=gates,
+        promoted=settings.promote,
+        not_promoted=not_promoted,
+        seconds=time.perf_counter() - started,
+        embed_rate=filling.rate,
+        full_rebuild_reason=before.full_rebuild_reason,
+    )
+
+
+class Intake:
+    """Cuts documents, in windows that fit into memory, and names what is left out."""
+
+    def __init__(self, documents: Iterable[Document | Skipped], *, model: Model, settings: BuildSettings) -> None:
+        self._documents = documents
+        self._model = model
+        self._settings = settings
+        self._ids = DocumentIds()
+        self._skipped: list[Skipped] = []
+        self.documents = 0
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """What was left out so far, and why."""
+        return tuple(self._skipped)
+
+    def windows(self) -> Iterator[tuple[list[CutDocument], bool]]:
+        """Cut documents with some thousand passages at a time, and whether these are the last. Raises DocumentError."""
+        window: list[CutDocument] = []
+        passages = 0
+        for cut in self._cut():
+            if passages >= _WINDOW_PASSAGES:
+                yield window, False
+                window, passages = [], 0
+            window.append(cut)
+            passages += len(cut.passages)
+        if window:
+            yield window, True
+
+    def require_some(self, name: str) -> None:
+        """Raise IndexVersionError when there was no document."""
+        if not self.documents:
+            listed = "; ".join(f"{each.document}: {each.reason}" for each in self._skipped[:5])
+            raise IndexVersionError(
+                f"no documents for the index {name!r}: "
+                + (f"{len(self._skipped)} were left out ({listed})" if listed else "the source has none")
+                + "; check the spec's folder and patterns"
+            )
+
+    def _cut(self) -> Iterator[CutDocument]:
+        for found in self._documents:
+            cut: CutDocument | Skipped
+            if isinstance(found, Skipped):
+                cut = found
+            elif found.document_id in self._ids:
+                cut = Skipped(document=_named(found), reason="its id was used by an earlier document")
+            else:
+                cut = cut_document(
+                    found,
+                    tokenizer=self._model.tokenizer,
+                    max_tokens=self._model.max_tokens,
+                    chunking=self._settings.chunking,
+                )
+            if isinstance(cut, CutDocument):
+                self._ids.add(cut.document.document_id)
+                self.documents += 1
+                yield cut
+            elif self._settings.on_error == "fail":
+                raise DocumentError(
+                    f"cannot index {cut.document!r}: it {cut.reason}; mend or exclude it, or set `on_error: skip` to "
+                    "leave such documents out"
+                )
+            else:
+                self._skipped.append(cut)
+
+
+class Filling:
+    """Sees to it that each input of a window has its vector, and tells how far that is."""
+
+    def __init__(
+        self, vectors: EmbeddingStore, embedding: Embedding, *, progress: OnProgress | None, share: Share | None
+    ) -> None:
+        self._vectors = vectors
+        self._embedding = embedding
+        self._progress = progress
+        self._share = share
+        self._timed = (0.0, 0)
+
+    @property
+    def rate(self) -> float:
+        """Inputs embedded a second, while that was what the build did; 0 when all came at once."""
+        seconds, inputs = self._timed
+        return inputs / seconds if seconds else 0.0
+
+    def fill(self, window: Sequence[CutDocument], *, last: bool) -> None:
+        """Embed what is missing. Blocking. Raises as the embedding does, ArtifactError when a segment is not stored."""
+        inputs = [text for cut in window for text in cut.inputs]
+        keys = input_keys(inputs)
+        missing = {bytes(keys[row]): inputs[row] for row in np.flatnonzero(self._vectors.missing(keys))}
+        wanted = self._vectors.embedded + len(missing)
+        share = 1.0 if last else self._share() if self._share else None
+        first: tuple[float, int] | None = None
+        timed = self._timed
+        for piece in self._embedding.embed(list(missing.values()), known=self._vectors.keys):
+            self._vectors.add(piece.keys, piece.vectors)
+            now, done = time.perf_counter(), self._vectors.embedded
+            # From the first piece on: what comes before it is the start of whoever embeds.
+            first = first or (now, done)
+            self._timed = (timed[0] + now - first[0], timed[1] + done - first[1])
+            self._tell(done, _estimate(done if piece.share else wanted, piece.share or share))
+
+    def _tell(self, done: int, total: int | None) -> None:
+        if self._progress is not None:
+            total = None if total is None else max(total, done)
+            rate = self.rate
+            eta_s = (total - done) / rate if total is not None and rate else None
+            self._progress(Progress(done, total, rate, eta_s))
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What is promoted when a build begins: the version, what is known of it, and why nothing of it can be reused."""
+
+    version: str | None
+    metadata: IndexMetadata | None
+    full_rebuild_reason: str | None = None
+
+    @classmethod
+    def of(cls, name: str, model: Model, settings: BuildSettings, tiers: Tiers) -> Self:
+        pointer = tiers.catalog.promoted("indexes", name)
+        if pointer is None:
+            return cls(None, None)
+        try:
+            manifest = tiers.catalog.manifest(ArtifactRef("indexes", name, pointer.version))
+            metadata = IndexMetadata.of(manifest)
+        except (ArtifactOutdatedError, IndexVersionError):
+            return cls(pointer.version, None, f"{pointer.version} was built by an older rag_stack")
+        except (ArtifactNotFoundError, ArtifactCorruptError) as exc:
+            return cls(pointer.version, None, f"{pointer.version}, which is promoted, cannot be read: {exc}")
+        old, new = metadata.embedder, EmbedderRef(name=model.name, digest=model.digest)
+        if old.digest != new.digest:
+            reason = f"the embedder changed from {_told(old, new)} to {_told(new, old)}"
+            return cls(pointer.version, metadata, reason)
+        if metadata.chunking != settings.chunking:
+            before, now = (_cut_as(each) for each in (metadata.chunking, settings.chunking))
+            return cls(pointer.version, metadata, f"the chunking changed from {before} to {now}")
+        return cls(pointer.version, metadata)
+
+    @property
+    def parent(self) -> str | None:
+        """The version that the new one was made from."""
+        return self.version if self.metadata else None
+
+
+def _judge(
+    directory: Path,
+    name: str,
+    metadata: IndexMetadata,
+    model: Model,
+    settings: BuildSettings,
+    before: _Before,
+    *,
+    documents: int,
+) -> tuple[GateResult, ...]:
+    # Not published yet: its address means nothing, and it has no digests.
+    manifest = Manifest(kind="indexes", name=name, version="unpublished", files=(), metadata=metadata.to_json())
+    index = IndexVersion.open(directory, manifest, embedder_digest=model.digest)
+
+    def search(question: str, top_k: int) -> list[Passage]:
+        # Twice as many, since equal texts count once.
+        _, rows = index.search(model.encode([question]), min(2 * top_k, index.ntotal))
+        found: dict[str, Passage] = {}
+        for row in rows[0]:
+            if row >= 0:
+                passage = index.passages.get(int(row))
+                found.setdefault(passage.text, passage)
+        return list(found.values())[:top_k]
+
+    return check_gates(
+        settings.gates,
+        metadata=metadata,
+        embedder=EmbedderRef(name=model.name, digest=model.digest),
+        documents=documents,
+        search=search,
+        parent=before.metadata,
+        parent_version=before.version,
+    )
+
+
+def _promote(manifest: Manifest, tiers: Tiers, settings: BuildSettings, before: _Before, *, forced: bool) -> None:
+    try:
+        tiers.catalog.promote(
+            manifest.ref, expected_version=before.version, by=settings.by, reason=settings.reason, forced=forced
+        )
+    except PromotionConflictError as exc:
+        winner = tiers.catalog.promoted("indexes", manifest.name)
+        if winner is not None and (winner.version, winner.digest) == (manifest.version, manifest.digest):
+            # The other one has built the same.
+            return
+        now = f"{winner.version!r} was promoted by {winner.by} at {winner.promoted_at}" if winner else exc.message
+        raise PromotionConflictError(
+            f"{str(manifest.ref)!r} is published, but not promoted: {now}, while this build began with "
+            f"{before.version or 'nothing'!r} promoted; build again, or promote it with `rag-stack index promote`"
+        ) from exc
+
+
+def _refusal(manifest: Manifest, failed: Sequence[GateResult]) -> str:
+    told = "; ".join(f"{each.name}: {each.detail}" for each in failed)
+    return (
+        f"{str(manifest.ref)!r} is published, but not promoted: {len(failed)} of its gates failed ({told}); mend the "
+        "source or the spec's gates, or build with --force and a --reason"
+    )
+
+
+def _require_opens(manifest: Manifest, tiers: Tiers, *, embedder_digest: str) -> None:
+    """Nobody is led to a version that does not open."""
+    local = tiers.ensure_local(manifest)
+    try:
+        IndexVersion.open(local.path, manifest, embedder_digest=embedder_digest)
+    finally:
+        local.pin.release()
+
+
+def _questions(model: Model, gates: Gates) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]] | None":
+    """The canaries' questions as vectors: recall is measured with them too."""
+    return model.encode([each.question for each in gates.canaries]) if gates.canaries else None
+
+
+def _estimate(done: int, share: float | None) -> int | None:
+    return round(done / share) if share else None
+
+
+def _fingerprint(model: Model, settings: BuildSettings) -> str:
+    return fingerprint(embedder_digest=model.digest, chunking=settings.chunking, dimension=model.dimension)
+
+
+def _compact(vectors: EmbeddingStore) -> None:
+    try:
+        vectors.compact()
+    except ArtifactError as exc:
+        # The version is published, and what it needs is there.
+        logging.getLogger(__name__).warning("the stored embeddings could not be compacted: %s", exc)
+
+
+@contextmanager
+def _kept(vectors: EmbeddingStore) -> Iterator[None]:
+    """What was embedded is stored, however the block ends."""
+    try:
+        yield
+    except BaseException:
+        try:
+            vectors.flush()
+        except ArtifactError as exc:
+            logging.getLogger(__name__).warning("what was embedded last could not be stored: %s", exc)
+        raise
+    vectors.flush()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with translated("write", tempfile.gettempdir()):
+        folder = tempfile.TemporaryDirectory(prefix="rag-stack-index-", ignore_cleanup_errors=True)
+    with folder as name:
+        yield Path(name)
+
+
+def _named(document: Document) -> str:
+    path, filename = (document.attributes.get(key) for key in ("path", "filename"))
+    return f"{path} ({filename})" if path else document.document_id
+
+
+def _told(embedder: EmbedderRef, other: EmbedderRef) -> str:
+    """Its name, with the digest where the names are the same."""
+    return embedder.name if embedder.name != other.name else f"{embedder.name} ({embedder.digest})"
+
+
+def _cut_as(chunking: Chunking | None) -> str:
+    return f"{chunking.max_tokens} tokens with {chunking.overlap_tokens} of overlap" if chunking else "whole documents"
