@@ -18,7 +18,6 @@ from rag_stack.protocol import (
     VectorStoreFileBatch,
 )
 from rag_stack.stores.files import UploadedFile
-from rag_stack.stores.parsing import OURS, uploaded_id
 from rag_stack.stores.store import Store, StoreFile, counts
 from rag_stack.types import Hit
 
@@ -68,12 +67,12 @@ class ChunkingLimits:
 
 def search_result(store: Store, hit: Hit) -> SearchResult | None:
     """A hit in a store, with the attributes that were given to its file; None where no search may show the file."""
-    file_id = uploaded_id(hit.passage.document_id)
+    file_id = hit.passage.document_id
     if not store.searchable(file_id):
         return None
-    file, result = store.files[file_id], encoding.search_result(hit)
-    attributes = {key: value for key, value in result.attributes.items() if key not in OURS or key in file.attributes}
-    return result.model_copy(update={"file_id": file_id, "filename": file.filename, "attributes": attributes})
+    file = store.files[file_id]
+    update = {"filename": file.filename, "attributes": dict(file.attributes)}
+    return encoding.search_result(hit).model_copy(update=update)
 
 
 def vector_store(store: Store) -> VectorStore:

@@ -87,11 +87,11 @@ class StoreFiles:
     async def content(self, request: Request) -> JSONResponse:
         """The text of a file as it is indexed."""
         file = (await self.keeper.get(request)).file(_file_id(request))
-        texts = await asyncio.to_thread(self.keeper.texts, file)
+        text = await asyncio.to_thread(self.keeper.text, file)
         return JSONResponse(
             {
                 "object": "vector_store.file_content.page",
-                "data": [{"type": "text", "text": text} for text in texts],
+                "data": [{"type": "text", "text": text}],
                 "has_more": False,
                 "next_page": None,
             }

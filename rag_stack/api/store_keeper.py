@@ -104,10 +104,10 @@ class StoreKeeper:
             for file, each, chunking in zip(found, asked, chunkings, strict=True)
         ]
 
-    def texts(self, file: StoreFile) -> list[str]:
-        """The text of a file's documents, as they are indexed. Blocking. Raises InvalidRequestError."""
+    def text(self, file: StoreFile) -> str:
+        """The text of a file as it is indexed. Blocking. Raises InvalidRequestError."""
         try:
-            return [document.text for document in parse_upload(self.files.content(file.file_id), file)]
+            return parse_upload(self.files.content(file.file_id), file).text
         except UnreadableFileError as exc:
             raise InvalidRequestError(f"the file {file.file_id!r} {exc.error.message}", param="file_id") from exc
 

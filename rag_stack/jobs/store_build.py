@@ -1,107 +1,87 @@
-"""Builds stores made over HTTP: uploaded bytes -> documents -> passages -> vectors -> version -> promoted."""
+"""Builds stores made over HTTP: uploaded files -> documents, and from there on as every index is built."""
 
-import tempfile
-from collections import OrderedDict
-from collections.abc import Sequence
-from hashlib import blake2b
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import chain
 from typing import Final
-
-import numpy as np
 
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.errors import NotFoundError
-from rag_stack.index.builder import Cut, Vectors, cut_documents, write_index
+from rag_stack.index.chunking import token_count
 from rag_stack.index.documents import Document
-from rag_stack.index.format import Chunking, EmbedderRef
-from rag_stack.retrieval.embedder import Embedder
+from rag_stack.index.format import Chunking
+from rag_stack.index.spec import Gates
+from rag_stack.jobs.build import BuildSettings, build_version
+from rag_stack.jobs.embedding import Model
+from rag_stack.jobs.local_embedding import LocalEmbedding
 from rag_stack.stores.files import Files
 from rag_stack.stores.ingest import Built
 from rag_stack.stores.parsing import UnreadableFileError, parse_upload
-from rag_stack.stores.store import FileError, Outcome, Store
+from rag_stack.stores.store import FileError, Outcome, Store, StoreFile
 
-_KEPT_VECTORS: Final = 100_000
+_BY: Final = "/v1/vector_stores"
+# Whoever removes nine of ten files means it, and nobody is there to force what a gate holds back.
+_NO_GATES: Final = Gates(max_shrink=1.0, min_recall=0.0)
+# Enough to find a word in.
+_GLANCE_CHARS: Final = 4096
 
 
 class StoreBuild:
-    """Builds stores with one embedder, one after another."""
+    """Builds stores with one embedder (`rag_stack.stores.ingest.Build`). `workers` threads embed."""
 
-    def __init__(self, files: Files, tiers: Tiers, embedder: Embedder, *, chunking: Chunking) -> None:
+    def __init__(self, files: Files, tiers: Tiers, model: Model, *, chunking: Chunking, workers: int = 1) -> None:
         self._files = files
         self._tiers = tiers
-        self._embedder = embedder
-        self._chunking = chunking
-        self._vectors: OrderedDict[bytes, Vectors] = OrderedDict()
+        self._embedding = LocalEmbedding(model, workers=workers)
+        self._settings = BuildSettings(chunking=chunking, gates=_NO_GATES, by=_BY)
 
     def build(self, store: Store) -> Built:
-        """See rag_stack.stores.ingest.Build."""
+        """Index the files that are completed or wait; embeds only what no build of this store has embedded."""
         outcomes: dict[str, Outcome] = {}
-        cuts: list[Cut] = []
+        documents = self._documents(store, outcomes)
+        first = next(documents, None)
+        if first is None:
+            self.discard(store.store_id)
+            return Built(None, outcomes)
+        report = build_version(
+            chain([first], documents),
+            name=store.store_id,
+            embedding=self._embedding,
+            settings=self._settings,
+            tiers=self._tiers,
+        )
+        return Built(report.manifest.version, outcomes)
+
+    def discard(self, store_id: str) -> None:
+        """Nothing is promoted any more, so that `rag-stack index gc` takes the versions; stored vectors go at once."""
+        objects = self._tiers.catalog.store
+        objects.delete(f"indexes/{store_id}/PROMOTED")
+        for fingerprint in objects.list_names(f"embeddings/{store_id}"):
+            for segment in objects.list_names(f"embeddings/{store_id}/{fingerprint}"):
+                objects.delete(f"embeddings/{store_id}/{fingerprint}/{segment}")
+
+    def _documents(self, store: Store, outcomes: dict[str, Outcome]) -> Iterator[Document]:
+        """What can be indexed, one at a time; `outcomes` gets every file's."""
         for file in store.shown:
             if file.status not in ("completed", "in_progress"):
                 continue
             try:
-                documents = parse_upload(self._files.content(file.file_id), file)
-                cuts.append(self._cut(documents))
-                usage = sum(len(passage.text.encode()) for passage in cuts[-1].passages)
-                outcomes[file.file_id] = Outcome(usage_bytes=usage)
-            except NotFoundError:
-                error = FileError(code="invalid_file", message="was deleted before it was indexed")
-                outcomes[file.file_id] = Outcome(error=error)
+                document = self._document(file)
             except UnreadableFileError as exc:
                 outcomes[file.file_id] = Outcome(error=exc.error)
-        if not cuts:
-            self.discard(store.store_id)
-            return Built(None, outcomes)
-        return Built(self._publish(store.store_id, cuts), outcomes)
+                continue
+            outcomes[file.file_id] = Outcome(usage_bytes=len(document.text.encode()))
+            yield document
 
-    def discard(self, store_id: str) -> None:
-        """See rag_stack.stores.ingest.Build."""
-        self._tiers.catalog.store.delete(f"indexes/{store_id}/PROMOTED")
+    def _document(self, file: StoreFile) -> Document:
+        try:
+            document = parse_upload(self._files.content(file.file_id), file)
+        except NotFoundError as exc:
+            raise _invalid("was deleted before it was indexed") from exc
+        tokenizer = self._embedding.model.tokenizer
+        if not token_count(tokenizer, document.text[:_GLANCE_CHARS]) and not token_count(tokenizer, document.text):
+            raise _invalid("has no words")
+        return document
 
-    def _cut(self, documents: Sequence[Document]) -> Cut:
-        embedder = self._embedder
-        cut = cut_documents(
-            documents,
-            tokenizer=embedder.tokenizer,
-            max_tokens=embedder.max_tokens,
-            chunking=documents[0].chunking or self._chunking,
-        )
-        if not cut.passages:
-            raise UnreadableFileError(FileError(code="invalid_file", message="has no words"))
-        return cut
 
-    def _publish(self, store_id: str, cuts: Sequence[Cut]) -> str:
-        catalog = self._tiers.catalog
-        current = catalog.promoted("indexes", store_id)
-        parent = current.version if current else None
-        cut = Cut(
-            documents=tuple(each for cut in cuts for each in cut.documents),
-            passages=tuple(each for cut in cuts for each in cut.passages),
-            inputs=tuple(each for cut in cuts for each in cut.inputs),
-            skipped=(),
-        )
-        with tempfile.TemporaryDirectory(prefix="rag-stack-store-") as folder:
-            metadata = write_index(
-                Path(folder),
-                cut,
-                self._embedded(cut.inputs),
-                embedder=EmbedderRef(name=self._embedder.name, digest=self._embedder.digest),
-                chunking=self._chunking,
-            )
-            manifest = catalog.publish(
-                Path(folder), kind="indexes", name=store_id, metadata=metadata.to_json(), parent=parent
-            )
-        catalog.promote(manifest.ref, expected_version=parent)
-        return manifest.version
-
-    def _embedded(self, inputs: Sequence[str]) -> Vectors:
-        keys = [blake2b(text.encode(), digest_size=16).digest() for text in inputs]
-        new = {key: text for key, text in zip(keys, inputs, strict=True) if key not in self._vectors}
-        if new:
-            for key, vector in zip(new, self._embedder.encode(list(new.values())), strict=True):
-                self._vectors[key] = vector
-        found = np.stack([self._vectors[key] for key in keys])
-        while len(self._vectors) > _KEPT_VECTORS:
-            self._vectors.popitem(last=False)
-        return found
+def _invalid(message: str) -> UnreadableFileError:
+    return UnreadableFileError(FileError(code="invalid_file", message=message))

@@ -29,7 +29,7 @@ class LocalRollout:
         """Stop to serve a store; again changes nothing."""
         self._shelf.drop(store)
 
-    async def settle(self, store: str, version: str, timeout_s: float) -> tuple[str, ...]:  # noqa: ARG002, ASYNC109
+    async def settle(self, store: str, version: str, timeout_s: float) -> tuple[str, ...]:  # noqa: ARG002
         """Serve a version; it takes as long as opening it takes. Nobody lags: what hinders it is raised."""
         if self._shelf.state()[store].version != version:
             await asyncio.to_thread(self._open, store, version)

@@ -217,8 +217,8 @@ class Ingest:
         wait_s = min(patience.max_backoff_s, patience.backoff_s * 2 ** min(failures - 1, 20))
         reason = exc.message if isinstance(exc, RagStackError) else f"{type(exc).__name__}: {exc}"
         _log.warning(
-            "the store %s is not up to date, attempt %d of %d: %s; next in %.1f s",
-            *(store_id, failures, patience.attempts, reason, wait_s),
+            "the store %s is not up to date after %d attempts: %s; next in %.1f s",
+            *(store_id, failures, reason, wait_s),
             exc_info=None if isinstance(exc, RagStackError) else exc,
         )
         self._due[store_id] = time.monotonic() + wait_s

@@ -1,13 +1,14 @@
-"""Uploaded bytes -> documents, under the file's own id, name and attributes."""
+"""Uploaded bytes -> a document, under the file's own id, name and attributes."""
 
 from typing import Final
 
-from rag_stack.index.documents import Document
+from rag_stack.errors import DocumentError
+from rag_stack.index.documents import Document, parse
 from rag_stack.stores.store import FileError, StoreFile
 
-# Attributes that documents have beside those given to their file.
-OURS: Final = frozenset({"filename", "path"})
-_MARKDOWN = (".md", ".markdown")
+# Nothing else is kept under these names: many documents in one file, of which a store has no use.
+_UNSUPPORTED: Final = (".jsonl", ".parquet")
+_CONVERTED: Final = (".pdf",)
 
 
 class UnreadableFileError(Exception):
@@ -18,30 +19,19 @@ class UnreadableFileError(Exception):
         self.error = error
 
 
-def uploaded_id(document_id: str) -> str:
-    """The file that a document came from: one may hold several documents, `<file>#<name>` each."""
-    return document_id.partition("#")[0]
-
-
-def parse_upload(data: bytes, file: StoreFile) -> list[Document]:
-    """The documents of an uploaded file. Raises UnreadableFileError."""
-    if b"\0" in data:
-        raise UnreadableFileError(FileError(code="unsupported_file", message="is binary: it holds NUL bytes"))
+def parse_upload(data: bytes, file: StoreFile) -> Document:
+    """The document of an uploaded file. Raises UnreadableFileError."""
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        message = f"is not UTF-8 (byte {exc.start}); convert it"
-        raise UnreadableFileError(FileError(code="invalid_file", message=message)) from exc
-    if not text.strip():
-        raise UnreadableFileError(FileError(code="invalid_file", message="is empty"))
-    return [
-        Document(
+        return parse(
+            data,
+            filename=file.filename,
+            path=file.file_id,
             document_id=file.file_id,
-            text=text,
-            title=file.filename,
-            uri="",
-            attributes={"filename": file.filename, **file.attributes},
-            text_format="markdown" if file.filename.lower().endswith(_MARKDOWN) else "text",
+            attributes=file.attributes,
             chunking=file.chunking,
         )
-    ]
+    except DocumentError as exc:
+        name = file.filename.lower()
+        binary = b"\0" in data and not name.endswith(_CONVERTED)
+        code = "unsupported_file" if binary or name.endswith(_UNSUPPORTED) else "invalid_file"
+        raise UnreadableFileError(FileError.model_validate({"code": code, "message": exc.message})) from exc
