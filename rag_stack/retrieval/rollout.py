@@ -273,6 +273,15 @@ class Coordinator:
         """Whether what is wanted may be served: no rollout is under way. Raises NotFoundError."""
         return self._store(name).next is None
 
+    def versions(self) -> frozenset[tuple[str, str]]:
+        """What is served, prepared or wanted anywhere: index and version."""
+        found = {(s.followed.index, t.version) for s in self._stores.values() for t in (s.current, s.next) if t}
+        for participant in self._participants.values():
+            for told in participant.report.values():
+                targets = (told.serving, told.prepared)
+                found |= {(told.store.index, target.version) for target in targets if target}
+        return frozenset((index, version) for index, version in found if version)
+
     def views(self, *, now_s: float) -> Sequence[StoreView]:
         """All stores, for those who look."""
         return tuple(

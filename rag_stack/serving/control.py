@@ -11,13 +11,16 @@ from ray.serve.exceptions import RayServeException
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from rag_stack.api.auth import KeyRing
+from rag_stack.api.admin import Admin
+from rag_stack.api.auth import AdminKeyRing, KeyRing
 from rag_stack.api.gate import Gate
 from rag_stack.api.health import OPEN_PATHS, Health, Readiness
 from rag_stack.api.models import Models, Starter, Starts
+from rag_stack.artifacts.retention import Retention
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.metrics import Recorder
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
+from rag_stack.serving.holding import Holding
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.request_id import NamedByServe
@@ -63,13 +66,17 @@ class SearchServer:
 
 
 class AdminServer:
-    """/admin: which index version every store serves. It holds the coordinator; others call its methods by handle."""
+    """/admin: what is published and promoted, and its way into service.
+
+    It holds the coordinator of all processes that search; they and others call its methods by handle.
+    """
 
     async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
         release = pinned.release
         self._pinned = pinned
         self._recorder = RayRecorder()
         catalog = open_tiers(release.artifacts, self._recorder).catalog
+        retention = Retention(catalog)
         stores = [
             FollowedStore(store.name, store.index, of_release=True)
             for store in release.stores
@@ -79,7 +86,15 @@ class AdminServer:
             stores, now_s=time.monotonic(), limit_s=release.swap.limit_s, max_stores=release.swap.max_stores
         )
         poll_s = _POLL_S.get(catalog.store.url.partition("://")[0], _POLL_OTHERS_S)
-        self._rollouts = Rollouts(coordinator, catalog, poll_s=poll_s)
+        self._rollouts = Rollouts(coordinator, catalog, poll_s=poll_s, hold=Holding(retention, pinned).hold)
+        server = release.server
+        self._admin = Admin(
+            catalog,
+            retention,
+            AdminKeyRing(server.admin_key_sha256, api_digests=server.api_key_sha256),
+            max_body_bytes=server.max_body_bytes,
+            promoted=self._rollouts.promoted,
+        )
         self._running = asyncio.create_task(self._rollouts.run())
 
     async def sync(self, participant: str, report: Report, known: Orders | None) -> Orders:
@@ -111,8 +126,9 @@ class AdminServer:
         return self._rollouts.views()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        """The routes of /admin behind the gate."""
-        return _served([], self._pinned, recorder=self._recorder)
+        """The routes of /admin, which check keys of their own, behind a gate that lets every key pass."""
+        gate = Gate(self._admin.routes(), keys=KeyRing(()), open_paths=OPEN_PATHS, recorder=self._recorder)
+        return NamedByServe(gate)
 
     async def check_health(self) -> None:
         """Serve starts this again when the loop that looks at the pointers has ended."""

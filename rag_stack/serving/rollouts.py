@@ -1,13 +1,14 @@
-"""The coordinator at work: looks at the promoted pointers, keeps questions open while there is no news. Without Ray."""
+"""The coordinator at work: looks at the promoted pointers, keeps questions open while there is no news. No Ray here."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.manifest import ArtifactRef
 from rag_stack.errors import ArtifactError, ArtifactNotFoundError
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
 
@@ -34,11 +35,13 @@ class Rollouts:
         catalog: Catalog,
         *,
         poll_s: float,
+        hold: Callable[[frozenset[ArtifactRef]], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._coordinator = coordinator
         self._catalog = catalog
         self._poll_s = poll_s
+        self._hold = hold
         self._clock = clock
         self._news = asyncio.Event()
         self._looking: dict[str, asyncio.Lock] = {}
@@ -51,6 +54,8 @@ class Rollouts:
             while True:
                 for store in self._coordinator.stores:
                     await self._look_or_log(store)
+                mapped = self._coordinator.versions()
+                await self._hold(frozenset(ArtifactRef("indexes", index, version) for index, version in mapped))
                 await asyncio.sleep(self._poll_s)
         finally:
             ticking.cancel()
@@ -75,6 +80,12 @@ class Rollouts:
     async def notify(self, name: str) -> None:
         """Look at a store's pointer now. Raises NotFoundError or ArtifactError."""
         await self._look(self._coordinator.followed(name))
+
+    async def promoted(self, index: str, version: str) -> None:  # noqa: ARG002 - what is promoted is looked up
+        """Look now at the stores that follow an index. An object store that does not answer is asked again later."""
+        for store in self._coordinator.stores:
+            if store.index == index:
+                await self._look_or_log(store)
 
     async def settle(self, name: str, version: str, *, timeout_s: float) -> Settled:
         """Wait until all live participants serve a version of a store at least as new as `version`, which is promoted.
