@@ -17,10 +17,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive
 
-from rag_stack.api import store_encoding
 from rag_stack.api.http import ClientDisconnectedError, header
 from rag_stack.api.listing import choice, listing
 from rag_stack.errors import InvalidRequestError, PayloadTooLargeError, UnavailableError, UnsupportedMediaTypeError
+from rag_stack.protocol import FileObject
 from rag_stack.stores.files import Files, UploadedFile
 
 PURPOSES: Final = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
@@ -74,7 +74,7 @@ class FilesEndpoint:
             found,
             request,
             id_of=lambda file: file.file_id,
-            to_wire=store_encoding.file_object,
+            to_wire=_to_wire,
             default_limit=_MAX_LISTED,
             max_limit=_MAX_LISTED,
         )
@@ -168,8 +168,18 @@ def _filename(given: str | None) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", "", name)[:_MAX_NAME_CHARS].strip() or "file"
 
 
+def _to_wire(file: UploadedFile) -> FileObject:
+    return FileObject(
+        id=file.file_id,
+        bytes=file.size_bytes,
+        created_at=file.created_at,
+        filename=file.filename,
+        purpose=file.purpose,
+    )
+
+
 def _response(file: UploadedFile) -> JSONResponse:
-    return JSONResponse(store_encoding.file_object(file).model_dump())
+    return JSONResponse(_to_wire(file).model_dump())
 
 
 def _file_id(request: Request) -> str:

@@ -9,7 +9,6 @@ from rag_stack.index.format import Chunking
 from rag_stack.protocol import (
     ChunkingStrategy,
     FileCounts,
-    FileObject,
     LastError,
     SearchResult,
     StaticChunking,
@@ -17,7 +16,6 @@ from rag_stack.protocol import (
     VectorStoreFile,
     VectorStoreFileBatch,
 )
-from rag_stack.stores.files import UploadedFile
 from rag_stack.stores.store import Store, StoreFile, counts
 from rag_stack.types import Hit
 
@@ -117,17 +115,6 @@ def file_batch(store: Store, batch_id: str) -> VectorStoreFileBatch:
         vector_store_id=store.store_id,
         status=_batch_status(store.of_batch(batch_id), cancelled=batch.cancelled),
         file_counts=FileCounts(**counts(store.of_batch(batch_id))),
-    )
-
-
-def file_object(file: UploadedFile) -> FileObject:
-    """An uploaded file."""
-    return FileObject(
-        id=file.file_id,
-        bytes=file.size_bytes,
-        created_at=file.created_at,
-        filename=file.filename,
-        purpose=file.purpose,
     )
 
 

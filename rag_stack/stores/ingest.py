@@ -6,16 +6,19 @@ that it then holds, so that files which came while a build ran go together into 
 
 import asyncio
 import logging
+import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from rag_stack.errors import NotFoundError, RagStackError, StoreLimitError, UnavailableError
 from rag_stack.stores.register import Register
 from rag_stack.stores.store import Outcome, Store
 
+_NICENESS: Final = 10
 _log = logging.getLogger(__name__)
 
 
@@ -82,7 +85,8 @@ class Ingest:
         self._failures: dict[str, int] = {}
         self._woken = asyncio.Event()
         self._served = asyncio.Condition()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ingest")
+        # Searches come first: a build can wait for a core, and the threads that it begins with it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ingest", initializer=_be_nice)
 
     async def run(self) -> None:
         """Work until cancelled. What goes wrong is logged and tried again."""
@@ -236,3 +240,7 @@ class Ingest:
         await asyncio.to_thread(self._register.forget, store_id)
         async with self._served:
             self._served.notify_all()
+
+
+def _be_nice() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
