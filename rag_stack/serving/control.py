@@ -72,7 +72,7 @@ class SearchServer:
 
 
 class FilesServer:
-    """/v1/files: takes uploads to the object store. Which stores hold a file the search server knows, as their owner."""
+    """/v1/files: takes uploads to the object store. The search server, which owns the stores, knows where each is."""
 
     def __init__(self, pinned: PinnedRelease) -> None:
         self._pinned = pinned

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from ray import serve
@@ -31,10 +31,9 @@ def own_stores(pinned: PinnedRelease, retrieval: OpenRetrieval) -> StoreControl:
     """Handlers and loop of the stores; `keeper.ingest.run()` has to run in the event loop that serves the handlers."""
     object_store = retrieval.tiers.catalog.store
     register, files = Register(object_store), Files(object_store)
-    most = retrieval.embedder.max_tokens - 2
-    auto = Chunking(
-        max_tokens=min(Chunking().max_tokens, most), overlap_tokens=min(Chunking().overlap_tokens, most // 2)
-    )
+    auto, most = Chunking(), retrieval.embedder.max_tokens - 2
+    if auto.max_tokens > most:
+        auto = Chunking(max_tokens=most, overlap_tokens=min(auto.overlap_tokens, most // 2))
     build = StoreBuild(files, retrieval.tiers, retrieval.embedder, chunking=auto)
     released = frozenset(store.name for store in pinned.release.stores)
     keeper = StoreKeeper(
@@ -47,7 +46,7 @@ def own_stores(pinned: PinnedRelease, retrieval: OpenRetrieval) -> StoreControl:
     return StoreControl(vector_stores(pinned, retrieval), keeper)
 
 
-def _translated(ask: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+def _translated(ask: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Ray's failures as ours: the coordinator that does not answer now will do so later."""
 
     @functools.wraps(ask)
