@@ -1,12 +1,15 @@
 """The open stores of one process: each request takes one version of one, and a new version takes the old one's place.
 
-A version is unmapped once it has been replaced and its last reader is gone, in a thread of its own: neither a request
-nor the event loop waits for the kernel.
+A version is unmapped once it has been replaced and its last reader is gone, in a thread that does nothing else: neither
+a request nor the event loop waits for the kernel, or for a thread to start.
 """
 
+import logging
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Final
 
@@ -68,6 +71,10 @@ class Shelf:
         self._stores: dict[str, _Held] = {}
         self._prepared: dict[str, _Held] = {}
         self._retired: list[_Held] = []
+        self._idle: SimpleQueue[_Held | None] = SimpleQueue()
+        Thread(target=_unmap, args=(self._idle,), name="unmap", daemon=True).start()
+        # The thread does not know the shelf, and ends with it.
+        weakref.finalize(self, self._idle.put, None)
 
     def names(self) -> tuple[str, ...]:
         """The stores that there are now, in the order in which they came."""
@@ -112,7 +119,7 @@ class Shelf:
             with self._lock:
                 held.readers -= 1
                 if held.retired and held.readers == 0:
-                    held.idle.set()
+                    self._idle.put(held)
 
     def unknown(self, store: str) -> NotFoundError:
         """The error for a store that is not there."""
@@ -183,33 +190,25 @@ class Shelf:
             documents=index.document_count if index else 0,
             usage_bytes=index.usage_bytes if index else 0,
             prepared=prepared.open.version if prepared else None,
-            retired=sum(old.open.name == name for old in self._retired),
+            retired=sum(old.open.name == name and not old.closed.is_set() for old in self._retired),
         )
 
     def _retire(self, *gone: "_Held") -> None:
-        for held in gone:
-            with self._lock:
+        with self._lock:
+            self._retired = [held for held in self._retired if not held.closed.is_set()]
+            for held in gone:
                 held.retired = True
                 self._retired.append(held)
                 if held.readers == 0:
-                    held.idle.set()
-            Thread(target=self._close, args=(held,), name="unmap", daemon=True).start()
-
-    def _close(self, held: "_Held") -> None:
-        held.idle.wait()
-        held.close()
-        with self._lock:
-            self._retired.remove(held)
-        held.closed.set()
+                    self._idle.put(held)
 
 
 @dataclass(slots=True, eq=False)
 class _Held:
-    """One version of one store, and how many read it. `idle` once it is retired and nobody does."""
+    """One version of one store, and how many read it; closed once it is retired and nobody does."""
 
     open: OpenStore
     pin: Pin | None
-    idle: Event
     closed: Event
     readers: int = 0
     retired: bool = False
@@ -217,7 +216,7 @@ class _Held:
     @classmethod
     def of(cls, store: str, index: IndexVersion | None, pin: Pin | None) -> "_Held":
         masks = None if index is None else MaskCache(index.passages)
-        return cls(OpenStore(store, index, masks), pin, Event(), Event())
+        return cls(OpenStore(store, index, masks), pin, Event())
 
     def close(self) -> None:
         """Unmap it, then let its files go."""
@@ -226,3 +225,14 @@ class _Held:
             index.close()
         if self.pin is not None:
             self.pin.release()
+        self.closed.set()
+
+
+def _unmap(idle: "SimpleQueue[_Held | None]") -> None:
+    while (held := idle.get()) is not None:
+        try:
+            held.close()
+        except OSError:
+            # The pin's file is gone or not to be touched: what matters is done.
+            logging.getLogger(__name__).exception("a replaced version is unmapped, but its pin may still be held")
+            held.closed.set()

@@ -4,12 +4,15 @@ Nothing here knows Ray: `Sync` is how the coordinator is asked. While it does no
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Final, Protocol, TypeVar
 
 from rag_stack.artifacts.tiers import Tiers
@@ -84,6 +87,7 @@ class Follower:
         self._orders: Orders | None = None
         self._changed = asyncio.Event()
         self._work = asyncio.Event()
+        self._background = _Background()
 
     async def join(self, *, timeout_s: float) -> bool:
         """Take part, and serve what is wanted now; whether it does so in time. To be called before `run`."""
@@ -215,7 +219,7 @@ class Follower:
             return
         name, index = following.store.name, following.store.index
         try:
-            prepared = await _in_background(lambda: self._prepare_now(name, index, target))
+            prepared = await self._background.run(lambda: self._prepare_now(name, index, target))
         except (RagStackError, OSError) as exc:
             if self._following.get(name) is following:
                 self._fail(following, target, exc)
@@ -255,26 +259,47 @@ class Follower:
             self._recorder.record(SWAP_LAGGING, float(name in lagging), {"store": name})
 
 
-async def _in_background(work: Callable[[], T]) -> T:
-    """The result of `work`, done in a thread of its own that gives way to all others: it can never be hurried again."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
+class _Background:
+    """A thread that gives way to all others, and so can never be hurried again; one piece of work after another.
 
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
+    It is there before it is needed, since a thread that starts holds up the one that starts it.
+    """
 
-    def run() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        try:
-            result, error = work(), None
-        except BaseException as exc:
-            result, error = None, exc
-        loop.call_soon_threadsafe(settle, result, error)
+    def __init__(self) -> None:
+        self._works: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=_work, args=(self._works,), name="prepare", daemon=True).start()
+        weakref.finalize(self, self._works.put, None)
 
-    threading.Thread(target=run, name="prepare", daemon=True).start()
-    return await done
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of `work`. When nobody waits for it any more it is done all the same."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def work_and_tell() -> None:
+            try:
+                result = work()
+            except BaseException as exc:
+                loop.call_soon_threadsafe(_fail, done, exc)
+            else:
+                loop.call_soon_threadsafe(_succeed, done, result)
+
+        self._works.put(work_and_tell)
+        return await done
+
+
+def _work(works: "SimpleQueue[Callable[[], None] | None]") -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    while (work := works.get()) is not None:
+        # The loop that waited for it may have ended.
+        with contextlib.suppress(RuntimeError):
+            work()
+
+
+def _succeed(done: "asyncio.Future[T]", result: T) -> None:
+    if not done.cancelled():
+        done.set_result(result)
+
+
+def _fail(done: "asyncio.Future[T]", error: BaseException) -> None:
+    if not done.cancelled():
+        done.set_exception(error)

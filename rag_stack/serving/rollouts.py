@@ -160,8 +160,10 @@ class Rollouts:
     async def _wait(self, timeout_s: float) -> None:
         """For news, and a tick at most: who lags changes with time alone."""
         news = self._news
+        # Not `wait_for`, which in Python 3.11 may lose a cancellation that comes with the news.
         try:
-            await asyncio.wait_for(news.wait(), min(timeout_s, _TICK_S))
+            async with asyncio.timeout(min(timeout_s, _TICK_S)):
+                await news.wait()
         except TimeoutError:
             return
 
