@@ -215,11 +215,14 @@ class _Run:
         """Why a version is needed, from what is written down now."""
         entries = {entry.key: entry for entry in self._store.entries(str(ref))}
         manifest, claim = entries.get(manifest_key(ref)), entries.get(claim_key(ref))
-        reasons = [*self._promotions(ref, state), *self._held(ref), *self._claimed(claim)]
+        reasons = [*self._promotions(ref, state), *self._claimed(claim)]
         if manifest is None:
+            # What is no version any more is not held by a pin that came too late.
             reasons += self._unfinished(list(entries.values()))
-        elif self._age(manifest) <= self._older_than:
-            reasons.append(f"younger than {duration(self._older_than)}")
+        else:
+            reasons += self._held(ref)
+            if self._age(manifest) <= self._older_than:
+                reasons.append(f"younger than {duration(self._older_than)}")
         if not reasons and ref.kind == "models" and manifest is not None:
             reasons += self._embeds(ref)
         return tuple(reasons)

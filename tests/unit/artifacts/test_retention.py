@@ -144,10 +144,15 @@ def test_what_a_release_pins_stays(catalog: Catalog, retention: Retention, refs:
     assert gone(retention.collect("indexes")) == ["v2", "v3"]
 
 
-def test_a_release_cannot_pin_what_is_gone(retention: Retention, refs: list[ArtifactRef]) -> None:
+def test_a_release_cannot_pin_what_is_gone(
+    catalog: Catalog, retention: Retention, refs: list[ArtifactRef], store: ObjectStore
+) -> None:
     retention.collect("indexes", "docs")
     with pytest.raises(ArtifactNotFoundError, match="indexes/docs/v1"):
         retention.pin("town", [refs[0]])
+    # Nor does that pin hold what a killed deletion leaves.
+    store.put_bytes("indexes/docs/v1/a", b"a")
+    assert gone(Retention(catalog, grace_s=-1).collect("indexes", "docs")) == ["v1"]
     with pytest.raises(ArtifactError, match="'a/b' cannot own pins"):
         retention.pin("a/b", [])
 
