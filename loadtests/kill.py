@@ -26,6 +26,7 @@ from rich.console import Console
 from loadtests import report
 from loadtests.kill_catalog import CatalogVictim
 from loadtests.kill_damage import Damage
+from loadtests.kill_uploads import UploadsVictim
 from loadtests.report import Goal, Report, Value
 
 _ROUNDS = 120
@@ -77,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="rag-stack-kill-", ignore_cleanup_errors=True) as name:
         root = options.root or (Path(name) / "store").as_uri()
-        victims: list[Victim] = [CatalogVictim(root, Path(name), seed=options.seed)]
+        victims: list[Victim] = [
+            CatalogVictim(root, Path(name), seed=options.seed),
+            UploadsVictim(root, Path(name), seed=options.seed),
+        ]
         rounds = kill(victims, count=options.rounds, seed=options.seed, tell=console)
     result = build_report(rounds, facts={"store": root.partition("://")[0], "seed": options.seed})
     for line in report.goal_lines(result):

@@ -90,6 +90,7 @@ class ServerConfig(_Frozen):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    max_file_bytes: int = Field(100 * 1024 * 1024, ge=1024, description="what one uploaded file may have")
     api_key_sha256: tuple[Sha256Hex, ...] = Field((), description="digests of the keys that may call; none: open")
     admin_key_sha256: tuple[Sha256Hex, ...] = Field((), description="digests of the keys that may call /admin")
 

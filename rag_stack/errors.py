@@ -8,6 +8,7 @@
       PermissionDeniedError          403  the key is known, but not for this
       NotFoundError                  404  unknown route, model, store or file
       MethodNotAllowedError          405  the route exists, for another method
+      ConflictError                  409  others change the same thing again and again: try again
       PayloadTooLargeError           413  the body is over the limit
       UnsupportedMediaTypeError      415  the body is not JSON
       OverloadedError                429  a bounded queue is full: try again after `retry_after_s`
@@ -100,6 +101,14 @@ class MethodNotAllowedError(RagStackError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class ConflictError(RagStackError):
+    """Others change the same thing at the same time, and were faster each time."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
 
 
 class PayloadTooLargeError(RagStackError):

@@ -1,8 +1,8 @@
 """Wire models shared by the API layer and the SDK. What OpenAI's API defines keeps OpenAI's names and shapes."""
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_QUERY_CHARS = 32_768
 
@@ -111,6 +111,113 @@ class VectorStore(Wire):
     last_active_at: int | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     index_version: str | None = None
+
+
+class StaticChunking(Wire):
+    """How files are cut, in tokens of the embedder."""
+
+    max_chunk_size_tokens: int = Field(ge=1, le=4096)
+    chunk_overlap_tokens: int = Field(ge=0, le=2048)
+
+
+class ChunkingStrategy(Wire):
+    """`auto`, the server's own, or `static`."""
+
+    type: Literal["auto", "static"] = "auto"
+    static: StaticChunking | None = None
+
+
+# OpenAI's limits.
+AttributeKey: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+AttributeText: TypeAlias = Annotated[str, StringConstraints(max_length=512)]
+Attributes: TypeAlias = Annotated[dict[AttributeKey, AttributeText | float | bool], Field(max_length=16)]
+Metadata: TypeAlias = Annotated[dict[AttributeKey, AttributeText], Field(max_length=16)]
+MAX_BATCH_FILES = 2_000
+
+
+class VectorStoreCreate(Wire):
+    """POST /v1/vector_stores."""
+
+    name: str = Field("", max_length=256)
+    description: str = Field("", max_length=4096)
+    metadata: Metadata = Field(default_factory=dict)
+    file_ids: list[str] = Field(default_factory=list, max_length=MAX_BATCH_FILES)
+    chunking_strategy: ChunkingStrategy = ChunkingStrategy()
+
+
+class VectorStoreUpdate(Wire):
+    """POST /v1/vector_stores/{id}: what is left out stays."""
+
+    name: str | None = Field(None, max_length=256)
+    description: str | None = Field(None, max_length=4096)
+    metadata: Metadata | None = None
+
+
+class VectorStoreFileCreate(Wire):
+    """POST /v1/vector_stores/{id}/files, and one of the `files` of a batch."""
+
+    file_id: str
+    attributes: Attributes | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+
+
+class VectorStoreFileUpdate(Wire):
+    """POST /v1/vector_stores/{id}/files/{file_id}."""
+
+    attributes: Attributes = Field(default_factory=dict)
+
+
+class FileBatchCreate(Wire):
+    """POST /v1/vector_stores/{id}/file_batches: `file_ids`, or `files` that bring their own settings."""
+
+    file_ids: list[str] | None = Field(None, min_length=1, max_length=MAX_BATCH_FILES)
+    files: list[VectorStoreFileCreate] | None = Field(None, min_length=1, max_length=MAX_BATCH_FILES)
+    attributes: Attributes | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+
+
+class LastError(Wire):
+    """Why a file could not be indexed."""
+
+    code: Literal["server_error", "unsupported_file", "invalid_file"]
+    message: str
+
+
+class VectorStoreFile(Wire):
+    """A file of a store as OpenAI's API gives it."""
+
+    id: str
+    object: Literal["vector_store.file"] = "vector_store.file"
+    created_at: int
+    vector_store_id: str
+    status: Literal["in_progress", "completed", "cancelled", "failed"]
+    last_error: LastError | None = None
+    usage_bytes: int = 0
+    attributes: dict[str, Scalar] = Field(default_factory=dict)
+    chunking_strategy: ChunkingStrategy
+
+
+class VectorStoreFileBatch(Wire):
+    """Files that were attached together."""
+
+    id: str
+    object: Literal["vector_store.files_batch"] = "vector_store.files_batch"
+    created_at: int
+    vector_store_id: str
+    status: Literal["in_progress", "completed", "cancelled", "failed"]
+    file_counts: FileCounts
+
+
+class FileObject(Wire):
+    """An uploaded file as OpenAI's API gives it."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["uploaded", "processed", "error"] = "processed"
 
 
 class RagSource(Wire):

@@ -16,7 +16,9 @@ _MAX_MESSAGE_CHARS = 1000
 M = TypeVar("M", bound=BaseModel)
 
 
-def validated(model: type[M], given: object, *, where: str = "", param: str | None = None) -> M:
+def validated(
+    model: type[M], given: object, *, where: str = "", param: str | None = None, max_values: int = _MAX_VALUES
+) -> M:
     """`given` as a `model`; null means left out, and fields that the model does not know are not looked at.
 
     `where` opens the message. Raises InvalidRequestError; without a `param` it names the first field that is wrong.
@@ -26,7 +28,7 @@ def validated(model: type[M], given: object, *, where: str = "", param: str | No
         raise InvalidRequestError(f"{prefix}expected an object, got {type(given).__name__}", param=param)
     known = {name: given[name] for name in model.model_fields if given.get(name) is not None}
     for name, value in known.items():
-        _check_size(value, where=f"{prefix}{name}", param=param or name)
+        _check_size(value, where=f"{prefix}{name}", param=param or name, max_values=max_values)
     try:
         return model.model_validate(known)
     except ValidationError as exc:
@@ -34,14 +36,14 @@ def validated(model: type[M], given: object, *, where: str = "", param: str | No
         raise InvalidRequestError(prefix + describe(exc)[:_MAX_MESSAGE_CHARS], param=param or named) from exc
 
 
-def _check_size(value: object, *, where: str, param: str) -> None:
+def _check_size(value: object, *, where: str, param: str, max_values: int) -> None:
     values, waiting = 0, [(value, 1)]
     while waiting:
         each, depth = waiting.pop()
         inside = list(each.values()) if isinstance(each, dict) else each if isinstance(each, list) else []
         values += len(inside)
-        if values > _MAX_VALUES:
-            raise InvalidRequestError(f"{where}: more than {_MAX_VALUES} values", param=param)
+        if values > max_values:
+            raise InvalidRequestError(f"{where}: more than {max_values} values", param=param)
         if depth > _MAX_DEPTH:
             raise InvalidRequestError(f"{where}: nested more than {_MAX_DEPTH} levels deep", param=param)
         waiting.extend((inner, depth + 1) for inner in inside)

@@ -1,4 +1,4 @@
-"""GET /v1/vector_stores, GET /v1/vector_stores/{id}, POST /v1/vector_stores/{id}/search."""
+"""GET /v1/vector_stores, GET /v1/vector_stores/{id}, POST /v1/vector_stores/{id}/search: what every replica can do."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,12 @@ from starlette.routing import Route
 
 from rag_stack.api import encoding
 from rag_stack.api.http import read_json, while_connected
+from rag_stack.api.listing import listing
 from rag_stack.api.validation import validated
 from rag_stack.errors import InvalidRequestError, NotFoundError
-from rag_stack.protocol import MAX_QUERY_CHARS, FileCounts, SearchPage, SearchRequest, VectorStore
+from rag_stack.protocol import MAX_QUERY_CHARS, FileCounts, SearchPage, SearchRequest, SearchResult, VectorStore
 from rag_stack.retrieval.retriever import Retriever
+from rag_stack.types import Hit
 
 _MAX_QUERIES = 16
 
@@ -58,16 +60,9 @@ class VectorStores:
         ]
 
     async def list_stores(self, request: Request) -> JSONResponse:
-        """A page of stores, by name."""
-        limit = _limit(request)
-        ordered = sorted(self.cards(), key=lambda card: card.name, reverse=request.query_params.get("order") == "desc")
-        if (before := request.query_params.get("before")) is not None:
-            ordered = ordered[: next((n for n, card in enumerate(ordered) if card.name == before), 0)]
-            # The page that ends where the other one begins.
-            return _page(ordered[-limit:], has_more=len(ordered) > limit)
-        if (after := request.query_params.get("after")) is not None:
-            ordered = ordered[next((n + 1 for n, card in enumerate(ordered) if card.name == after), len(ordered)) :]
-        return _page(ordered[:limit], has_more=len(ordered) > limit)
+        """A page of stores."""
+        cards = sorted(self.cards(), key=lambda card: (card.created_at, card.name))
+        return listing(cards, request, id_of=lambda card: card.name, to_wire=StoreCard.to_wire)
 
     async def get_store(self, request: Request) -> JSONResponse:
         """One store."""
@@ -76,24 +71,39 @@ class VectorStores:
     async def search(self, request: Request) -> JSONResponse:
         """Passages for a query, best first."""
         card = self._card(request)
+        asked, queries = await self.read_search(request)
+        return JSONResponse((await self.page(request, card.name, asked, queries)).model_dump())
+
+    async def read_search(self, request: Request) -> tuple[SearchRequest, list[str]]:
+        """What is asked, and its queries. Raises InvalidRequestError."""
         body = await read_json(request.scope, request.receive, max_bytes=self.max_body_bytes)
         asked = validated(SearchRequest, body)
-        queries = _queries(asked.query)
+        return asked, _queries(asked.query)
+
+    async def page(
+        self,
+        request: Request,
+        store: str,
+        asked: SearchRequest,
+        queries: list[str],
+        *,
+        show: Callable[[Hit], SearchResult | None] = encoding.search_result,
+    ) -> SearchPage:
+        """The answer to a search; hits of which `show` makes nothing are left out."""
         search = self.retriever.retrieve(
             queries,
-            store=card.name,
+            store=store,
             top_k=asked.max_num_results,
             filters=asked.filters,
             score_threshold=asked.ranking_options.score_threshold,
         )
         found = await while_connected(search, request.receive)
-        page = SearchPage(
+        return SearchPage(
             search_query=queries,
-            data=[encoding.search_result(hit) for hit in found.hits],
+            data=[result for hit in found.hits if (result := show(hit)) is not None],
             index_version=found.index_version,
             timings_ms=encoding.timings_ms(found.timings),
         )
-        return JSONResponse(page.model_dump())
 
     def _card(self, request: Request) -> StoreCard:
         name = request.path_params["store"]
@@ -105,25 +115,6 @@ class VectorStores:
             f"the vector store {name!r} does not exist; there are {[card.name for card in cards]}",
             param="vector_store_id",
         )
-
-
-def _limit(request: Request) -> int:
-    given = request.query_params.get("limit", "20")
-    if not (given.isascii() and given.isdigit() and len(given) <= 3 and 1 <= int(given) <= 100):
-        raise InvalidRequestError(f"`limit` must be 1 to 100, got {given[:20]!r}", param="limit")
-    return int(given)
-
-
-def _page(cards: Sequence[StoreCard], *, has_more: bool) -> JSONResponse:
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": [card.to_wire().model_dump() for card in cards],
-            "first_id": cards[0].name if cards else None,
-            "last_id": cards[-1].name if cards else None,
-            "has_more": has_more,
-        }
-    )
 
 
 def _queries(query: str | list[str]) -> list[str]:

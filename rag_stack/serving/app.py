@@ -11,9 +11,11 @@ from rag_stack.generation.engine_settings import WORKER_CLASS, times_its_start
 from rag_stack.serving.control import (
     ADMIN_APP,
     ENGINE_APP,
+    FILES_APP,
     MODELS_APP,
     SEARCH_APP,
     AdminServer,
+    FilesServer,
     HealthServer,
     ModelsServer,
     SearchServer,
@@ -25,6 +27,7 @@ from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
 _CONTROL: tuple[tuple[str, str, type], ...] = (
     (ADMIN_APP, "/admin", AdminServer),
     (SEARCH_APP, "/v1/vector_stores", SearchServer),
+    (FILES_APP, "/v1/files", FilesServer),
     (MODELS_APP, "/v1/models", ModelsServer),
     ("health", "/health", HealthServer),
     ("ready", "/ready", HealthServer),

@@ -18,6 +18,7 @@ from rag_stack.api.health import OPEN_PATHS, Health, Readiness
 from rag_stack.api.models import Models, Starter, Starts
 from rag_stack.artifacts.retention import Retention
 from rag_stack.artifacts.tiers import open_tiers
+from rag_stack.errors import UnavailableError
 from rag_stack.metrics import Recorder
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
 from rag_stack.serving.holding import Holding
@@ -31,6 +32,7 @@ ENGINE_APP = "engine"
 SEARCH_APP = "vector_stores"
 MODELS_APP = "models"
 ADMIN_APP = "admin"
+FILES_APP = "files"
 # What a look at a pointer costs: nothing on a disk, a request elsewhere.
 _POLL_S: Final = {"file": 1.0}
 _POLL_OTHERS_S: Final = 2.0
@@ -46,6 +48,7 @@ class SearchServer:
         from rag_stack.serving.membership import follow
         from rag_stack.serving.node_agent import cluster_peers
         from rag_stack.serving.opening import open_retrieval
+        from rag_stack.serving.owned_stores import own_stores
 
         self._pinned = pinned
         self._recorder = RayRecorder()
@@ -56,13 +59,44 @@ class SearchServer:
         )
         follower = await follow(self._retrieval, self._recorder)
         self._following = asyncio.create_task(follower.run())
+        self._stores = own_stores(pinned, self._retrieval)
+        self._ingesting = asyncio.create_task(self._stores.keeper.ingest.run())
+
+    async def remove_file(self, file_id: str) -> bool:
+        """Take a file out of all stores; whether no search finds it any more. See StoreKeeper.remove_everywhere."""
+        return await self._stores.keeper.remove_everywhere(file_id)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The stores' routes behind the gate."""
-        from rag_stack.serving.opening import vector_stores
+        return _served(self._stores.routes(), self._pinned, recorder=self._recorder)
 
-        routes = vector_stores(self._pinned, self._retrieval).routes()
-        return _served(routes, self._pinned, recorder=self._recorder)
+
+class FilesServer:
+    """/v1/files: takes uploads to the object store. The search server, which owns the stores, knows where each is."""
+
+    def __init__(self, pinned: PinnedRelease) -> None:
+        self._pinned = pinned
+        self._recorder = RayRecorder()
+        self._search: Any = None
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The files' routes behind the gate."""
+        from rag_stack.api.files import FilesEndpoint
+        from rag_stack.artifacts.object_store import open_store
+        from rag_stack.stores.files import Files
+
+        release = self._pinned.release
+        files = Files(open_store(release.artifacts.root))
+        endpoint = FilesEndpoint(files, self._detach, release.server.max_file_bytes)
+        return _served(endpoint.routes(), self._pinned, recorder=self._recorder)
+
+    async def _detach(self, file_id: str) -> bool:
+        try:
+            self._search = self._search or await asyncio.to_thread(serve.get_app_handle, SEARCH_APP)
+            gone: bool = await self._search.remove_file.remote(file_id)
+        except (RayServeException, RayError) as exc:
+            raise UnavailableError(f"the stores' owner does not answer: {exc}", retry_after_s=5) from exc
+        return gone
 
 
 class AdminServer:

@@ -42,6 +42,7 @@ class OpenRetrieval:
     was opened.
     """
 
+    embedder: Embedder
     retriever: Retriever
     shelf: Shelf
     tiers: Tiers
@@ -97,7 +98,7 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline, r
         queue=release.retrieval.queue,
         recorder=recorder,
     )
-    return OpenRetrieval(retriever, shelf, tiers, lambda: _cards(pinned, shelf), following(pinned))
+    return OpenRetrieval(embedder, retriever, shelf, tiers, lambda: _cards(pinned, shelf), following(pinned))
 
 
 def open_indexes(

@@ -90,15 +90,15 @@ def test_nulls_and_unknown_fields_in_a_search(layered: Layered) -> None:
 
 
 def test_list(client: OpenAI) -> None:
-    assert [store.id for store in client.vector_stores.list()] == ["atlas", "kitchen"]
+    assert [store.id for store in client.vector_stores.list()] == ["kitchen", "atlas"], "newest first"
     first = client.vector_stores.list(limit=1)
-    assert ([store.id for store in first.data], first.has_more, first.last_id) == (["atlas"], True, "atlas")
-    assert [store.id for store in client.vector_stores.list(limit=1)] == ["atlas", "kitchen"], "pages follow each other"
-    assert [store.id for store in client.vector_stores.list(after="atlas")] == ["kitchen"]
-    assert [store.id for store in client.vector_stores.list(before="kitchen").data] == ["atlas"]
-    assert [store.id for store in client.vector_stores.list(order="desc")] == ["kitchen", "atlas"]
-    assert client.vector_stores.list(after="kitchen").data == []
-    assert client.vector_stores.list(before="atlas").data == []
+    assert ([store.id for store in first.data], first.has_more, first.last_id) == (["kitchen"], True, "kitchen")
+    assert [store.id for store in client.vector_stores.list(limit=1)] == ["kitchen", "atlas"], "pages follow each other"
+    assert [store.id for store in client.vector_stores.list(after="kitchen")] == ["atlas"]
+    assert [store.id for store in client.vector_stores.list(before="atlas").data] == ["kitchen"]
+    assert [store.id for store in client.vector_stores.list(order="asc")] == ["atlas", "kitchen"]
+    assert client.vector_stores.list(after="atlas").data == []
+    assert client.vector_stores.list(before="kitchen").data == []
 
 
 def test_get(client: OpenAI) -> None:

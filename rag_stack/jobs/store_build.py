@@ -1,0 +1,87 @@
+"""Builds stores made over HTTP: uploaded files -> documents, and from there on as every index is built."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Final
+
+from rag_stack.artifacts.tiers import Tiers
+from rag_stack.errors import NotFoundError
+from rag_stack.index.chunking import token_count
+from rag_stack.index.documents import Document
+from rag_stack.index.format import Chunking
+from rag_stack.index.spec import Gates
+from rag_stack.jobs.build import BuildSettings, build_version
+from rag_stack.jobs.embedding import Model
+from rag_stack.jobs.local_embedding import LocalEmbedding
+from rag_stack.stores.files import Files
+from rag_stack.stores.ingest import Built
+from rag_stack.stores.parsing import UnreadableFileError, parse_upload
+from rag_stack.stores.store import FileError, Outcome, Store, StoreFile
+
+_BY: Final = "/v1/vector_stores"
+# Whoever removes nine of ten files means it, and nobody is there to force what a gate holds back.
+_NO_GATES: Final = Gates(max_shrink=1.0, min_recall=0.0)
+# Enough to find a word in.
+_GLANCE_CHARS: Final = 4096
+
+
+class StoreBuild:
+    """Builds stores with one embedder (`rag_stack.stores.ingest.Build`). `workers` threads embed."""
+
+    def __init__(self, files: Files, tiers: Tiers, model: Model, *, chunking: Chunking, workers: int = 1) -> None:
+        self._files = files
+        self._tiers = tiers
+        self._embedding = LocalEmbedding(model, workers=workers)
+        self._settings = BuildSettings(chunking=chunking, gates=_NO_GATES, by=_BY)
+
+    def build(self, store: Store) -> Built:
+        """Index the files that are completed or wait; embeds only what no build of this store has embedded."""
+        outcomes: dict[str, Outcome] = {}
+        documents = self._documents(store, outcomes)
+        first = next(documents, None)
+        if first is None:
+            self.discard(store.store_id)
+            return Built(None, outcomes)
+        report = build_version(
+            chain([first], documents),
+            name=store.store_id,
+            embedding=self._embedding,
+            settings=self._settings,
+            tiers=self._tiers,
+        )
+        return Built(report.manifest.version, outcomes)
+
+    def discard(self, store_id: str) -> None:
+        """Nothing is promoted any more, so that `rag-stack index gc` takes the versions; stored vectors go at once."""
+        objects = self._tiers.catalog.store
+        objects.delete(f"indexes/{store_id}/PROMOTED")
+        for fingerprint in objects.list_names(f"embeddings/{store_id}"):
+            for segment in objects.list_names(f"embeddings/{store_id}/{fingerprint}"):
+                objects.delete(f"embeddings/{store_id}/{fingerprint}/{segment}")
+
+    def _documents(self, store: Store, outcomes: dict[str, Outcome]) -> Iterator[Document]:
+        """What can be indexed, one at a time; `outcomes` gets every file's."""
+        for file in store.shown:
+            if file.status not in ("completed", "in_progress"):
+                continue
+            try:
+                document = self._document(file)
+            except UnreadableFileError as exc:
+                outcomes[file.file_id] = Outcome(error=exc.error)
+                continue
+            outcomes[file.file_id] = Outcome(usage_bytes=len(document.text.encode()))
+            yield document
+
+    def _document(self, file: StoreFile) -> Document:
+        try:
+            document = parse_upload(self._files.content(file.file_id), file)
+        except NotFoundError as exc:
+            raise _invalid("was deleted before it was indexed") from exc
+        tokenizer = self._embedding.model.tokenizer
+        if not token_count(tokenizer, document.text[:_GLANCE_CHARS]) and not token_count(tokenizer, document.text):
+            raise _invalid("has no words")
+        return document
+
+
+def _invalid(message: str) -> UnreadableFileError:
+    return UnreadableFileError(FileError(code="invalid_file", message=message))
