@@ -16,7 +16,7 @@ from rag_stack.api.auth import AdminKeyRing
 from rag_stack.api.http import header, read_json
 from rag_stack.api.validation import validated
 from rag_stack.artifacts.catalog import Catalog, Expected
-from rag_stack.artifacts.manifest import ArtifactRef
+from rag_stack.artifacts.manifest import POINTER_NAME, ArtifactRef
 from rag_stack.artifacts.promotion import MAX_REASON_CHARS, Pointer
 from rag_stack.artifacts.retention import KEEP, OLDER_THAN_S, Retention, seconds_of
 from rag_stack.config import Name, is_name
@@ -184,8 +184,7 @@ class Admin:
         if before is None:
             raise InvalidRequestError("`from` is missing: the version to compare with", param="from")
         for param, version in (("from", before), ("to", after)):
-            if version is not None and not is_name(version):
-                raise InvalidRequestError(f"`{param}` is no version: {version[:40]!r}", param=param)
+            _check_version(version, param=param)
 
         def look() -> dict[str, Any]:
             old = self._catalog.manifest(ArtifactRef("indexes", name, before))
@@ -197,6 +196,7 @@ class Admin:
         """Promote a published version whose gates have passed, or any by force."""
         caller, name = self._caller(request), _name(request)
         asked = validated(Promote, await self._body(request))
+        _check_version(asked.version, param="version")
         expected = Expected.CURRENT if asked.expected_version is None else asked.expected_version
         pointer = await self._found(
             self._quick,
@@ -216,6 +216,7 @@ class Admin:
         """Promote what was promoted before, or `to` a version further back."""
         caller, name = self._caller(request), _name(request)
         asked = validated(Rollback, await self._body(request))
+        _check_version(asked.to, param="to")
         expected = Expected.CURRENT if asked.expected_version is None else asked.expected_version
         pointer = await self._found(
             self._quick,
@@ -234,6 +235,7 @@ class Admin:
         """Read a version, check every byte and open it. What is wrong with it is an answer too: `ok` is false then."""
         self._caller(request)
         name, asked = _name(request), validated(Verify, await self._body(request))
+        _check_version(asked.version, param="version")
 
         def look() -> dict[str, Any]:
             ref = self._catalog.resolve("indexes", name, asked.version).ref
@@ -286,6 +288,11 @@ def _name(request: Request) -> str:
     if not is_name(name):
         raise NotFoundError(f"the index {name[:40]!r} does not exist", param="name")
     return name
+
+
+def _check_version(version: str | None, *, param: str) -> None:
+    if version is not None and (not is_name(version) or version == POINTER_NAME):
+        raise InvalidRequestError(f"`{param}` is no version: {version[:40]!r}", param=param)
 
 
 def _limit(request: Request) -> int:

@@ -11,22 +11,23 @@ pins (`Retention.pin`), for the claims of publishers on stores without locks (`C
 the publishers' lock is held meanwhile, and says more: that there is none.
 
 The manifest goes first, so that what a killed deletion leaves is what a killed publish leaves: files that are no
-version. The mark stays until the last file is gone. If a run is killed, the next one takes its mark over: at once where
-the lock says that it is dead; on S3 after an hour by the store's clock, and a run stops deleting long before that.
+version. The mark stays until the last file is gone. If a run is killed, the next one clears its mark: at once where the
+lock says that it is dead; on S3 after an hour by the store's clock, and a run stops deleting long before that.
 """
 
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
 
 from rag_stack.artifacts.catalog import Catalog, claim_key, manifest_key
-from rag_stack.artifacts.manifest import ArtifactRef
+from rag_stack.artifacts.manifest import ArtifactKind, ArtifactRef
 from rag_stack.artifacts.promotion import Condemned, PointerState
 from rag_stack.errors import ArtifactBusyError, ArtifactError, PromotionConflictError
 
-_TAKEN_OVER_AFTER_S: Final = 3600.0
+_DEAD_AFTER_S: Final = 3600.0
 _STOPS_AFTER_S: Final = 1200.0
 
 # Why a version is needed, by a state of its pointer and by what is written down at the time of the call.
@@ -36,12 +37,21 @@ Reasons = Callable[[PointerState], tuple[str, ...]]
 class Deletion:
     """One run that deletes versions. `now` is the store's time at its start."""
 
-    def __init__(self, catalog: Catalog, *, now: datetime, taken_over_after_s: float = _TAKEN_OVER_AFTER_S) -> None:
+    def __init__(self, catalog: Catalog, *, now: datetime, dead_after_s: float = _DEAD_AFTER_S) -> None:
         self._catalog = catalog
         self._store = catalog.store
         self._now = now
-        self._taken_over_after = timedelta(seconds=taken_over_after_s)
+        self._dead_after = timedelta(seconds=dead_after_s)
         self._id = secrets.token_hex(8)
+
+    def clear(self, kind: ArtifactKind, name: str) -> None:
+        """Take away the marks of killed runs; what nobody needs is marked again."""
+        for version, mark in self._catalog.state(kind, name)[0].condemned.items():
+            ref = ArtifactRef(kind, name, version)
+            with suppress(ArtifactBusyError), self._store.exclusive(manifest_key(ref), wait=False) as alone:
+                if alone or self._is_dead(mark):
+                    self._acquit(ref, mark.by)
+            self._store.prune(str(ref))
 
     def delete(self, ref: ArtifactRef, reasons: Reasons) -> tuple[str, ...]:
         """Delete a version unless there are reasons to keep it, which are returned then. Blocking.
@@ -54,7 +64,7 @@ class Deletion:
                 kept = self._condemn(ref, reasons, alone=alone) or self._reprieve(ref, reasons)
                 if not kept:
                     self._remove(ref, until=None if alone else started + _STOPS_AFTER_S)
-                    self._acquit(ref)
+                    self._acquit(ref, self._id)
         except ArtifactBusyError:
             return ("being published or deleted by another process",)
         if not kept:
@@ -66,7 +76,7 @@ class Deletion:
             state, data = self._catalog.state(ref.kind, ref.name)
             kept = reasons(state)
             other = state.condemned.get(ref.version)
-            if not kept and other is not None and not alone and not self._is_dead(other):
+            if not kept and other is not None and not alone:
                 kept = (f"being deleted by another run, since {other.at}",)
             if kept:
                 return kept
@@ -82,7 +92,7 @@ class Deletion:
     def _reprieve(self, ref: ArtifactRef, reasons: Reasons) -> tuple[str, ...]:
         kept = reasons(self._catalog.state(ref.kind, ref.name)[0])
         if kept:
-            self._acquit(ref)
+            self._acquit(ref, self._id)
         return kept
 
     def _remove(self, ref: ArtifactRef, *, until: float | None) -> None:
@@ -96,11 +106,11 @@ class Deletion:
                 )
             self._store.delete(key)
 
-    def _acquit(self, ref: ArtifactRef) -> None:
+    def _acquit(self, ref: ArtifactRef, by: str) -> None:
         while True:
             state, data = self._catalog.state(ref.kind, ref.name)
             mark = state.condemned.get(ref.version)
-            if mark is None or mark.by != self._id:
+            if mark is None or mark.by != by:
                 return
             try:
                 others = {version: each for version, each in state.condemned.items() if version != ref.version}
@@ -110,4 +120,4 @@ class Deletion:
             return
 
     def _is_dead(self, other: Condemned) -> bool:
-        return self._now - datetime.fromisoformat(other.at) > self._taken_over_after
+        return self._now - datetime.fromisoformat(other.at) > self._dead_after

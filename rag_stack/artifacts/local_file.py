@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from rag_stack.errors import ArtifactError
 
@@ -19,6 +19,8 @@ _ADVICE = {
     errno.EPERM: "give this user access to it or choose another place",
     errno.EROFS: "mount it writable or choose another place",
 }
+
+_FOLDER_TRIES: Final = 100
 
 
 @contextmanager
@@ -112,14 +114,7 @@ def unlock(descriptor: int) -> None:
 
 @contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[BinaryIO]:
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = open_locked(path, blocking=wait)
-        except FileNotFoundError:
-            # Its folder was empty for a moment, and removed by who deletes the version.
-            continue
-        break
+    descriptor = _open_in_folder(path, wait=wait)
     if descriptor is None:
         raise BlockingIOError(errno.EWOULDBLOCK, "another process has the lock", str(path))
     with os.fdopen(descriptor, "r+b", closefd=False) as file:
@@ -128,6 +123,18 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[BinaryIO]:
         finally:
             file.close()
             unlock(descriptor)
+
+
+def _open_in_folder(path: Path, *, wait: bool) -> int | None:
+    """Lock a file in a folder that is made if need be, although who deletes what is in it may remove it meanwhile."""
+    for left in reversed(range(_FOLDER_TRIES)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return open_locked(path, blocking=wait)
+        except (FileNotFoundError, FileExistsError):
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

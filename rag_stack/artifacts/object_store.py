@@ -93,11 +93,16 @@ class ObjectStore:
         with self._translated("list", prefix):
             found = cast(dict[str, dict[str, Any]], self._fs.find(self._path(prefix), detail=True))
         root = f"{self._root}/"
-        listed = [ObjectEntry(path.removeprefix(root), int(info["size"]), _time(info)) for path, info in found.items()]
+        # SeaweedFS lists a folder for a while after the last object in it is gone.
+        files = {path: info for path, info in found.items() if info.get("type") != "directory"}
+        listed = [ObjectEntry(path.removeprefix(root), int(info["size"]), _time(info)) for path, info in files.items()]
         return sorted(listed, key=lambda entry: entry.key)
 
     def modified_at(self, key: str) -> datetime:
-        """When an object was written, by the store's clock. Raises ArtifactNotFoundError."""
+        """When an object was written, by the store's clock, which may tell it in whole seconds.
+
+        Raises ArtifactNotFoundError.
+        """
         with self._reading(key):
             return _time(self._fs.info(self._path(key)))
 

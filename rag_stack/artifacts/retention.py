@@ -33,7 +33,7 @@ _GRACE_S: Final = 3600.0
 _LEASE_S: Final = 86400.0
 # Where no lock tells whether a publisher is alive: longer than any upload of one file takes.
 _LEAVINGS_S: Final = 86400.0
-_DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw]?)")
+_DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhdw]?)")
 _UNIT_S: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -172,9 +172,11 @@ class Retention:
             check_address(kind, name)
         names = self._store.list_names(kind) if name is None else [name]
         run = _Run(self, self._store.now(), keep, max(timedelta(seconds=older_than_s), self._grace))
-        verdicts = [
-            run.judge(ref, dry_run=dry_run) for each in names if is_name(each) for ref in self._refs(kind, each)
-        ]
+        verdicts = []
+        for each in filter(is_name, names):
+            if not dry_run:
+                run.clear(kind, each)
+            verdicts += [run.judge(ref, dry_run=dry_run) for ref in self._refs(kind, each)]
         return Collected(tuple(verdict for verdict in verdicts if verdict is not None), dry_run)
 
     def _refs(self, kind: ArtifactKind, name: str) -> list[ArtifactRef]:
@@ -194,6 +196,10 @@ class _Run:
         self._older_than = older_than
         self._deletion = Deletion(self._catalog, now=now)
 
+    def clear(self, kind: ArtifactKind, name: str) -> None:
+        """End what killed runs have begun with a name."""
+        self._deletion.clear(kind, name)
+
     def judge(self, ref: ArtifactRef, *, dry_run: bool) -> Verdict | None:
         """Delete a version if nobody needs it. None when there is nothing of it."""
         entries = self._store.entries(str(ref))
@@ -209,11 +215,16 @@ class _Run:
         """Why a version is needed, from what is written down now."""
         entries = {entry.key: entry for entry in self._store.entries(str(ref))}
         manifest, claim = entries.get(manifest_key(ref)), entries.get(claim_key(ref))
-        reasons = [*self._promotions(ref, state), *self._held(ref), *self._claimed(claim)]
+        reasons = self._claimed(claim)
         if manifest is None:
-            reasons += self._unfinished(list(entries.values()))
-        elif self._age(manifest) <= self._older_than:
-            reasons.append(f"younger than {duration(self._older_than)}")
+            # What is no version any more is neither gone back to nor held by a pin that came too late; but whoever has
+            # lost the manifest of what is promoted will want the rest.
+            promoted = state.pointer is not None and state.pointer.version == ref.version
+            reasons += ["promoted"] if promoted else self._unfinished(list(entries.values()))
+        else:
+            reasons += [*self._promotions(ref, state), *self._held(ref)]
+            if self._age(manifest) <= self._older_than:
+                reasons.append(f"younger than {duration(self._older_than)}")
         if not reasons and ref.kind == "models" and manifest is not None:
             reasons += self._embeds(ref)
         return tuple(reasons)

@@ -11,5 +11,8 @@ selector   how each kind of FAISS index is told which rows may be found
 probe      which part of an index's file a query reads
 residency  what of a file is in the page cache
 memory     how much of it this process may still take
+listing    the published versions as rows
+judgement  whether a version may be promoted, and whether its stored bytes are right
+difference what two versions differ in
 reader     one open index version: mapped, prefaulted, searched
 """

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -50,6 +51,30 @@ def test_bytes_come_back(store: ObjectStore) -> None:
     with store.open("a/b.json") as file:
         assert file.read(3) == b"sec"
         assert file.read() == b"ond"
+
+
+def test_every_object_below_a_prefix_is_an_entry(store: ObjectStore) -> None:
+    assert store.entries("a/v1") == []
+    for key in ("a/v1/x", "a/v1/sub/y", "a/v1/.dotted", "a/v10/x", "a/other"):
+        store.put_bytes(key, key.encode())
+    entries = store.entries("a/v1")
+    assert [(each.key, each.size_bytes) for each in entries] == [
+        ("a/v1/.dotted", 12),
+        ("a/v1/sub/y", 10),
+        ("a/v1/x", 6),
+    ]
+    for each in entries:
+        # A HEAD's answer has no parts of a second, a listing may.
+        assert abs(each.modified_at - store.modified_at(each.key)) < timedelta(seconds=1)
+
+
+def test_the_store_tells_its_time(store: ObjectStore) -> None:
+    store.put_bytes("a", b"first")
+    first = store.modified_at("a")
+    assert first.utcoffset() == timedelta(0)
+    assert timedelta(seconds=-1) < store.now() - first < timedelta(minutes=1)
+    with pytest.raises(ArtifactNotFoundError):
+        store.modified_at("b")
 
 
 def test_a_missing_object_is_not_found(store: ObjectStore) -> None:
