@@ -30,7 +30,13 @@ def main(wanted: dict[str, Any]) -> dict[str, Any]:
         last[0] = time.monotonic()
 
     report = build_index(
-        spec, tiers=tiers, engine=wanted["engine"], workers=wanted["workers"], progress=note, load=load
+        spec,
+        tiers=tiers,
+        engine=wanted["engine"],
+        workers=wanted["workers"],
+        progress=note,
+        load=load,
+        batch=wanted.get("batch"),
     )
     found: dict[str, Any] = {
         "version": report.manifest.version,

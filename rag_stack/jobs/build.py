@@ -304,7 +304,8 @@ class Filling:
         if self._progress is not None:
             total = None if total is None else max(total, done)
             rate = self.rate
-            eta_s = (total - done) / rate if total is not None and rate else None
+            left = None if total is None else total - done
+            eta_s = 0.0 if left == 0 else left / rate if left and rate else None
             self._progress(Progress(done, total, rate, eta_s))
 
 

@@ -69,12 +69,13 @@ def build_index(
     reason: str = "",
     progress: OnProgress | None = None,
     load: Load | None = None,
+    batch: int | None = None,
 ) -> BuildReport:
     """Build, publish and promote a version of a spec's index. Blocking; raises as `build_version` does.
 
     `engine` says who embeds: `local` threads of this process, `ray` an actor pool on Ray Data, `auto` Ray only when
     there is more to embed than is done while Ray starts. `workers` threads, or actors where Ray is of this build's own.
-    `load` gives another embedder than the spec's (for tests).
+    `load` gives another embedder than the spec's, and `batch` is what a Ray actor gets of it at once (for tests).
     """
     # Before the embedder, which takes seconds.
     tree = open_source(spec.source)
@@ -91,7 +92,13 @@ def build_index(
     if engine != "local":
         worth = 0 if engine == "ray" else WORTH_RAY
         embedding = RayEmbedding(
-            LocalEmbedding(model, workers=workers), reader, listing.files, load, workers=workers, worth=worth
+            LocalEmbedding(model, workers=workers),
+            reader,
+            listing.files,
+            load,
+            workers=workers,
+            batch=batch,
+            worth=worth,
         )
     reading = CountedReading(reader, listing.files)
     return build_version(

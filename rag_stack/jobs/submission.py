@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from rag_stack.errors import InvalidRequestError, NotFoundError, UnavailableError
+from rag_stack.errors import AuthenticationError, InvalidRequestError, NotFoundError, UnavailableError
 from rag_stack.index.spec import IndexSpec
 
 if TYPE_CHECKING:
@@ -110,8 +110,15 @@ class JobClient:
 
     @contextmanager
     def _translated(self, job_id: str | None = None) -> Iterator[None]:
+        from ray.exceptions import AuthenticationError as RefusedError
+
         try:
             yield
+        except RefusedError as exc:
+            raise AuthenticationError(
+                f"the Ray cluster at {self.address} asks for a token: {' '.join(str(exc).split())}; set RAY_AUTH_TOKEN "
+                "or RAY_AUTH_TOKEN_PATH"
+            ) from exc
         except (RuntimeError, OSError) as exc:
             if job_id is not None and "does not exist" in str(exc):
                 raise NotFoundError(f"no job {job_id!r} on {self.address}; see `rag-stack job list`") from exc

@@ -1,6 +1,8 @@
 """From a spec to a promoted index version that can be searched: the real embedder, the real command."""
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from rag_stack.config import ArtifactsConfig
 from rag_stack.errors import ArtifactNotFoundError, DocumentError, IndexVersionError
 from rag_stack.index.reader import IndexVersion
 from rag_stack.index.spec import load_spec
-from rag_stack.jobs.index_build import Progress, build_index
+from rag_stack.jobs.embedding import Progress
+from rag_stack.jobs.index_build import build_index
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.retrieval.embedder import Embedder
 from rag_stack.retrieval.retriever import Retriever
@@ -68,7 +71,8 @@ def spec_file(tmp_path: Path) -> Path:
 
 def _run(artifacts: ArtifactsConfig, *arguments: Any) -> Result:
     options = ["--root", artifacts.root, *(["--cache", artifacts.cache] if arguments[0] == "build" else [])]
-    return CliRunner().invoke(app, [str(each) for each in (*arguments, *options)])
+    # Wide enough for a table's every column.
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(each) for each in (*arguments, *options)])
 
 
 async def test_a_built_version_is_promoted_and_answers(tiers: Tiers, spec_file: Path) -> None:
@@ -137,3 +141,31 @@ def test_the_command_fails_in_one_line(artifacts: ArtifactsConfig, tmp_path: Pat
     assert failed.stderr.startswith("error: cannot read the index spec")
     assert failed.stderr.count("\n") == 1
     assert "no versions of nobody" in _run(artifacts, "versions", "nobody").stdout
+
+
+def test_a_failing_gate_is_one_line_and_exit_code_one(artifacts: ArtifactsConfig, spec_file: Path) -> None:
+    spec_file.write_text(_SPEC.replace("name: notes", "name: gated") + "gates: {min_documents: 5}\n")
+    refused = _run(artifacts, "build", spec_file)
+    assert refused.exit_code == 1
+    lines = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "is published, but not promoted: 1 of its gates failed (min_documents: 2 documents" in lines[0]
+    assert _run(artifacts, "build", spec_file, "--force").exit_code == 1
+    forced = _run(artifacts, "build", spec_file, "--force", "--reason", "a small one is meant", "--json")
+    assert forced.exit_code == 0, forced.output
+    report = json.loads(forced.stdout.strip().splitlines()[-1])
+    assert (report["promoted"], report["embedded"]) == (True, 0)
+    assert [gate["name"] for gate in report["gates"] if not gate["passed"]] == ["min_documents"]
+
+
+def test_a_build_with_nothing_to_embed_does_not_load_torch(artifacts: ArtifactsConfig, spec_file: Path) -> None:
+    spec_file.write_text(_SPEC.replace("name: notes", "name: light"))
+    assert _run(artifacts, "build", spec_file, "--no-promote").exit_code == 0
+    code = (
+        "import sys; from rag_stack.cli.index import app; app(sys.argv[1:], standalone_mode=False); "
+        "assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, "build", str(spec_file), "--root", artifacts.root]
+    done = subprocess.run([*command, "--cache", str(artifacts.cache)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "0 embedded" in done.stdout

@@ -18,10 +18,11 @@ from rag_stack.artifacts.tiers import Tiers
 from rag_stack.index.builder import write_index
 from rag_stack.index.cutting import cut_documents
 from rag_stack.index.documents import read_documents
+from rag_stack.index.embeddings import input_keys
 from rag_stack.index.format import EmbedderRef
 from rag_stack.index.reader import IndexVersion, set_search_threads
 from rag_stack.index.spec import IndexSpec
-from rag_stack.jobs.index_build import embed_all
+from rag_stack.jobs.local_embedding import LocalEmbedding
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.retrieval.embedder import Embedder
 
@@ -83,7 +84,9 @@ def _embedded(embedder: Embedder, inputs: tuple[str, ...]) -> np.ndarray:
         if len(vectors) == len(inputs):
             np.testing.assert_allclose(embedder.encode([inputs[n] for n in probe]), vectors[probe], atol=1e-4)
             return vectors
-    vectors = embed_all(embedder, inputs, workers=os.cpu_count() or 1)
+    pieces = LocalEmbedding(embedder, workers=os.cpu_count() or 1).embed(list(dict.fromkeys(inputs)))
+    by_key = {bytes(key): vector for piece in pieces for key, vector in zip(piece.keys, piece.vectors, strict=True)}
+    vectors = np.stack([by_key[bytes(key)] for key in input_keys(inputs)])
     _CACHE.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npy")
     np.save(partial, vectors)
