@@ -109,9 +109,10 @@ class UploadsVictim:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-        if self._store not in owner.shelf:
-            return set()
-        with owner.shelf.lease(self._store) as opened:
+        # Anew: what was done already the loop opens without anybody waiting for it.
+        reader = _Owner(self._root, self._scratch)
+        await reader.rollout.add_store(self._store)
+        with reader.shelf.lease(self._store) as opened:
             if opened.index is None:
                 return set()
             rows = range(len(opened.index.passages))
@@ -166,7 +167,8 @@ class _Owner:
         self.shelf = Shelf(Preparation(tiers, recorder, embedder_digest=model.digest), max_stores=1_000)
         self.register, self.files = Register(object_store), Files(object_store)
         build = StoreBuild(self.files, tiers, model, chunking=Chunking())
-        self.ingest = Ingest(self.register, build, LocalRollout(self.shelf, tiers.catalog), patience=_PATIENCE)
+        self.rollout = LocalRollout(self.shelf, tiers.catalog)
+        self.ingest = Ingest(self.register, build, self.rollout, patience=_PATIENCE)
 
 
 class _Words:

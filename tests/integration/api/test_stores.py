@@ -113,6 +113,20 @@ def test_get(client: OpenAI) -> None:
         client.vector_stores.search("nope", query="x")
 
 
+def test_a_replica_searches_and_writes_nothing(layered: Layered) -> None:
+    """Writes belong to the one process that owns the stores."""
+    with layered.http() as http:
+        statuses = {
+            "create": http.post("/v1/vector_stores", json={}).status_code,
+            "update": http.post("/v1/vector_stores/atlas", json={"name": "x"}).status_code,
+            "delete": http.delete("/v1/vector_stores/atlas").status_code,
+            "attach": http.post("/v1/vector_stores/atlas/files", json={"file_id": "file-x"}).status_code,
+            "batch": http.post("/v1/vector_stores/atlas/file_batches", json={"file_ids": ["file-x"]}).status_code,
+            "upload": http.post("/v1/files", files={"file": ("a", b"x")}).status_code,
+        }
+    assert statuses == {"create": 405, "update": 405, "delete": 405, "attach": 404, "batch": 404, "upload": 404}
+
+
 def test_models(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny", "tiny@atlas", "tiny@kitchen"]
     model = client.models.retrieve("tiny@atlas")
