@@ -8,7 +8,6 @@ from loadtests.kill import Round, build_report, draw, kill
 from loadtests.kill_damage import Damage
 from loadtests.report import exit_code
 
-
 FINE = Damage(figures={"acknowledged": 3})
 
 
