@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,7 @@ _PARTIAL: Final = ".partial"
 _VECTORS_FILE: Final = "vectors.faiss"
 _SPOOL_FILE: Final = "passages.stream"
 _UNIT_TOLERANCE: Final = 1e-3
+_WRITE_BYTES: Final = 1 << 20
 
 
 class IndexWriter:
@@ -58,12 +59,14 @@ class IndexWriter:
         self._directory = directory
         self._partial = directory / _PARTIAL
         self._ids = DocumentIds()
-        with _written(directory):
+        with _written(directory), ExitStack() as undo:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir()
+            undo.callback(shutil.rmtree, self._partial, ignore_errors=True)
             self._flat = FlatFile(self._partial / _VECTORS_FILE, dimension=dimension)
             self._passages = PassageSpool(self._partial / _SPOOL_FILE)
             self._documents = DocumentFile(self._partial / DOCUMENTS_FILE)
+            undo.pop_all()
 
     @property
     def documents(self) -> int:
@@ -145,7 +148,7 @@ class IndexWriter:
         """Remove what is not finished."""
         for part in (self._flat, self._passages, self._documents):
             # Whatever it could not write is deleted now.
-            with suppress(OSError):
+            with suppress(OSError, pa.ArrowException):
                 part.close()
         shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -182,7 +185,9 @@ class IndexWriter:
             if isinstance(trained.index, faiss.IndexFlat):
                 self._flat.path.replace(path)
             else:
-                faiss.write_index(trained.index, str(path))
+                with path.open("wb") as file:
+                    # Given a path, FAISS does not tell what fails as it closes the file.
+                    faiss.write_index(trained.index, faiss.PyCallbackIOWriter(file.write, _WRITE_BYTES))
             _verify(path, trained.index, exact)
             try:
                 for name in (INDEX_FILE, PASSAGES_FILE, DOCUMENTS_FILE):
@@ -222,7 +227,7 @@ def write_index(
 
 
 def _verify(path: Path, index: faiss.Index, exact: Exact) -> None:
-    """The file must answer as the index does. FAISS does not say when the last of its bytes did not reach the disk."""
+    """The file must answer as the index does."""
     written = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     query = exact.queries[:1]
     found, expected = (each.search(query, exact.at)[1].tolist() for each in (written, index))

@@ -54,7 +54,7 @@ def train(flat: FlatFile, recipe: str, search_parameters: str = "") -> Trained:
         # Not every kind of index can be searched with a filter, and every store can be asked for one.
         first = np.array(flat.vectors()[:1])
         index.search(first, 1, params=selecting(index, np.ones(flat.count, np.bool_)))
-    except RuntimeError as exc:
+    except (RuntimeError, MemoryError) as exc:
         reason = str(exc).split("Error: ")[-1]
         raise IndexVersionError(
             f"FAISS cannot build and filter {recipe!r} (search parameters {search_parameters!r}) from {flat.count} "

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -211,19 +212,35 @@ def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         IndexWriter(tmp_path / "nowhere", dimension=D)
 
 
-@pytest.mark.parametrize("limit", [20_000, 150_000, 600_000, 1_150_000])
-@pytest.mark.parametrize("recipe", ["Flat", "IVF16,Flat"])
-def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path, recipe: str, limit: int) -> None:
-    """No file may grow over a limit: in turn the spool, the vectors or the index do not fit."""
-    vectors = clustered(4_500, D)
+@contextmanager
+def _no_file_over(limit_bytes: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
-        with pytest.raises(IndexVersionError, match="is the disk full"):
-            _write(tmp_path, vectors, recipe=recipe)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 10, 20_000, 150_000, 600_000, 1_150_000])
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path, limit_bytes: int) -> None:
+    """At any time: in turn a header, the spool, the vectors do not fit."""
+    with _no_file_over(limit_bytes), pytest.raises(IndexVersionError, match="is the disk full"):
+        _write(tmp_path, clustered(4_500, D), recipe="Flat")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", ["IVF16,Flat", "HNSW16", "IVF16,PQ32x4fs,RFlat"])
+@pytest.mark.parametrize("missing_bytes", [1, 20_000])
+def test_an_index_that_does_not_fit_is_a_clear_error(tmp_path: Path, recipe: str, missing_bytes: int) -> None:
+    """To the last byte, which FAISS writes as it closes the file and does not tell of."""
+    vectors = clustered(4_500, D)
+    _write(tmp_path / "whole", vectors, recipe=recipe)
+    size = (tmp_path / "whole" / INDEX_FILE).stat().st_size
+    (tmp_path / "short").mkdir()
+    with _no_file_over(size - missing_bytes), pytest.raises(IndexVersionError, match="is the disk full"):
+        _write(tmp_path / "short", vectors, recipe=recipe)
+    assert list((tmp_path / "short").iterdir()) == []
 
 
 _MEMORY = """
@@ -270,17 +287,16 @@ def _peak_bytes(directory: Path, count: int, recipe: str, search_parameters: str
 
 
 @pytest.mark.parametrize(
-    ("recipe", "search_parameters", "small", "code_bytes"),
-    [("Flat", "", 200_000, 0), ("IVF64,PQ32x4fs,RFlat", "nprobe=4", 80_000, 16)],
+    ("recipe", "search_parameters", "code_bytes"), [("Flat", "", 0), ("IVF64,PQ32x4fs,RFlat", "nprobe=4", 16)]
 )
 def test_memory_does_not_grow_with_the_corpus(
-    tmp_path: Path, recipe: str, search_parameters: str, small: int, code_bytes: int
+    tmp_path: Path, recipe: str, search_parameters: str, code_bytes: int
 ) -> None:
     before, after = (
-        _peak_bytes(tmp_path / str(count), count, recipe, search_parameters) for count in (small, small + 250_000)
+        _peak_bytes(tmp_path / str(count), count, recipe, search_parameters) for count in (140_000, 300_000)
     )
-    # The vectors alone would be 64 MB more, the texts 35 MB. Lists grow to twice what they hold.
-    assert after - before < 250_000 * (24 + 2 * code_bytes) + (8 << 20)
+    # The vectors alone would be 41 MB more, the texts 22 MB. Lists grow to twice what they hold.
+    assert after - before < 160_000 * (24 + 2 * code_bytes) + (8 << 20)
 
 
 def test_a_document_is_cut_by_its_own_chunking() -> None:
