@@ -91,7 +91,7 @@ class CatalogVictim:
         acknowledged = [json.loads(line) for log in self._logs for line in _whole_lines(log)]
         failures = [each["failed"] for each in acknowledged if "failed" in each]
         inconsistent += [f"a process failed: {failure}" for failure in failures]
-        left = self._left()
+        left, before = self._left(), len(self._history)
         try:
             lost += self._lost(acknowledged)
             inconsistent += self._inconsistent()
@@ -108,7 +108,7 @@ class CatalogVictim:
                 "acknowledged": len(acknowledged),
                 "promotions": len({each["number"] for each in acknowledged if "number" in each}),
                 "deletions": sum(len(each.get("deleted", ())) for each in acknowledged),
-                "history": len(self._history),
+                "history_grown": len(self._history) - before,
                 **left,
             },
         )
