@@ -26,19 +26,21 @@ _BLOCK_ROWS: Final = 4096
 _MAX_EF_SEARCH: Final = 1024
 
 
-def search_selected(index: faiss.Index, vectors: Vectors, k: int, allowed: Allowed) -> tuple[Vectors, Rows]:
+def search_selected(
+    index: faiss.Index, vectors: Vectors, k: int, allowed: Allowed, *, few_rows: int = _FEW_ROWS
+) -> tuple[Vectors, Rows]:
     """The k allowed rows (bool [ntotal]) nearest to each vector: scores and rows, both [n, k], best first.
 
-    Where fewer are allowed, the row is -1 and the score -inf. Exact while few are allowed, as exact as a search for all
-    otherwise. Takes at most a scan over all rows.
+    Where fewer are allowed, the row is -1 and the score says nothing. Exact while no more than `few_rows` are allowed,
+    about as exact as a search for all otherwise. Takes at most a scan over all rows.
     """
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
         for place in range(index.chain.size()):
             vectors = faiss.downcast_VectorTransform(index.chain.at(place)).apply(vectors)
-        return search_selected(index.index, vectors, k, allowed)
+        return search_selected(index.index, vectors, k, allowed, few_rows=few_rows)
     count = int(np.count_nonzero(allowed))
-    if count <= _FEW_ROWS:
+    if count <= few_rows:
         return _exact(index, vectors, k, allowed, count)
     scores, rows = _widened(index, vectors, k, allowed, share=count / len(allowed))
     if (rows[:, min(k, count) - 1] < 0).any():
@@ -95,14 +97,20 @@ def _compared(storage: faiss.Index, vectors: Vectors, k: int, rows: Rows) -> tup
 
 
 def _widened(index: faiss.Index, vectors: Vectors, k: int, allowed: Allowed, *, share: float) -> tuple[Vectors, Rows]:
-    match index:
-        case faiss.IndexHNSW() if _ef_search(index, share, k) > _MAX_EF_SEARCH:
+    if isinstance(index, faiss.IndexIVF):
+        return _probed(index, vectors, k, selecting(index, allowed, share=share, at_least=k))
+    if isinstance(index, faiss.IndexHNSW):
+        share = min(share, _share_around(index, vectors, allowed))
+        if share == 0 or _ef_search(index, share, k) > _MAX_EF_SEARCH:
             return _exact(index, vectors, k, allowed, int(np.count_nonzero(allowed)))
-        case faiss.IndexIVF():
-            return _probed(index, vectors, k, selecting(index, allowed, share=share, at_least=k))
-        case _:
-            scores, rows = index.search(vectors, k, params=selecting(index, allowed, share=share, at_least=k))
-            return scores, rows
+    scores, rows = index.search(vectors, k, params=selecting(index, allowed, share=share, at_least=k))
+    return scores, rows
+
+
+def _share_around(index: faiss.IndexHNSW, vectors: Vectors, allowed: Allowed) -> float:
+    """How many of the nearest rows are allowed: few, where a filter leaves out just what the query is about."""
+    _, near = index.search(vectors, int(index.hnsw.efSearch))
+    return float((allowed[near] & (near >= 0)).mean(axis=1).min())
 
 
 def _probed(

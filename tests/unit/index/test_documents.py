@@ -10,6 +10,8 @@ from rag_stack.errors import ConfigError, DocumentError, IndexVersionError
 from rag_stack.index.documents import Documents, read_documents
 from rag_stack.index.spec import IndexSpec, load_spec
 
+_SPEC = "name: d\nembedder: {{name: w}}\n{}\n"
+
 
 def _read(folder: Path, *, source: dict[str, Any] | None = None, **settings: Any) -> Documents:
     spec = {"name": "docs", "embedder": {"name": "words"}, "source": {"folder": folder, **(source or {})}, **settings}
@@ -157,6 +159,17 @@ def test_a_spec_file_is_read_and_its_folder_is_its_own(tmp_path: Path) -> None:
     assert (spec.chunking.max_tokens, spec.recipe, spec.on_error) == (200, "auto", "skip")
 
 
+def test_a_spec_says_what_must_hold(tmp_path: Path) -> None:
+    path = tmp_path / "docs.yaml"
+    canary = "{question: Who burns it, expect: [lighthouse.txt]}"
+    path.write_text(_SPEC.format(f"source: {{folder: 's3://docs/town'}}\ngates: {{canaries: [{canary}]}}"))
+    spec = load_spec(path)
+    assert (spec.source.folder, spec.source.remote) == ("s3://docs/town", True)
+    assert (spec.gates.min_documents, spec.gates.max_shrink, spec.gates.min_recall) == (1, 0.5, 0.9)
+    assert (spec.gates.canaries[0].expect, spec.gates.canaries[0].top_k) == (("lighthouse.txt",), 5)
+    assert (spec.recall_target, spec.recall_at, spec.memory_budget_bytes) == (0.95, 10, None)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -169,6 +182,16 @@ def test_a_spec_file_is_read_and_its_folder_is_its_own(tmp_path: Path) -> None:
             "name: d\nembedder: {name: w}\nsource: {folder: x}\nchunking: {max_tokens: 20, overlap_tokens: 11}\n",
             "at most half of max_tokens",
         ),
+        (_SPEC.format("source: {folder: 's3:///x'}"), "must be a folder or s3://bucket/prefix"),
+        (_SPEC.format("source: {folder: 'https://x.example/'}"), "must be a folder or s3://bucket/prefix"),
+        (_SPEC.format("source: {folder: x, include: ['../*.txt']}"), "a pattern names what is in the source"),
+        (_SPEC.format("source: {folder: x, attribute_columns: [id]}"), "other columns than a document's own"),
+        (_SPEC.format("source: {folder: x}\nsearch_parameters: nprobe=4"), "the recipe is auto"),
+        (_SPEC.format("source: {folder: x}\nrecipe: Flat\nmemory_budget_bytes: 9"), "chooses a recipe"),
+        (_SPEC.format("source: {folder: x}\ngates: {max_shrink: 2}"), "gates.max_shrink"),
+        (_SPEC.format("source: {folder: x}\ngates: {canaries: [{question: q, expect: []}]}"), "canaries.0.expect"),
+        (_SPEC.format("source: {folder: x}\nrecall_target: 0"), "recall_target"),
+        (_SPEC.format("source: {folder: x}\nmax_document_bytes: 0"), "max_document_bytes"),
     ],
 )
 def test_a_wrong_spec_names_the_file_and_the_field(tmp_path: Path, text: str, message: str) -> None:

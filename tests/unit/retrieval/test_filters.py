@@ -112,6 +112,17 @@ def test_depth_and_size_have_bounds(passages: PassageTable) -> None:
     wide = {"type": "or", "filters": [{"type": "or", "filters": [leaf] * 33}] * 2}
     with pytest.raises(InvalidRequestError, match="64 comparisons"):
         row_mask(_FILTER.validate_python(wide), passages)
+    many = {"type": "in", "key": "lang", "value": ["en"] * 500}
+    row_mask(_FILTER.validate_python({"type": "or", "filters": [many, many]}), passages)
+    with pytest.raises(InvalidRequestError, match="1,000 values in all"):
+        row_mask(_FILTER.validate_python({"type": "or", "filters": [many, many, leaf]}), passages)
+
+
+def test_masks_are_kept_within_a_budget(passages: PassageTable) -> None:
+    cache = MaskCache(passages, capacity_bytes=2 * len(passages))
+    for year in (1999, 2005, 2020):
+        cache.row_mask(_filter("eq", "year", year))
+    assert len(cache) == 2
 
 
 def test_masks_are_kept_for_the_latest_filters_only(passages: PassageTable) -> None:
