@@ -188,7 +188,8 @@ def build_version(
         documents=metadata.documents,
         passages=metadata.passages,
         embedded=vectors.embedded,
-        reused=metadata.passages - vectors.embedded,
+        # Ray may have embedded more than is there: what has changed in the source meanwhile.
+        reused=max(0, metadata.passages - vectors.embedded),
         skipped=metadata.skipped,
         gates=gates,
         promoted=settings.promote,

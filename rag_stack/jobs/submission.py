@@ -1,10 +1,11 @@
 """Index builds as jobs of a Ray cluster, through Ray's Jobs API: the spec goes there, and the same command runs it."""
 
+import os
 import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -49,7 +50,7 @@ class JobClient:
 
         self.address = address
         with self._translated():
-            self._client: JobSubmissionClient = JobSubmissionClient(address)
+            self._client: JobSubmissionClient = JobSubmissionClient(address, headers=_headers())
 
     def submit(self, spec: IndexSpec, *, options: Sequence[str] = ()) -> str:
         """Start a build of a spec, with options of `rag-stack index build`; the job's id.
@@ -126,6 +127,16 @@ class JobClient:
                 f"the Ray cluster at {self.address} does not take jobs: {exc}; give the address of its dashboard with "
                 "--address or RAY_API_SERVER_ADDRESS, such as http://HEAD:8265"
             ) from exc
+
+
+def _headers() -> dict[str, str]:
+    """The cluster's token, from where Ray looks for it; Ray itself sends it only where RAY_AUTH_MODE says so."""
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    if not token:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        with suppress(OSError):
+            token = path.read_text(encoding="utf-8")
+    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
 
 
 def _job(details: Any) -> Job:  # noqa: ANN401 - Ray's JobDetails

@@ -1,7 +1,6 @@
 """A version in the place of another while it is read: leases, memory, mappings, pins."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,18 +56,11 @@ def version(tiers: Tiers, tmp_path: Path, text: str, **changes: Any) -> Manifest
     return publish_index(tiers.catalog, tmp_path / text, documents, embedder=EMBEDDER, name="town", **changes)
 
 
-def mapped(manifest: Manifest) -> list[str]:
-    """The files of a version that this process has mapped, as the kernel sees it."""
+def mapped(tiers: Tiers, manifest: Manifest) -> list[str]:
+    """The files of a version that this process has mapped from a cache, as the kernel sees it."""
+    directory = str(tiers.cache.directory / "artifacts" / manifest.hex)
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return [line.split("/")[-1] for line in lines if manifest.hex in line]
-
-
-def unmapped(manifest: Manifest) -> bool:
-    """Whether a version's mappings are gone; a thread of Arrow's may hold the last of them for a moment longer."""
-    deadline_s = time.monotonic() + WAIT_S
-    while mapped(manifest) and time.monotonic() < deadline_s:
-        threading.Event().wait(0.01)
-    return mapped(manifest) == []
+    return [line.split("/")[-1] for line in lines if directory in line]
 
 
 def pinned(tiers: Tiers, manifest: Manifest) -> bool:
@@ -122,17 +114,17 @@ def test_after_its_last_reader_a_version_is_unmapped_and_its_pin_released(
     first, second = version(tiers, tmp_path, "first"), version(tiers, tmp_path, "second")
     shelf.add("town")
     swap(shelf, first)
-    assert {"index.faiss", "passages.arrow"} <= set(mapped(first))
+    assert {"index.faiss", "passages.arrow"} <= set(mapped(tiers, first))
     with shelf.lease("town") as opened:
         swap(shelf, second)
         assert opened.index is not None
         opened.index.search(EMBEDDER.encode(["lighthouse"]), 1)
-        assert mapped(first)
+        assert mapped(tiers, first)
         assert pinned(tiers, first)
     assert shelf.wait_unmapped(WAIT_S)
     index = opened.index
     del opened
-    assert unmapped(first)
+    assert mapped(tiers, first) == []
     assert not pinned(tiers, first)
     assert pinned(tiers, second)
     with pytest.raises(IndexVersionError, match="is closed"):
@@ -188,8 +180,8 @@ def test_one_version_waits_at_most_and_what_was_discarded_never_serves(
     shelf.flip(late)
     assert shelf.state()["town"].version == ""
     assert shelf.wait_unmapped(WAIT_S)
-    assert unmapped(first)
-    assert unmapped(second)
+    assert mapped(tiers, first) == []
+    assert mapped(tiers, second) == []
     assert not pinned(tiers, second)
 
 
@@ -200,7 +192,7 @@ def test_a_dropped_store_is_unmapped_and_cannot_be_prepared(shelf: Shelf, tiers:
     shelf.drop("town")
     shelf.drop("town")
     assert shelf.wait_unmapped(WAIT_S)
-    assert unmapped(first)
+    assert mapped(tiers, first) == []
     assert "town" not in shelf
     with pytest.raises(NotFoundError):
         shelf.prepare("town", first)
@@ -221,7 +213,7 @@ def test_a_version_of_another_embedder_is_refused_and_leaves_nothing(
     shelf.add("town")
     with pytest.raises(EmbedderMismatchError):
         shelf.prepare("town", other)
-    assert unmapped(other)
+    assert mapped(tiers, other) == []
     assert not pinned(tiers, other)
     assert shelf.state()["town"].prepared is None
 
@@ -237,7 +229,7 @@ def test_a_damaged_version_is_refused_and_leaves_nothing(shelf: Shelf, tiers: Ti
     shelf.add("town")
     with pytest.raises((IndexVersionError, ArtifactError), match=r"not finite|finds nothing|scores up to"):
         shelf.prepare("town", damaged)
-    assert unmapped(damaged)
+    assert mapped(tiers, damaged) == []
 
 
 def test_what_a_swap_took_is_told_by_stage(
