@@ -174,7 +174,7 @@ class Plans:
             case []:
                 raise NotFoundError("the server has no store to search", param="store")
             case _:
-                raise InvalidRequestError(f"the server has several stores: name one of {names}", param="store")
+                raise InvalidRequestError(f"the server has several stores: name one of {sorted(names)}", param="store")
 
 
 def _search_body(query: str, *, top_k: int, filters: Filter | Mapping[str, Any] | None, score_threshold: float) -> Body:

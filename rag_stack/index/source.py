@@ -24,13 +24,11 @@ if TYPE_CHECKING:
 class SourceFile:
     """A file of a source, by its path in it.
 
-    `digest_hint` is another one when the content is another one, as far as the place can tell without reading it.
     `described` is what the source's metadata file says of it.
     """
 
     path: str
     size_bytes: int
-    digest_hint: str = ""
     described: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -133,7 +131,7 @@ class FolderTree:
             return SourceFile(path, 0)
         # A pipe would block, and a device not end.
         regular = stat.S_ISREG(status.st_mode)
-        return SourceFile(path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}") if regular else None
+        return SourceFile(path, status.st_size) if regular else None
 
 
 @dataclass(frozen=True)
@@ -158,9 +156,7 @@ class S3Tree:
                 ) from exc
             raise ArtifactError(f"cannot list {self.url!r}: {exc}; {advice(exc)}") from exc
         files = (
-            SourceFile(info.path[len(self._root) + 1 :], info.size or 0, f"{info.size}-{info.mtime_ns}")
-            for info in infos
-            if info.type == FileType.File
+            SourceFile(info.path[len(self._root) + 1 :], info.size or 0) for info in infos if info.type == FileType.File
         )
         return sorted((file for file in files if self.choice.takes(file.path)), key=lambda file: file.path)
 

@@ -79,16 +79,6 @@ def test_ids_are_the_same_wherever_the_files_lie(place: tuple[Path, str], tmp_pa
     assert len(here.documents) == 4
 
 
-def test_a_change_shows_in_the_hint(place: tuple[Path, str]) -> None:
-    tree = open_source(Source(folder=place[1]))
-    before = {file.path: file.digest_hint for file in tree.files()}
-    (place[0] / "a.txt").write_bytes(b"alpha, longer")
-    (place[0] / "sub" / "b.md").unlink()
-    after = {file.path: file.digest_hint for file in tree.files()}
-    assert before.keys() - after.keys() == {"sub/b.md"}
-    assert [path for path in after if after[path] != before[path]] == ["a.txt"]
-
-
 @pytest.mark.parametrize("path", ["gone.txt", "gone.jsonl", "gone.parquet"])
 def test_a_file_that_is_gone_before_it_is_read_is_named(place: tuple[Path, str], path: str) -> None:
     spec = _spec(place[1])
