@@ -1,7 +1,8 @@
 """The release file: what one deployment serves, pinned together. Fields and validation; it does nothing.
 
 Precedence is flag, environment, file, default; the first two are merged by the command line with `model_copy`.
-Secrets never stand in the file: keys are given as SHA-256 digests, or in the environment as RAG_STACK_API_KEYS.
+Secrets never stand in the file: keys are given as SHA-256 digests, or in the environment as RAG_STACK_API_KEYS and
+RAG_STACK_ADMIN_KEYS.
 """
 
 import re

@@ -30,7 +30,8 @@ def serve(
 ) -> None:
     """Serve a release on this machine until Ctrl-C.
 
-    Keys that may call are given as SHA-256 digests in the file, or in RAG_STACK_API_KEYS, separated by commas.
+    Keys that may call are given as SHA-256 digests in the file, or in RAG_STACK_API_KEYS, separated by commas; those
+    that may call /admin likewise, in RAG_STACK_ADMIN_KEYS.
     """
     from rag_stack.serving import startup
 
@@ -96,10 +97,11 @@ def _with_overrides(
     """The release with flags and environment on top of the file."""
     server: dict[str, Any] = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
     artifacts = {k: v for k, v in (("root", root), ("cache", cache)) if v is not None}
-    keys = [key.strip() for key in os.environ.get("RAG_STACK_API_KEYS", "").split(",") if key.strip()]
-    if keys:
-        digests = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
-        server["api_key_sha256"] = (*release.server.api_key_sha256, *digests)
+    for variable, field in (("RAG_STACK_API_KEYS", "api_key_sha256"), ("RAG_STACK_ADMIN_KEYS", "admin_key_sha256")):
+        keys = [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
+        if keys:
+            digests = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
+            server[field] = (*getattr(release.server, field), *digests)
     return release.model_copy(
         update={
             "server": release.server.model_copy(update=server),
