@@ -42,6 +42,8 @@ QUESTIONS = Path(__file__).parent / "data" / "questions.txt"
 # A rollback after every fourth promotion.
 _PROMOTIONS_A_ROLLBACK = 4
 _AFTER_S = 0.5
+# For the answers to what a window asked.
+_BETWEEN_S = 0.2
 _SWAP_LIMIT_S = 60.0
 _RELEASE = """
 name: swap
@@ -131,8 +133,16 @@ async def _run(
     await asyncio.sleep(options.warm_up_s)
     windows: list[Window] = []
 
-    def window(kind: str, version: str, began_s: float, cpu_s: float, served_s: float | None = None) -> None:
-        windows.append(Window(kind, version, began_s, time.perf_counter(), tree.cpu_seconds() - cpu_s, served_s))
+    async def begin() -> tuple[float, float]:
+        # Looking at all processes holds this one up: what is asked meanwhile is in no window.
+        cpu_s = await asyncio.to_thread(tree.cpu_seconds)
+        return time.perf_counter(), cpu_s
+
+    async def end(kind: str, version: str, began: tuple[float, float], served_s: float | None = None) -> None:
+        ended_s = time.perf_counter()
+        await asyncio.sleep(_BETWEEN_S)
+        cpu_s = await asyncio.to_thread(tree.cpu_seconds) - began[1]
+        windows.append(Window(kind, version, began[0], ended_s, cpu_s, served_s))
 
     async with httpx.AsyncClient(base_url=url, timeout=60.0) as client:
         for number, version in enumerate(names[1:], start=1):
@@ -140,18 +150,18 @@ async def _run(
             if number % _PROMOTIONS_A_ROLLBACK == 0:
                 steps.append(("rollback", names[number - 1]))
             for call, wanted in steps:
-                began_s, cpu_s = time.perf_counter(), tree.cpu_seconds()
+                began = await begin()
                 await asyncio.sleep(options.steady_s)
-                window("steady", "", began_s, cpu_s)
-                began_s, cpu_s = time.perf_counter(), tree.cpu_seconds()
+                await end("steady", "", began)
+                began = await begin()
                 body = {"version": version} if call == "promote" else {}
                 answer = await client.post(f"/admin/indexes/{INDEX}/{call}", json=body)
                 if answer.status_code != 200:
                     raise LoadError(f"{call} was answered {answer.status_code}: {answer.text[:500]}")
                 served_s = await load.until_served(wanted, limit_s=_SWAP_LIMIT_S)
                 await asyncio.sleep(_AFTER_S)
-                window(call, wanted, began_s, cpu_s, served_s - began_s)
-                tell(f"{call} to {wanted}: served after {served_s - began_s:.2f} s")
+                await end(call, wanted, began, served_s - began[0])
+                tell(f"{call} to {wanted}: served after {served_s - began[0]:.2f} s")
     for task in loads:
         task.cancel()
     await asyncio.gather(*loads, return_exceptions=True)

@@ -26,7 +26,7 @@ _ANSWER_S: Final = 12.0
 _ABSENT_S: Final = 1.0
 _RETRY_S: Final = (1.0, 60.0)
 # Requests come first: what a swap computes can wait for a core.
-_NICENESS: Final = 10
+_NICENESS: Final = 19
 _LOG: Final = logging.getLogger("ray.serve")
 
 T = TypeVar("T")
