@@ -68,7 +68,7 @@ def test_a_killed_build_is_gone_on_with(
         assert content(place.tiers()) == expected
         assert embedded(log) <= PASSAGES + LOST * (2 if number % 3 == 0 else 1)
         # Nor is anything of the killed ones left on the disk.
-        assert list(temporary.iterdir()) == []
+        assert not [path for path in temporary.glob("rag-stack-index-*/*") if path.name != ".lock"]
         resumed += 0 < report.embedded < PASSAGES or (before >= PASSAGES and report.embedded == 0)
     assert died > rounds / 3
     assert resumed > 0
