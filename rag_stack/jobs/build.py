@@ -145,7 +145,7 @@ def build_version(
         directory = folder / "index"
         directory.mkdir()
         with IndexWriter(directory, dimension=embedding.model.dimension) as writer, _kept(vectors):
-            for window, last in intake.windows():
+            for window, last in intake.windows(filling.expect):
                 filling.fill(window, last=last)
                 for cut in window:
                     writer.add(cut.document, cut.passages, vectors.vectors(input_keys(cut.inputs)))

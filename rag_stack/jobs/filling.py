@@ -24,12 +24,20 @@ class Filling:
         self._progress = progress
         self._share = share
         self._timed = (0.0, 0)
+        # With nothing known yet there is much to do, and whoever does that loads for itself.
+        self._prepared = not len(vectors)
 
     @property
     def rate(self) -> float:
         """Inputs embedded a second, while that was what the build did; 0 when all came at once."""
         seconds, inputs = self._timed
         return inputs / seconds if seconds else 0.0
+
+    def expect(self, cut: CutDocument) -> None:
+        """Look at a document of a window that is still being cut: loading an embedder takes as long as that."""
+        if not self._prepared and self._vectors.missing(input_keys(cut.inputs)).any():
+            self._prepared = True
+            self._embedding.prepare()
 
     def fill(self, window: Sequence[CutDocument], *, last: bool) -> None:
         """Embed what is missing. Blocking. Raises as the embedding does, ArtifactError when a segment is not stored."""

@@ -1,6 +1,6 @@
 """What comes into a build: documents, cut, in windows that fit into memory; and what is left out, with the reason."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal
 
 from rag_stack.errors import DocumentError, IndexVersionError
@@ -37,14 +37,18 @@ class Intake:
         """What was left out so far, and why."""
         return tuple(self._skipped)
 
-    def windows(self) -> Iterator[tuple[list[CutDocument], bool]]:
-        """Cut documents with some thousand passages at a time, and whether these are the last. Raises DocumentError."""
+    def windows(self, seen: Callable[[CutDocument], None]) -> Iterator[tuple[list[CutDocument], bool]]:
+        """Cut documents with some thousand passages at a time, and whether these are the last. Raises DocumentError.
+
+        Each is told to `seen` at once.
+        """
         window: list[CutDocument] = []
         passages = 0
         for cut in self._cut():
             if passages >= _WINDOW_PASSAGES:
                 yield window, False
                 window, passages = [], 0
+            seen(cut)
             window.append(cut)
             passages += len(cut.passages)
         if window:
