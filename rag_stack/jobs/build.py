@@ -6,17 +6,15 @@ known goes on from there. Nothing is promoted before all of it is published, has
 """
 
 import logging
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 
-from rag_stack.artifacts.local_file import translated
 from rag_stack.artifacts.manifest import ArtifactRef, Manifest
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.errors import (
@@ -24,26 +22,22 @@ from rag_stack.errors import (
     ArtifactError,
     ArtifactNotFoundError,
     ArtifactOutdatedError,
-    DocumentError,
     GateError,
     IndexVersionError,
     PromotionConflictError,
 )
 from rag_stack.index.builder import IndexWriter
-from rag_stack.index.cutting import CutDocument, cut_document
-from rag_stack.index.document_ids import DocumentIds
 from rag_stack.index.documents import Document
 from rag_stack.index.embeddings import FLUSH_ROWS, EmbeddingStore, fingerprint, input_keys
 from rag_stack.index.format import Chunking, EmbedderRef, GateResult, IndexMetadata, Skipped
 from rag_stack.index.gate import check_gates
 from rag_stack.index.reader import IndexVersion, set_search_threads
 from rag_stack.index.spec import AUTO, Gates, IndexSpec
-from rag_stack.jobs.embedding import Embedding, Model, OnProgress, Progress
+from rag_stack.jobs.embedding import Embedding, Model, OnProgress
+from rag_stack.jobs.filling import Filling, Share
+from rag_stack.jobs.intake import Intake
+from rag_stack.jobs.scratch import scratch
 from rag_stack.types import Passage
-
-_WINDOW_PASSAGES: Final = 4096
-
-Share = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,21 +131,21 @@ def build_version(
     before = _Before.of(name, embedding.model, settings, tiers)
     # One thread adds vectors in one order: graphs come out the same each time.
     set_search_threads(1)
-    with _scratch() as scratch:
+    with scratch() as folder:
         vectors = EmbeddingStore(
             tiers.catalog.store,
             name=name,
             fingerprint=_fingerprint(embedding.model, settings),
             dimension=embedding.model.dimension,
-            scratch=scratch,
+            scratch=folder,
             flush_rows=settings.flush_passages,
         )
-        intake = Intake(documents, model=embedding.model, settings=settings)
+        intake = Intake(documents, model=embedding.model, chunking=settings.chunking, on_error=settings.on_error)
         filling = Filling(vectors, embedding, progress=progress, share=share)
-        directory = scratch / "index"
+        directory = folder / "index"
         directory.mkdir()
         with IndexWriter(directory, dimension=embedding.model.dimension) as writer, _kept(vectors):
-            for window, last in intake.windows():
+            for window, last in intake.windows(filling.expect):
                 filling.fill(window, last=last)
                 for cut in window:
                     writer.add(cut.document, cut.passages, vectors.vectors(input_keys(cut.inputs)))
@@ -198,116 +192,6 @@ def build_version(
         embed_rate=filling.rate,
         full_rebuild_reason=before.full_rebuild_reason,
     )
-
-
-class Intake:
-    """Cuts documents, in windows that fit into memory, and names what is left out."""
-
-    def __init__(self, documents: Iterable[Document | Skipped], *, model: Model, settings: BuildSettings) -> None:
-        self._documents = documents
-        self._model = model
-        self._settings = settings
-        self._ids = DocumentIds()
-        self._skipped: list[Skipped] = []
-        self.documents = 0
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """What was left out so far, and why."""
-        return tuple(self._skipped)
-
-    def windows(self) -> Iterator[tuple[list[CutDocument], bool]]:
-        """Cut documents with some thousand passages at a time, and whether these are the last. Raises DocumentError."""
-        window: list[CutDocument] = []
-        passages = 0
-        for cut in self._cut():
-            if passages >= _WINDOW_PASSAGES:
-                yield window, False
-                window, passages = [], 0
-            window.append(cut)
-            passages += len(cut.passages)
-        if window:
-            yield window, True
-
-    def require_some(self, name: str) -> None:
-        """Raise IndexVersionError when there was no document."""
-        if not self.documents:
-            listed = "; ".join(f"{each.document}: {each.reason}" for each in self._skipped[:5])
-            raise IndexVersionError(
-                f"no documents for the index {name!r}: "
-                + (f"{len(self._skipped)} were left out ({listed})" if listed else "the source has none")
-                + "; check the spec's folder and patterns"
-            )
-
-    def _cut(self) -> Iterator[CutDocument]:
-        for found in self._documents:
-            cut: CutDocument | Skipped
-            if isinstance(found, Skipped):
-                cut = found
-            elif found.document_id in self._ids:
-                cut = Skipped(document=_named(found), reason="its id was used by an earlier document")
-            else:
-                cut = cut_document(
-                    found,
-                    tokenizer=self._model.tokenizer,
-                    max_tokens=self._model.max_tokens,
-                    chunking=self._settings.chunking,
-                )
-            if isinstance(cut, CutDocument):
-                self._ids.add(cut.document.document_id)
-                self.documents += 1
-                yield cut
-            elif self._settings.on_error == "fail":
-                raise DocumentError(
-                    f"cannot index {cut.document!r}: it {cut.reason}; mend or exclude it, or set `on_error: skip` to "
-                    "leave such documents out"
-                )
-            else:
-                self._skipped.append(cut)
-
-
-class Filling:
-    """Sees to it that each input of a window has its vector, and tells how far that is."""
-
-    def __init__(
-        self, vectors: EmbeddingStore, embedding: Embedding, *, progress: OnProgress | None, share: Share | None
-    ) -> None:
-        self._vectors = vectors
-        self._embedding = embedding
-        self._progress = progress
-        self._share = share
-        self._timed = (0.0, 0)
-
-    @property
-    def rate(self) -> float:
-        """Inputs embedded a second, while that was what the build did; 0 when all came at once."""
-        seconds, inputs = self._timed
-        return inputs / seconds if seconds else 0.0
-
-    def fill(self, window: Sequence[CutDocument], *, last: bool) -> None:
-        """Embed what is missing. Blocking. Raises as the embedding does, ArtifactError when a segment is not stored."""
-        inputs = [text for cut in window for text in cut.inputs]
-        keys = input_keys(inputs)
-        missing = {bytes(keys[row]): inputs[row] for row in np.flatnonzero(self._vectors.missing(keys))}
-        wanted = self._vectors.embedded + len(missing)
-        share = 1.0 if last else self._share() if self._share else None
-        first: tuple[float, int] | None = None
-        timed = self._timed
-        for piece in self._embedding.embed(list(missing.values()), known=self._vectors.keys):
-            self._vectors.add(piece.keys, piece.vectors)
-            now, done = time.perf_counter(), self._vectors.embedded
-            # From the first piece on: what comes before it is the start of whoever embeds.
-            first = first or (now, done)
-            self._timed = (timed[0] + now - first[0], timed[1] + done - first[1])
-            self._tell(done, _estimate(done if piece.share else wanted, piece.share or share))
-
-    def _tell(self, done: int, total: int | None) -> None:
-        if self._progress is not None:
-            total = None if total is None else max(total, done)
-            rate = self.rate
-            left = None if total is None else total - done
-            eta_s = 0.0 if left == 0 else left / rate if left and rate else None
-            self._progress(Progress(done, total, rate, eta_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,10 +303,6 @@ def _questions(model: Model, gates: Gates) -> "np.ndarray[tuple[int, int], np.dt
     return model.encode([each.question for each in gates.canaries]) if gates.canaries else None
 
 
-def _estimate(done: int, share: float | None) -> int | None:
-    return round(done / share) if share else None
-
-
 def _fingerprint(model: Model, settings: BuildSettings) -> str:
     return fingerprint(embedder_digest=model.digest, chunking=settings.chunking, dimension=model.dimension)
 
@@ -447,19 +327,6 @@ def _kept(vectors: EmbeddingStore) -> Iterator[None]:
             logging.getLogger(__name__).warning("what was embedded last could not be stored: %s", exc)
         raise
     vectors.flush()
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    with translated("write", tempfile.gettempdir()):
-        folder = tempfile.TemporaryDirectory(prefix="rag-stack-index-", ignore_cleanup_errors=True)
-    with folder as name:
-        yield Path(name)
-
-
-def _named(document: Document) -> str:
-    path, filename = (document.attributes.get(key) for key in ("path", "filename"))
-    return f"{path} ({filename})" if path else document.document_id
 
 
 def _told(embedder: EmbedderRef, other: EmbedderRef) -> str:

@@ -45,6 +45,10 @@ class Embedding(Protocol):
         """The embedder, as this process has it: for its tokenizer and its limits, and for the gates' questions."""
         ...
 
+    def prepare(self) -> None:
+        """Something, probably little, will have to be embedded: get ready beside what the caller does meanwhile."""
+        ...
+
     def embed(self, inputs: Sequence[str], *, known: KnownKeys) -> Iterator[Embedded]:
         """The vectors of distinct inputs, piece by piece in any order. Blocking.
 

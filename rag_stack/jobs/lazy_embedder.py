@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -60,9 +61,18 @@ class LazyEmbedder:
         tokenizer.no_padding()
         return cls(load, name=name, digest=digest, dimension=dimension, max_tokens=max_tokens, tokenizer=tokenizer)
 
+    def prepare(self) -> None:
+        """Begin to load in a thread, which the first `encode` waits for."""
+        threading.Thread(target=self._try, name="load-embedder").start()
+
     def encode(self, texts: "Sequence[str]", *, batch_size: int = 32) -> "Vectors":
         """As the embedder does. Raises ArtifactError when it does not load, or is not what its files say."""
         return self._embedder().encode(texts, batch_size=batch_size)
+
+    def _try(self) -> None:
+        # Whoever needs it tries again, and is told.
+        with suppress(Exception):
+            self._embedder()
 
     def _embedder(self) -> "Embedder":
         with self._lock:

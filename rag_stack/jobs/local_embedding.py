@@ -7,6 +7,7 @@ from typing import Final
 
 from rag_stack.index.embeddings import input_keys
 from rag_stack.jobs.embedding import Embedded, KnownKeys, Model, Vectors
+from rag_stack.jobs.lazy_embedder import LazyEmbedder
 
 _BATCH: Final = 32
 
@@ -21,6 +22,11 @@ class LocalEmbedding:
     def __init__(self, model: Model, *, workers: int = 1) -> None:
         self.model = model
         self._workers = workers
+
+    def prepare(self) -> None:
+        """Begin to load an embedder that is loaded when it is needed."""
+        if isinstance(self.model, LazyEmbedder):
+            self.model.prepare()
 
     def embed(self, inputs: Sequence[str], *, known: KnownKeys | None = None) -> Iterator[Embedded]:  # noqa: ARG002
         """Embed in batches of similar length, which wastes little on padding; longest first, so that the last is short.

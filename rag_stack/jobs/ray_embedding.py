@@ -63,6 +63,11 @@ class RayEmbedding:
         """The embedder, as this process has it."""
         return self.local.model
 
+    def prepare(self) -> None:
+        """Begin to load the embedder here, where it is not left to the actors in any case."""
+        if self.worth:
+            self.local.prepare()
+
     def embed(self, inputs: Sequence[str], *, known: KnownKeys) -> Iterator[Embedded]:
         """The vectors of inputs; once it is worth it, those of everything else that the source holds too."""
         left = by_key(inputs)

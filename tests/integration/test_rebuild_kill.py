@@ -25,12 +25,25 @@ def pages(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(f"file://{tmp_path}/root", tmp_path / "root", tmp_path / "cache", watched=tmp_path / "root")
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where builds write what they publish."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, temporary: Path) -> Place:
+    root = tmp_path / "root"
+    environment = {"TMPDIR": str(temporary)}
+    return Place(f"file://{root}", root, tmp_path / "cache", watched=root, environment=environment)
 
 
 @ROUNDS
-def test_a_killed_build_is_gone_on_with(place: Place, pages: Path, tmp_path: Path, rounds: int) -> None:
+def test_a_killed_build_is_gone_on_with(
+    place: Place, pages: Path, tmp_path: Path, temporary: Path, rounds: int
+) -> None:
     build_there(place, pages, tmp_path / "whole.log")
     size = place.size_bytes()
     whole, expected = place.tiers().catalog.resolve("indexes", NAME), content(place.tiers())
@@ -54,6 +67,8 @@ def test_a_killed_build_is_gone_on_with(place: Place, pages: Path, tmp_path: Pat
         assert report.promoted
         assert content(place.tiers()) == expected
         assert embedded(log) <= PASSAGES + LOST * (2 if number % 3 == 0 else 1)
+        # Nor is anything of the killed ones left on the disk.
+        assert not [path for path in temporary.glob("rag-stack-index-*/*") if path.name != ".lock"]
         resumed += 0 < report.embedded < PASSAGES or (before >= PASSAGES and report.embedded == 0)
     assert died > rounds / 3
     assert resumed > 0
