@@ -30,7 +30,7 @@ class LocalRollout:
         self._shelf.drop(store)
 
     async def settle(self, store: str, version: str, timeout_s: float) -> tuple[str, ...]:  # noqa: ARG002
-        """Serve a version; it takes as long as opening it takes. Nobody lags: what hinders it is raised."""
+        """Serve a version, or none; it takes as long as opening it takes. Nobody lags: what hinders it is raised."""
         if self._shelf.state()[store].version != version:
             await asyncio.to_thread(self._open, store, version)
         return ()
@@ -47,5 +47,8 @@ class LocalRollout:
             raise
 
     def _open(self, store: str, version: str) -> None:
+        if not version:
+            self._shelf.flip(self._shelf.prepare_empty(store))
+            return
         manifest = self._catalog.manifest(ArtifactRef("indexes", store, version))
         self._shelf.flip(self._shelf.prepare(store, manifest))

@@ -139,18 +139,11 @@ class Shelf:
             self._retire(waiting)
         with self.lease(store) as serving:
             ready = self._preparation.prepare(manifest, beside=serving.index)
-        held = _Held.of(store, ready.index, ready.pin)
-        with self._lock:
-            there = store in self._stores
-            former = self._prepared.get(store)
-            if there:
-                self._prepared[store] = held
-        if former is not None:
-            self._retire(former)
-        if not there:
-            self._retire(held)
-            raise self.unknown(store)
-        return Prepared(store, held)
+        return self._waiting(store, _Held.of(store, ready.index, ready.pin))
+
+    def prepare_empty(self, store: str) -> Prepared:
+        """A version without anything to find, for a store that has lost its last document. Raises NotFoundError."""
+        return self._waiting(store, _Held.of(store, None, None))
 
     def flip(self, prepared: Prepared) -> None:
         """From now on new leases get this version; those that run keep theirs. Does not block.
@@ -182,6 +175,20 @@ class Shelf:
         with self._lock:
             waiting = list(self._retired)
         return all(held.closed.wait(timeout_s) for held in waiting)
+
+    def _waiting(self, store: str, held: "_Held") -> Prepared:
+        """Let a version wait for its flip, in the place of another one that did. Raises NotFoundError."""
+        with self._lock:
+            there = store in self._stores
+            former = self._prepared.get(store)
+            if there:
+                self._prepared[store] = held
+        if former is not None:
+            self._retire(former)
+        if not there:
+            self._retire(held)
+            raise self.unknown(store)
+        return Prepared(store, held)
 
     def _state(self, name: str, held: "_Held") -> StoreState:
         index, prepared = held.open.index, self._prepared.get(name)

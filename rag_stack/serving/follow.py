@@ -239,6 +239,8 @@ class Follower:
         self._changed.set()
 
     def _prepare_now(self, store: str, index: str, target: Target) -> Prepared:
+        if not target.version:
+            return self._shelf.prepare_empty(store)
         manifest = self._tiers.resolve("indexes", index, target.version, digest=target.digest)
         return self._shelf.prepare(store, manifest)
 

@@ -90,8 +90,9 @@ class Rollouts:
     async def settle(self, name: str, version: str, *, timeout_s: float) -> Settled:
         """Wait until all live participants serve a version of a store at least as new as `version`, which is promoted.
 
-        Returns early when all others have failed to, and otherwise after `timeout_s`, with who lags. Raises
-        NotFoundError, or ArtifactNotFoundError when nothing is promoted.
+        Returns early when all others have failed to, and otherwise after `timeout_s`, with who lags. Without a version
+        the store is empty, for one made over HTTP. Raises NotFoundError, or ArtifactNotFoundError when nothing is
+        promoted for a store of a release.
         """
         # What is promoted now is the version, or a newer one.
         if not await self._look(self._coordinator.followed(name)):
@@ -134,14 +135,17 @@ class Rollouts:
                 _LOG.warning("cannot see what is promoted for the store %s: %s", store.name, exc)
 
     async def _look(self, store: FollowedStore) -> bool:
-        """Read a pointer; whether anything is promoted. One look at a time, or an older one would come last."""
+        """Read a pointer; whether there is a target now. One look at a time, or an older one would come last.
+
+        A store made over HTTP of which nothing is promoted is empty, and that is served; one of a release stays at
+        what it has.
+        """
         async with self._looking.setdefault(store.name, asyncio.Lock()):
             pointer = await asyncio.to_thread(self._catalog.promoted, "indexes", store.index)
-            if pointer is None or store not in self._coordinator.stores:
+            if store not in self._coordinator.stores or (pointer is None and store.of_release):
                 return pointer is not None
-            self._coordinator.set_target(
-                store.name, version=pointer.version, digest=pointer.digest, now_s=self._clock()
-            )
+            version, digest = (pointer.version, pointer.digest) if pointer else ("", "")
+            self._coordinator.set_target(store.name, version=version, digest=digest, now_s=self._clock())
         self._advance()
         return True
 

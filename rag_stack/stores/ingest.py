@@ -53,7 +53,10 @@ class Rollout(Protocol):
         """Stop to serve a store; again changes nothing."""
 
     async def settle(self, store: str, version: str, timeout_s: float) -> Sequence[str]:
-        """Wait until all serve a version at least as new; who does not after `timeout_s`, empty when all do."""
+        """Wait until all serve a version at least as new, or an empty store where `version` is empty.
+
+        Returns who does not after `timeout_s`; nobody when all do.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +203,10 @@ class Ingest:
     async def _bring(self, store: Store) -> None:
         loop = asyncio.get_running_loop()
         built = await loop.run_in_executor(self._thread, self._build.build, store)
-        if built.version is None:
-            await self._rollout.remove_store(store.store_id)
-        else:
-            await self._rollout.add_store(store.store_id)
-            lagging = await self._rollout.settle(store.store_id, built.version, self._patience.settle_s)
-            if lagging:
-                raise UnavailableError(f"{', '.join(lagging)} cannot serve version {built.version}")
+        await self._rollout.add_store(store.store_id)
+        lagging = await self._rollout.settle(store.store_id, built.version or "", self._patience.settle_s)
+        if lagging:
+            raise UnavailableError(f"{', '.join(lagging)} cannot serve version {built.version or 'without documents'}")
         changed = await asyncio.to_thread(
             self._register.change,
             store.store_id,
