@@ -1,11 +1,14 @@
 """Builds stores made over HTTP: uploaded files -> documents, and from there on as every index is built."""
 
+import logging
+import time
 from collections.abc import Iterator
 from itertools import chain
 from typing import Final
 
+from rag_stack.artifacts.retention import Retention
 from rag_stack.artifacts.tiers import Tiers
-from rag_stack.errors import NotFoundError
+from rag_stack.errors import NotFoundError, RagStackError
 from rag_stack.index.chunking import token_count
 from rag_stack.index.documents import Document
 from rag_stack.index.format import Chunking
@@ -21,6 +24,9 @@ from rag_stack.stores.store import FileError, Outcome, Store, StoreFile
 _BY: Final = "/v1/vector_stores"
 # Whoever removes nine of ten files means it, and nobody is there to force what a gate holds back.
 _NO_GATES: Final = Gates(max_shrink=1.0, min_recall=0.0)
+# Each change of a store is a version of its whole index. A rollback has these, and what is younger than an hour.
+_VERSIONS_KEPT: Final = 2
+_TIDY_EVERY_S: Final = 600.0
 # Enough to find a word in.
 _GLANCE_CHARS: Final = 4096
 
@@ -33,6 +39,8 @@ class StoreBuild:
         self._tiers = tiers
         self._embedding = LocalEmbedding(model, workers=workers)
         self._settings = BuildSettings(chunking=chunking, gates=_NO_GATES, by=_BY)
+        self._retention = Retention(tiers.catalog)
+        self._tidied_s: dict[str, float] = {}
 
     def build(self, store: Store) -> Built:
         """Index the files that are completed or wait; embeds only what no build of this store has embedded."""
@@ -58,6 +66,17 @@ class StoreBuild:
         for fingerprint in objects.list_names(f"embeddings/{store_id}"):
             for segment in objects.list_names(f"embeddings/{store_id}/{fingerprint}"):
                 objects.delete(f"embeddings/{store_id}/{fingerprint}/{segment}")
+
+    def tidy(self, store_id: str) -> None:
+        """Delete versions that were replaced long enough ago; looks every ten minutes."""
+        now_s = time.monotonic()
+        if now_s < self._tidied_s.get(store_id, now_s):
+            return
+        self._tidied_s[store_id] = now_s + _TIDY_EVERY_S
+        try:
+            self._retention.collect("indexes", store_id, keep=_VERSIONS_KEPT, older_than_s=0.0)
+        except RagStackError as exc:
+            logging.getLogger(__name__).warning("old versions of the store %s stay: %s", store_id, exc.message)
 
     def _documents(self, store: Store, outcomes: dict[str, Outcome]) -> Iterator[Document]:
         """What can be indexed, one at a time; `outcomes` gets every file's."""

@@ -1,6 +1,7 @@
 """From a published index version to one that may serve: room, files, mapping, pages, answers."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,11 +30,21 @@ class Preparation:
     """Prepares index versions for one embedder, all in the thread that asks.
 
     With `both_resident` a version is refused unless all of it and of the one it replaces fit in memory; without it, as
-    much is prefaulted as there is room for, and only what a process has to copy must fit.
+    much is prefaulted as there is room for, and only what a process has to copy must fit. `fetch_beside` has another
+    process bring a version's files to this node; what it does not bring is fetched here.
     """
 
-    def __init__(self, tiers: Tiers, recorder: Recorder, *, embedder_digest: str, both_resident: bool = False) -> None:
+    def __init__(
+        self,
+        tiers: Tiers,
+        recorder: Recorder,
+        *,
+        embedder_digest: str,
+        both_resident: bool = False,
+        fetch_beside: Callable[[Manifest], None] = lambda _: None,
+    ) -> None:
         self.tiers = tiers
+        self._fetch_beside = fetch_beside
         self._recorder = recorder
         self._embedder_digest = embedder_digest
         self._both_resident = both_resident
@@ -46,6 +57,7 @@ class Preparation:
         """
         check_room(manifest, beside=beside.usage_bytes if beside and self._both_resident else None)
         began_s = time.perf_counter()
+        self._fetch_beside(manifest)
         local = self.tiers.ensure_local(manifest)
         try:
             began_s = self._lap("fetch", began_s)

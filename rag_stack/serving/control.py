@@ -47,6 +47,7 @@ class SearchServer:
         # Imported here: the other control processes share this module and do no search.
         from rag_stack.serving.membership import follow
         from rag_stack.serving.node_agent import cluster_peers
+        from rag_stack.serving.node_fetch import NodeFetch
         from rag_stack.serving.opening import open_retrieval
         from rag_stack.serving.owned_stores import own_stores
 
@@ -55,7 +56,12 @@ class SearchServer:
         artifacts = pinned.release.artifacts
         tiers = open_tiers(artifacts, self._recorder, peers=cluster_peers(artifacts))
         self._retrieval = await asyncio.to_thread(
-            open_retrieval, pinned, tiers, timeline=Timeline(), recorder=self._recorder
+            open_retrieval,
+            pinned,
+            tiers,
+            timeline=Timeline(),
+            recorder=self._recorder,
+            fetch_beside=NodeFetch(artifacts),
         )
         follower = await follow(self._retrieval, self._recorder)
         self._following = asyncio.create_task(follower.run())

@@ -62,7 +62,14 @@ def fetch_index(tiers: Tiers, store: StoreConfig, *, timeline: Timeline) -> Loca
     return _fetch(tiers, "indexes", store.index, store, timeline=timeline, check=lambda _: None)
 
 
-def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline, recorder: Recorder) -> OpenRetrieval:
+def open_retrieval(
+    pinned: PinnedRelease,
+    tiers: Tiers,
+    *,
+    timeline: Timeline,
+    recorder: Recorder,
+    fetch_beside: Callable[[Manifest], None],
+) -> OpenRetrieval:
     """Embedder and indexes, mapped and ready to search. Blocking: seconds.
 
     The indexes are prefaulted in the background, and nobody waits for that: their answers are right from the first
@@ -70,7 +77,8 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline, r
     questions for the seconds to minutes that a large index takes, and would never be as ready as it waits to be with
     one that is larger than its memory.
 
-    Raises EmbedderMismatchError, IndexVersionError or an ArtifactError, each with what to do.
+    `fetch_beside` is for later versions of the indexes, see Preparation. Raises EmbedderMismatchError,
+    IndexVersionError or an ArtifactError, each with what to do.
     """
     release = pinned.release
     local = fetch_model(tiers, release.embedder, timeline=timeline)
@@ -81,10 +89,14 @@ def open_retrieval(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline, r
             digest=local.manifest.digest,
             threads=release.retrieval.threads_per_search,
         )
-    shelf = Shelf(
-        Preparation(tiers, recorder, embedder_digest=embedder.digest, both_resident=release.swap.both_resident),
-        max_stores=release.swap.max_stores,
+    preparation = Preparation(
+        tiers,
+        recorder,
+        embedder_digest=embedder.digest,
+        both_resident=release.swap.both_resident,
+        fetch_beside=fetch_beside,
     )
+    shelf = Shelf(preparation, max_stores=release.swap.max_stores)
     indexes = open_indexes(release, tiers, embedder_digest=embedder.digest, timeline=timeline, recorder=recorder)
     for name, ready in indexes.items():
         shelf.add(name, ready.index, pin=ready.pin)

@@ -25,6 +25,7 @@ from rag_stack.serving.first_token import first_token
 from rag_stack.serving.follow import Follower
 from rag_stack.serving.membership import follow
 from rag_stack.serving.node_agent import cluster_peers
+from rag_stack.serving.node_fetch import NodeFetch
 from rag_stack.serving.opening import OpenRetrieval, build_layer, fetch_model, open_retrieval
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
@@ -121,7 +122,12 @@ class RagServer(LLMServer):  # type: ignore[misc]
     async def _open(self, tiers: Tiers) -> OpenRetrieval:
         """Open the pinned versions, then whatever has been promoted since; from then on, follow."""
         retrieval = await asyncio.to_thread(
-            open_retrieval, self._pinned, tiers, timeline=self._start.beside, recorder=self._recorder
+            open_retrieval,
+            self._pinned,
+            tiers,
+            timeline=self._start.beside,
+            recorder=self._recorder,
+            fetch_beside=NodeFetch(self._pinned.release.artifacts),
         )
         self._follower: Follower = await follow(retrieval, self._recorder)
         self._following = asyncio.create_task(self._follower.run())

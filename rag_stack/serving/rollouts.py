@@ -90,12 +90,13 @@ class Rollouts:
     async def settle(self, name: str, version: str, *, timeout_s: float) -> Settled:
         """Wait until all live participants serve a version of a store at least as new as `version`, which is promoted.
 
-        Returns early when all others have failed to, and otherwise after `timeout_s`, with who lags. Without a version
-        the store is empty, for one made over HTTP. Raises NotFoundError, or ArtifactNotFoundError when nothing is
-        promoted for a store of a release.
+        Returns early when all others have failed to, and otherwise after `timeout_s`, with who lags. An empty
+        version means an empty store, of those made over HTTP. Raises NotFoundError, or ArtifactNotFoundError when
+        nothing is promoted.
         """
         # What is promoted now is the version, or a newer one.
-        if not await self._look(self._coordinator.followed(name)):
+        store = self._coordinator.followed(name)
+        if not await self._look(store) and (version or store.of_release):
             raise ArtifactNotFoundError(f"nothing is promoted for the store {name!r}; promote {version!r} first")
         until_s = self._clock() + timeout_s
         while True:
@@ -135,7 +136,7 @@ class Rollouts:
                 _LOG.warning("cannot see what is promoted for the store %s: %s", store.name, exc)
 
     async def _look(self, store: FollowedStore) -> bool:
-        """Read a pointer; whether there is a target now. One look at a time, or an older one would come last.
+        """Read a pointer; whether anything is promoted. One look at a time, or an older one would come last.
 
         A store made over HTTP of which nothing is promoted is empty, and that is served; one of a release stays at
         what it has.
@@ -147,7 +148,7 @@ class Rollouts:
             version, digest = (pointer.version, pointer.digest) if pointer else ("", "")
             self._coordinator.set_target(store.name, version=version, digest=digest, now_s=self._clock())
         self._advance()
-        return True
+        return pointer is not None
 
     async def _tick(self) -> None:
         """Limits pass without anybody saying so."""

@@ -42,6 +42,9 @@ class Build(Protocol):
     def discard(self, store_id: str) -> None:
         """Leave all versions of a store to the garbage collection; again, for one without any."""
 
+    def tidy(self, store_id: str) -> None:
+        """Delete versions that nobody needs any more. Called after each build; what fails is logged and left."""
+
 
 class Rollout(Protocol):
     """The processes that serve searches."""
@@ -214,6 +217,7 @@ class Ingest:
         )
         if changed.behind:
             self.wake(store.store_id)
+        await loop.run_in_executor(self._thread, self._build.tidy, store.store_id)
 
     async def _failed(self, store_id: str, store: Store | None, exc: Exception) -> None:
         failures = self._failures[store_id] = self._failures.get(store_id, 0) + 1

@@ -221,6 +221,14 @@ async def test_stores_come_empty_and_go(cluster: Cluster) -> None:
     first = cluster.promote("first")
     await rollouts.settle("vs_1", first.version, timeout_s=WAIT_S)
     assert shelf.state()["vs_1"].version == first.version
+    # Its last document goes, and comes back.
+    cluster.tiers.catalog.store.delete("indexes/town/PROMOTED")
+    assert (await rollouts.settle("vs_1", "", timeout_s=WAIT_S)).lagging == ()
+    with shelf.lease("vs_1") as opened:
+        assert opened.index is None
+    cluster.tiers.catalog.promote(first.ref)
+    await rollouts.settle("vs_1", first.version, timeout_s=WAIT_S)
+    assert shelf.state()["vs_1"].version == first.version
     rollouts.remove_store("vs_1")
     await cluster.until(lambda: shelf.names() == ())
     with pytest.raises(NotFoundError):

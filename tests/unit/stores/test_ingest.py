@@ -24,6 +24,7 @@ class Builder:
     def __init__(self) -> None:
         self.built: list[list[str]] = []
         self.discarded: list[str] = []
+        self.tidied: list[str] = []
         self.fail: Callable[[], None] = lambda: None
         self.entered = threading.Event()
         self.gate = threading.Event()
@@ -39,6 +40,9 @@ class Builder:
 
     def discard(self, store_id: str) -> None:
         self.discarded.append(store_id)
+
+    def tidy(self, store_id: str) -> None:
+        self.tidied.append(store_id)
 
 
 class Processes:
@@ -186,7 +190,8 @@ async def test_the_last_file_takes_the_index_with_it(running: Running) -> None:
     async with running.runs():
         await running.settled(running.attach(store_id, "a"))
         done = await running.settled(running.register.change(store_id, lambda now: now.detached("a")))
-    assert (done.index_version, running.processes.serving) == (None, {})
+    assert (done.index_version, running.processes.serving) == (None, {store_id: ""})
+    assert running.builder.tidied == [store_id, store_id]
 
 
 async def test_a_store_that_is_deleted_while_it_is_built(running: Running) -> None:
