@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, current_thread
 from typing import Final
 
 from rag_stack.artifacts.manifest import Manifest
@@ -21,6 +21,7 @@ from rag_stack.retrieval.filters import MaskCache
 from rag_stack.retrieval.preparation import Preparation
 
 MAX_STORES: Final = 256
+_END_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,10 @@ class Shelf:
         self._prepared: dict[str, _Held] = {}
         self._retired: list[_Held] = []
         self._idle: SimpleQueue[_Held | None] = SimpleQueue()
-        Thread(target=_unmap, args=(self._idle,), name="unmap", daemon=True).start()
+        thread = Thread(target=_unmap, args=(self._idle,), name="unmap", daemon=True)
+        thread.start()
         # The thread does not know the shelf, and ends with it.
-        weakref.finalize(self, self._idle.put, None)
+        weakref.finalize(self, _end, self._idle, thread)
 
     def names(self) -> tuple[str, ...]:
         """The stores that there are now, in the order in which they came."""
@@ -233,6 +235,13 @@ class _Held:
         if self.pin is not None:
             self.pin.release()
         self.closed.set()
+
+
+def _end(idle: "SimpleQueue[_Held | None]", thread: Thread) -> None:
+    """Also at the process's end: a thread that is inside FAISS while the interpreter goes would abort the process."""
+    idle.put(None)
+    if thread is not current_thread():
+        thread.join(_END_S)
 
 
 def _unmap(idle: "SimpleQueue[_Held | None]") -> None:

@@ -26,6 +26,7 @@ _ANSWER_S: Final = 12.0
 _ABSENT_S: Final = 1.0
 _RETRY_S: Final = (1.0, 60.0)
 # Requests come first: what a swap computes can wait for a core.
+_END_S: Final = 10.0
 _NICENESS: Final = 19
 _LOG: Final = logging.getLogger("ray.serve")
 
@@ -271,8 +272,9 @@ class _Background:
 
     def __init__(self) -> None:
         self._works: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        threading.Thread(target=_work, args=(self._works,), name="prepare", daemon=True).start()
-        weakref.finalize(self, self._works.put, None)
+        thread = threading.Thread(target=_work, args=(self._works,), name="prepare", daemon=True)
+        thread.start()
+        weakref.finalize(self, _end, self._works, thread)
 
     async def run(self, work: Callable[[], T]) -> T:
         """The result of `work`. When nobody waits for it any more it is done all the same."""
@@ -289,6 +291,13 @@ class _Background:
 
         self._works.put(work_and_tell)
         return await done
+
+
+def _end(works: "SimpleQueue[Callable[[], None] | None]", thread: threading.Thread) -> None:
+    """Also at the process's end: a thread that is inside FAISS while the interpreter goes would abort the process."""
+    works.put(None)
+    if thread is not threading.current_thread():
+        thread.join(_END_S)
 
 
 def _work(works: "SimpleQueue[Callable[[], None] | None]") -> None:

@@ -34,6 +34,7 @@ from rag_stack.config import ArtifactsConfig
 from rag_stack.errors import ArtifactError
 from rag_stack.metrics import ARTIFACT_LOAD_BYTES, MemoryRecorder
 from rag_stack.serving.node_agent import LEDGER, NAMESPACE, RayCluster, agent_name, cluster_peers
+from rag_stack.serving.node_fetch import NodeFetch
 
 NODES = 4
 CHUNKS = 10
@@ -301,3 +302,27 @@ def test_a_node_is_lost_midway(nodes: Nodes, manifest: Manifest) -> None:
     peers = WatchedPeers(nodes, NODES - 1, remove, read_timeout_s=10)
     assert right(peers.tiers().ensure_local(manifest)).moved == {"peer": len(CONTENT)}
     assert nodes.ids[-1] in peers.reads
+
+
+def test_a_process_of_its_own_that_gives_way_fetches_for_those_who_serve(nodes: Nodes, manifest: Manifest) -> None:
+    fetch_beside = NodeFetch(nodes.config)
+    fetch_beside(manifest)
+    cache = NodeCache(nodes.cache(0))
+    assert cache.find(manifest) is not None
+    cache.verify(manifest)
+    actor = fetch_beside._fetcher()
+    pid = process_of(actor)
+    assert pid != os.getpid()
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    # It lives on for the next one, and restarts when it was killed.
+    os.kill(pid, signal.SIGKILL)
+    assert process_of(actor) != pid
+
+
+def test_what_the_fetcher_cannot_bring_is_left_to_who_asked(
+    nodes: Nodes, manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(f"{nodes.directory}/store/{manifest.ref}/w.bin").unlink()
+    NodeFetch(nodes.config)(manifest)
+    assert NodeCache(nodes.cache(0)).find(manifest) is None
+    assert f"fetching {manifest.ref} in this process" in caplog.text
