@@ -3,8 +3,9 @@
 `python -m loadtests.kill` has processes publish, promote, roll back, pin and collect in one catalog at the same time,
 kills each at a random moment, and then looks at everything: is each acknowledged promotion in the history, which must
 begin as it ended a round before; does the promoted version, and every other that is listed, hold each of its bytes; is
-what a release pins still there; and does the next run, with nobody killed, finish and leave nothing behind. The store
-is a temporary directory unless `--root` names another one, such as s3://bucket/prefix.
+what a release pins still there; and does the next run, with nobody killed, finish and leave nothing behind. The same is asked
+of the process that owns the stores made over HTTP, and of rival builds of one index. The store is a temporary directory
+unless `--root` names another one, such as s3://bucket/prefix.
 
 Exit code 0: goals met; 1: one is missed; 2: something acknowledged was lost, or the catalog was inconsistent.
 """
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from loadtests import report
+from loadtests.kill_builds import BuildsVictim
 from loadtests.kill_catalog import CatalogVictim
 from loadtests.kill_damage import Damage
 from loadtests.kill_uploads import UploadsVictim
@@ -81,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         victims: list[Victim] = [
             CatalogVictim(root, Path(name), seed=options.seed),
             UploadsVictim(root, Path(name), seed=options.seed),
+            BuildsVictim(root, Path(name), seed=options.seed),
         ]
         rounds = kill(victims, count=options.rounds, seed=options.seed, tell=console)
     result = build_report(rounds, facts={"store": root.partition("://")[0], "seed": options.seed})
