@@ -3,9 +3,9 @@
 `python -m loadtests.kill` has processes publish, promote, roll back, pin and collect in one catalog at the same time,
 kills each at a random moment, and then looks at everything: is each acknowledged promotion in the history, which must
 begin as it ended a round before; does the promoted version, and every other that is listed, hold each of its bytes; is
-what a release pins still there; and does the next run, with nobody killed, finish and leave nothing behind. The same is asked
-of the process that owns the stores made over HTTP, and of rival builds of one index. The store is a temporary directory
-unless `--root` names another one, such as s3://bucket/prefix.
+what a release pins still there; and does the next run, with nobody killed, finish and leave nothing behind. The same is
+asked of the process that owns the stores made over HTTP, and of rival builds of one index. The store is a temporary
+directory unless `--root` names another one, such as s3://bucket/prefix.
 
 Exit code 0: goals met; 1: one is missed; 2: something acknowledged was lost, or the catalog was inconsistent.
 """

@@ -36,7 +36,7 @@ class BuildsVictim:
     """Rival processes that build one index again and again while its documents stay; between rounds some change."""
 
     name = "builds"
-    longest_s = 1.5
+    longest_s = 2.5
 
     def __init__(self, root: str, scratch: Path, *, seed: int) -> None:
         self._root = root
