@@ -43,10 +43,6 @@ class Register:
         found = self._known.get(store_id)
         return found[1] if found and not found[1].deleted else None
 
-    def all_known(self) -> list[Store]:
-        """Every store as this process has last seen it; also those that are being deleted."""
-        return [store for _, store in self._known.values()]
-
     def get(self, store_id: str) -> Store:
         """A store. Raises NotFoundError."""
         store = self._read(store_id)[1]
