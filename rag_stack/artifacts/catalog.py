@@ -213,6 +213,17 @@ class Catalog:
 
         return self._move(kind, name, move)
 
+    def withdraw(self, kind: ArtifactKind, name: str) -> None:
+        """Nothing is promoted under a name any more, and nothing ever was; again does nothing.
+
+        For a name with one writer, who promotes nothing meanwhile. When killed in between, do it again.
+        """
+        check_address(kind, name)
+        self.store.delete(_pointer_key(kind, name))
+        # Numbers begin anew, and an archive of the old ones would stand in the way of the new.
+        for entry in self.store.entries(f"{kind}/{name}/{_HISTORY}"):
+            self.store.delete(entry.key)
+
     def history(self, kind: ArtifactKind, name: str, *, last: int | None = None) -> list[Promotion]:
         """All promotions of a name, or the last so many, oldest first; none when there was none.
 
