@@ -184,11 +184,13 @@ class Catalog:
         by: str | None = None,
         reason: str = "",
         expected_version: str | Expected | None = Expected.CURRENT,
+        check: Callable[[Manifest], object] = lambda _: None,
     ) -> Pointer:
         """Promote what was promoted before, or `to` a version further back; again goes back further.
 
-        After promotions of v1, v2 and v3 it goes to v2, and then to v1. Raises RollbackError when there is nothing
-        before, `to` is not among it or the version is gone, and PromotionConflictError as `promote` does.
+        After promotions of v1, v2 and v3 it goes to v2, and then to v1. `check` raises for a version that must not
+        serve, as one of another format. Raises RollbackError when there is nothing before, `to` is not among it or the
+        version is gone, and PromotionConflictError as `promote` does.
         """
         told = {"by": promoter() if by is None else by, "reason": reason}
         check_told(**told)
@@ -198,12 +200,14 @@ class Catalog:
             target = self._before(kind, name, state, to)
             ref = ArtifactRef(kind, name, target.version)
             try:
-                digest = self._promotable(ref, state).digest
+                manifest = self._promotable(ref, state)
             except ArtifactNotFoundError as exc:
                 raise RollbackError(
                     f"{str(ref)!r}, to which a rollback would go, is deleted; name one further back with `to`, or "
                     f"promote one of the published versions: {', '.join(self.versions(kind, name))}"
                 ) from exc
+            check(manifest)
+            digest = manifest.digest
             if target.digest not in ("", digest):
                 raise RollbackError(
                     f"{str(ref)!r} has digest {digest} now, and {target.digest} was promoted then: it was deleted and "
