@@ -28,7 +28,6 @@
         EmbedderMismatchError             the index was built with another embedder
         IndexTooLargeError                it does not fit in memory beside the one that serves
         DocumentError                     a source document cannot be read (names it)
-        GateError                         a built version fails its gates: published, not promoted
       EngineMissingError                  the server's extras are not installed
 
 HTTP status and OpenAI error code belong to the class. Messages say what was expected, what came and what to do.
@@ -238,12 +237,6 @@ class DocumentError(IndexVersionError):
     """A source document cannot be read; the message names it."""
 
     code = "document_error"
-
-
-class GateError(IndexVersionError):
-    """A built version fails its gates; it is published, and what was promoted goes on serving."""
-
-    code = "gate_failed"
 
 
 class EngineMissingError(RagStackError):

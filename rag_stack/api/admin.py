@@ -29,6 +29,7 @@ from rag_stack.errors import (
     OverloadedError,
 )
 from rag_stack.index.difference import compare
+from rag_stack.index.format import IndexMetadata
 from rag_stack.index.judgement import promote_index, verify
 from rag_stack.index.listing import promotion_row, version_rows
 
@@ -227,6 +228,7 @@ class Admin:
                 by=_by(caller, asked.by),
                 reason=asked.reason,
                 expected_version=expected,
+                check=IndexMetadata.of,
             ),
         )
         return await self._moved(name, pointer)

@@ -184,11 +184,13 @@ class Catalog:
         by: str | None = None,
         reason: str = "",
         expected_version: str | Expected | None = Expected.CURRENT,
+        check: Callable[[Manifest], object] = lambda _: None,
     ) -> Pointer:
         """Promote what was promoted before, or `to` a version further back; again goes back further.
 
-        After promotions of v1, v2 and v3 it goes to v2, and then to v1. Raises RollbackError when there is nothing
-        before, `to` is not among it or the version is gone, and PromotionConflictError as `promote` does.
+        After promotions of v1, v2 and v3 it goes to v2, and then to v1. `check` raises for a version that must not
+        serve, as one of another format. Raises RollbackError when there is nothing before, `to` is not among it or the
+        version is gone, and PromotionConflictError as `promote` does.
         """
         told = {"by": promoter() if by is None else by, "reason": reason}
         check_told(**told)
@@ -198,12 +200,14 @@ class Catalog:
             target = self._before(kind, name, state, to)
             ref = ArtifactRef(kind, name, target.version)
             try:
-                digest = self._promotable(ref, state).digest
+                manifest = self._promotable(ref, state)
             except ArtifactNotFoundError as exc:
                 raise RollbackError(
                     f"{str(ref)!r}, to which a rollback would go, is deleted; name one further back with `to`, or "
                     f"promote one of the published versions: {', '.join(self.versions(kind, name))}"
                 ) from exc
+            check(manifest)
+            digest = manifest.digest
             if target.digest not in ("", digest):
                 raise RollbackError(
                     f"{str(ref)!r} has digest {digest} now, and {target.digest} was promoted then: it was deleted and "
@@ -212,6 +216,17 @@ class Catalog:
             return state.restore(target, digest, **told)
 
         return self._move(kind, name, move)
+
+    def withdraw(self, kind: ArtifactKind, name: str) -> None:
+        """Nothing is promoted under a name any more, and nothing ever was; again does nothing.
+
+        For a name with one writer, who promotes nothing meanwhile. When killed in between, do it again.
+        """
+        check_address(kind, name)
+        self.store.delete(_pointer_key(kind, name))
+        # Numbers begin anew, and an archive of the old ones would stand in the way of the new.
+        for entry in self.store.entries(f"{kind}/{name}/{_HISTORY}"):
+            self.store.delete(entry.key)
 
     def history(self, kind: ArtifactKind, name: str, *, last: int | None = None) -> list[Promotion]:
         """All promotions of a name, or the last so many, oldest first; none when there was none.

@@ -33,6 +33,8 @@ _GRACE_S: Final = 3600.0
 _LEASE_S: Final = 86400.0
 # Where no lock tells whether a publisher is alive: longer than any upload of one file takes.
 _LEAVINGS_S: Final = 86400.0
+# A century; what is far beyond it is no difference between two dates.
+_MAX_AGE_S: Final = 100 * 365 * 86400.0
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhdw]?)")
 _UNIT_S: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -166,8 +168,10 @@ class Retention:
         `older_than_s`, but at least the grace period. Blocking. Raises ArtifactError, on a store that cannot compare
         and set too: nothing is promoted there either.
         """
-        if keep < 0 or older_than_s < 0:
-            raise InvalidRequestError(f"keep and older_than must not be negative, got {keep} and {older_than_s}")
+        if keep < 0 or not 0 <= older_than_s <= _MAX_AGE_S:
+            raise InvalidRequestError(
+                f"keep must not be negative and older_than 0 to {_MAX_AGE_S:.0f} seconds, got {keep} and {older_than_s}"
+            )
         if name is not None:
             check_address(kind, name)
         names = self._store.list_names(kind) if name is None else [name]

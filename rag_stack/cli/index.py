@@ -2,19 +2,21 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
+from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.cli.progress import BuildProgress
 from rag_stack.cli.versions import app
-from rag_stack.errors import InvalidRequestError
+from rag_stack.errors import IndexVersionError, InvalidRequestError
 from rag_stack.index.format import IndexMetadata
 from rag_stack.index.spec import load_spec
 from rag_stack.metrics import MemoryRecorder
@@ -67,7 +69,7 @@ def build(
             raise InvalidRequestError("--force promotes what has failed its gates: say why with --reason")
         spec = load_spec(spec_file)
         tiers = open_tiers(artifacts_config(root), MemoryRecorder(), cache=cache)
-        if if_missing and (built := tiers.catalog.readable("indexes", spec.name)) is not None:
+        if if_missing and (built := _readable(tiers.catalog, spec.name)) is not None:
             _report(built, seconds=0.0, as_json=as_json)
             return
         # Imports torch: only for those who build.
@@ -85,6 +87,16 @@ def build(
                 progress=progress,
             )
         _report_build(report, as_json=as_json)
+
+
+def _readable(catalog: Catalog, name: str) -> Manifest | None:
+    """What is promoted, if this release can open it."""
+    manifest = catalog.readable("indexes", name)
+    with suppress(IndexVersionError):
+        if manifest is not None:
+            IndexMetadata.of(manifest)
+            return manifest
+    return None
 
 
 def _report_build(report: "BuildReport", *, as_json: bool) -> None:

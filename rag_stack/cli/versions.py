@@ -15,6 +15,7 @@ from rag_stack.cli.artifact import AsJson, Root, artifacts_config
 from rag_stack.cli.collection import add_gc
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.index.difference import EXAMPLES, Difference, compare, short
+from rag_stack.index.format import IndexMetadata
 from rag_stack.index.judgement import promote_index, verify
 from rag_stack.index.listing import promotion_row, version_rows
 
@@ -134,7 +135,7 @@ def rollback_command(
 ) -> None:
     """Promote what was promoted before; again goes further back."""
     with one_line_failures():
-        pointer = _open(root).rollback("indexes", name, to=to, reason=reason)
+        pointer = _open(root).rollback("indexes", name, to=to, reason=reason, check=IndexMetadata.of)
     _print_promoted(name, pointer, as_json=as_json)
 
 

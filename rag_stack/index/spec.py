@@ -119,7 +119,7 @@ class IndexSpec(_Frozen):
     embedder: ArtifactChoice
     chunking: Chunking | None = Chunking()
     recipe: str = Field(AUTO, min_length=1, description="auto, or a FAISS index factory string")
-    memory_budget_bytes: int | None = Field(None, ge=1, description="for the recipe auto; none: memory is no concern")
+    memory_budget_bytes: int | None = Field(None, ge=1, description="for the recipe auto; none: 2 GiB")
     recall_target: float = Field(0.95, gt=0.0, le=1.0)
     recall_at: int = Field(10, ge=1, le=100)
     search_parameters: str = Field("", description="FAISS search parameters, such as nprobe=16; kept in the index")

@@ -22,7 +22,7 @@ from rag_stack.errors import (
     ArtifactError,
     ArtifactNotFoundError,
     ArtifactOutdatedError,
-    GateError,
+    GateFailedError,
     IndexVersionError,
     PromotionConflictError,
 )
@@ -123,7 +123,7 @@ def build_version(
     documents and settings publish the same version again, which changes nothing. `share` (0..1) tells how much of
     the documents was read so far, for an estimate of the time that is left.
 
-    Raises DocumentError with `on_error: fail`, IndexVersionError when there is nothing to index, GateError when a
+    Raises DocumentError with `on_error: fail`, IndexVersionError when there is nothing to index, GateFailedError when a
     gate fails (the version is published, and not promoted), PromotionConflictError when another build was faster (the
     same), ArtifactError when the object store or the disk fails. What was embedded stays in any case.
     """
@@ -174,7 +174,7 @@ def build_version(
     failed = [each for each in gates if not each.passed]
     not_promoted = "" if settings.promote else "it was asked not to be"
     if failed and not settings.force:
-        raise GateError(_refusal(manifest, failed))
+        raise GateFailedError(_refusal(manifest, failed))
     if settings.promote:
         _promote(manifest, tiers, settings, before, forced=bool(failed))
     return BuildReport(

@@ -8,15 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import yaml
 
 from rag_stack.errors import AuthenticationError, InvalidRequestError, NotFoundError, UnavailableError
 from rag_stack.index.spec import IndexSpec
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
 SPEC_FILE: Final = "spec.yaml"

@@ -1,5 +1,6 @@
 """Uploaded files: `files/<id>/content` first, then `files/<id>/file.json`, without which a file does not exist."""
 
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from rag_stack.errors import ArtifactCorruptError, ArtifactNotFoundError, NotFou
 _READERS: Final = 16
 # Cards never change, so that a listing reads each once; of more, the least recently used are read again.
 _KEPT_CARDS: Final = 20_000
+_log = logging.getLogger(__name__)
 
 
 class UploadedFile(BaseModel):
@@ -75,7 +77,7 @@ class Files:
             return list(readers.map(self.get, file_ids))
 
     def all(self, *, purpose: str | None = None) -> list[UploadedFile]:
-        """Every file, or those of one purpose, oldest first."""
+        """Every file, or those of one purpose, oldest first. One whose card is damaged is logged and left out."""
         names = [name for name in self._object_store.list_names("files") if is_name(name)]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="files") as readers:
             found = [file for file in readers.map(self._listed, names) if file is not None]
@@ -111,6 +113,9 @@ class Files:
         try:
             return self.get(file_id)
         except NotFoundError:
+            return None
+        except ArtifactCorruptError as exc:
+            _log.error("%s", exc.message)
             return None
 
     def _keep(self, file: UploadedFile) -> UploadedFile:

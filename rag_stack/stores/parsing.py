@@ -4,6 +4,7 @@ from typing import Final
 
 from rag_stack.errors import DocumentError
 from rag_stack.index.documents import Document, parse
+from rag_stack.index.spec import MAX_DOCUMENT_BYTES
 from rag_stack.stores.store import FileError, StoreFile
 
 # Nothing else is kept under these names: many documents in one file, of which a store has no use.
@@ -21,6 +22,10 @@ class UnreadableFileError(Exception):
 
 def parse_upload(data: bytes, file: StoreFile) -> Document:
     """The document of an uploaded file. Raises UnreadableFileError."""
+    if len(data) > MAX_DOCUMENT_BYTES:
+        # In words of the API: whoever uploads has no spec in which to raise a limit.
+        message = f"has {len(data):,} bytes, and a file of a store at most {MAX_DOCUMENT_BYTES:,}; split it"
+        raise UnreadableFileError(FileError(code="invalid_file", message=message))
     try:
         return parse(
             data,

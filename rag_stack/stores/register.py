@@ -1,5 +1,6 @@
 """The vector stores of an object store: `stores/<id>/store.json` each, moved by compare-and-set."""
 
+import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ from typing import Final
 from rag_stack.artifacts.object_store import ObjectStore
 from rag_stack.config import is_name
 from rag_stack.errors import (
+    ArtifactCorruptError,
     ArtifactNotFoundError,
     ConflictError,
     InvalidRequestError,
@@ -23,6 +25,7 @@ MAX_STORES: Final = 1_000
 _ATTEMPTS: Final = 8
 _READERS: Final = 16
 _TURNS: Final = 64
+_log = logging.getLogger(__name__)
 
 
 class Register:
@@ -43,10 +46,6 @@ class Register:
         found = self._known.get(store_id)
         return found[1] if found and not found[1].deleted else None
 
-    def all_known(self) -> list[Store]:
-        """Every store as this process has last seen it; also those that are being deleted."""
-        return [store for _, store in self._known.values()]
-
     def get(self, store_id: str) -> Store:
         """A store. Raises NotFoundError."""
         store = self._read(store_id)[1]
@@ -55,7 +54,7 @@ class Register:
         return store
 
     def all(self) -> list[Store]:
-        """Every store, oldest first; also those that are being deleted."""
+        """Every store, oldest first; also those that are being deleted. One that is damaged is logged and left out."""
         with ThreadPoolExecutor(_READERS, thread_name_prefix="stores") as readers:
             found = list(readers.map(self._try_read, self._ids()))
         return sorted((each for each in found if each), key=lambda store: (store.created_at, store.store_id))
@@ -166,6 +165,10 @@ class Register:
         try:
             return self._read(store_id)[1]
         except NotFoundError:
+            return None
+        except ArtifactCorruptError as exc:
+            # The others are searched and built all the same.
+            _log.error("%s", exc.message)
             return None
 
     def _keep(self, store_id: str, read: tuple[bytes, Store]) -> tuple[bytes, Store]:

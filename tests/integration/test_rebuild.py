@@ -15,7 +15,7 @@ from rag_stack.artifacts.tiers import Tiers
 from rag_stack.errors import (
     ArtifactError,
     DocumentError,
-    GateError,
+    GateFailedError,
     IndexVersionError,
     PromotionConflictError,
 )
@@ -117,7 +117,9 @@ def test_a_gate_that_fails_publishes_and_promotes_nothing(tiers: Tiers, pages: P
     first = build(tiers, spec_of(pages), log)
     for number in range(60):
         (pages / f"page{number:04}.txt").unlink()
-    with pytest.raises(GateError, match=r"published, but not promoted: 2 of its gates failed \(max_shrink of docum"):
+    with pytest.raises(
+        GateFailedError, match=r"published, but not promoted: 2 of its gates failed \(max_shrink of docum"
+    ):
         build(tiers, spec_of(pages), log)
     assert tiers.catalog.resolve("indexes", NAME) == first.manifest
     assert len(tiers.catalog.versions("indexes", NAME)) == 2
@@ -147,7 +149,7 @@ def test_canaries_are_asked(tiers: Tiers, pages: Path, log: Path) -> None:
     gates = Gates(canaries=(Canary(question=question, expect=("page0007.txt",)),))
     assert build(tiers, spec_of(pages), log, gates=gates).promoted
     gates = Gates(canaries=(Canary(question=question, expect=("page0099.txt",), top_k=1),))
-    with pytest.raises(GateError, match=r"canary 1: .* does not find 'page0099.txt'"):
+    with pytest.raises(GateFailedError, match=r"canary 1: .* does not find 'page0099.txt'"):
         build(tiers, spec_of(pages), log, gates=gates)
 
 

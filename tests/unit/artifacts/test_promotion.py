@@ -237,3 +237,14 @@ def test_promotions_and_rollbacks_are_those_of_a_stack(moves: list[str | None]) 
     whole = {each.number: each.version for each in (*archive, *(pointer.promotions if pointer else ()))}
     assert [whole[number] for number in sorted(whole)] == told
     assert sorted(whole) == list(range(1, len(told) + 1))
+
+
+def test_what_is_withdrawn_begins_anew(catalog: Catalog, versions: list[ArtifactRef]) -> None:
+    for _ in range(2):
+        catalog.withdraw("indexes", "docs")
+        assert catalog.promoted("indexes", "docs") is None
+        assert catalog.history("indexes", "docs") == []
+        # So many that some are archived: under the names that those before were.
+        for number in range(POINTER_PROMOTIONS + 5):
+            catalog.promote(versions[number % 2])
+    assert len(catalog.history("indexes", "docs")) == POINTER_PROMOTIONS + 5

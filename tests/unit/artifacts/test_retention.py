@@ -473,3 +473,9 @@ def test_durations_are_read(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_named(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="is no duration"):
         seconds_of(text)
+
+
+@pytest.mark.parametrize("older_than_s", [-1.0, float("inf"), 1e300, seconds_of("999999999w")])
+def test_an_age_that_nothing_has_is_refused(catalog: Catalog, older_than_s: float) -> None:
+    with pytest.raises(InvalidRequestError, match="older_than 0 to 3153600000 seconds"):
+        Retention(catalog).collect("indexes", "docs", older_than_s=older_than_s)

@@ -102,6 +102,19 @@ def test_an_index_is_built_again_if_missing(tmp_path: Path) -> None:
     assert "models/absent" in result.stderr
 
 
+def test_an_index_of_an_older_format_is_built_again_if_missing(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "a.txt").write_text("A document.")
+    catalog = Catalog(open_store(f"file://{store}"))
+    old = catalog.publish(tmp_path / "documents", kind="indexes", name="docs", metadata={"format_version": 1})
+    catalog.promote(old.ref)
+    spec = tmp_path / "docs.yaml"
+    spec.write_text("name: docs\nsource: {folder: documents}\nembedder: {name: absent}\n")
+    result = run("index", "build", spec, "--if-missing")
+    assert result.exit_code == 1
+    assert "models/absent" in result.stderr
+
+
 def test_the_cache_shows_what_it_cannot_read_and_clears_it(tmp_path: Path) -> None:
     artifacts = tmp_path / "cache" / "artifacts"
     # Unlike the first release's, with a manifest, which is as old.

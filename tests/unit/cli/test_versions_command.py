@@ -126,3 +126,18 @@ def test_gc(three: Catalog, tmp_path: Path) -> None:
     assert three.versions("indexes", "docs") == ["v1", "v2"]
     result = CliRunner().invoke(app, ["model", "gc", "--all", "--json"])
     assert json.loads(result.stdout) == {"dry_run": False, "deleted": [], "kept": [], "freed_bytes": 0}
+
+
+def test_there_is_no_way_back_to_what_cannot_be_read(catalog: Catalog, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "a").write_text("of an older format")
+    old = catalog.publish(tmp_path / "old", kind="indexes", name="docs", metadata={"format_version": 1})
+    new = publish_index(catalog, tmp_path, TEXTS, version="v2")
+    for each in (old, new):
+        catalog.promote(each.ref)
+    result = run("rollback", "docs")
+    assert result.exit_code == 1
+    assert "has index format 1, this release reads 2" in result.stderr
+    pointer = catalog.promoted("indexes", "docs")
+    assert pointer is not None
+    assert pointer.version == "v2"

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from rag_stack.artifacts.object_store import ObjectStore, open_store
-from rag_stack.errors import ConflictError, InvalidRequestError, NotFoundError, PromotionConflictError
+from rag_stack.errors import (
+    ArtifactCorruptError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    PromotionConflictError,
+)
 from rag_stack.stores import register as register_module
 from rag_stack.stores.files import Files
 from rag_stack.stores.register import Register
@@ -139,3 +145,20 @@ def test_a_file_without_its_card_does_not_exist(object_store: ObjectStore) -> No
     """Its upload was killed before it was acknowledged."""
     object_store.put_bytes("files/file-killed/content", b"x")
     assert Files(object_store).all() == []
+
+
+def test_what_is_damaged_does_not_hide_the_others(
+    object_store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    register, files = Register(object_store), Files(object_store)
+    stores = [register.create(), register.create()]
+    (tmp_path / "upload").write_bytes(b"some words")
+    file = files.add(tmp_path / "upload", filename="a.txt", purpose="assistants")
+    object_store.put_bytes(f"stores/{stores[0].store_id}/store.json", b"{")
+    object_store.put_bytes("files/file-damaged/file.json", b"{}")
+    assert Register(object_store).all() == [stores[1]]
+    assert Files(object_store).all() == [file]
+    assert f"{stores[0].store_id}/store.json is not" in caplog.text
+    assert "file-damaged/file.json is not" in caplog.text
+    with pytest.raises(ArtifactCorruptError):
+        Register(object_store).get(stores[0].store_id)
