@@ -36,7 +36,9 @@ class LocalEmbedding:
         if not inputs:
             return
         order = sorted(inputs, key=len, reverse=True)
-        batches = iter([order[first : first + _BATCH] for first in range(0, len(order), _BATCH)])
+        # What is little is shared by all threads.
+        size = max(1, min(_BATCH, -(-len(order) // self._workers)))
+        batches = iter([order[first : first + size] for first in range(0, len(order), size)])
         with ThreadPoolExecutor(self._workers, thread_name_prefix="embed") as pool:
             # Little more than what runs: all that is done and not yet taken is lost when this process is killed.
             running = {pool.submit(self._embed, batch) for batch in islice(batches, self._workers + 1)}
