@@ -8,10 +8,16 @@ from typing import Final
 
 from rag_stack.artifacts.retention import Retention
 from rag_stack.artifacts.tiers import Tiers
-from rag_stack.errors import NotFoundError, RagStackError
+from rag_stack.errors import (
+    ArtifactNotFoundError,
+    ArtifactOutdatedError,
+    IndexVersionError,
+    NotFoundError,
+    RagStackError,
+)
 from rag_stack.index.chunking import token_count
 from rag_stack.index.documents import Document
-from rag_stack.index.format import Chunking
+from rag_stack.index.format import Chunking, IndexMetadata
 from rag_stack.index.spec import Gates
 from rag_stack.jobs.build import BuildSettings, build_version
 from rag_stack.jobs.embedding import Model
@@ -62,21 +68,32 @@ class StoreBuild:
     def discard(self, store_id: str) -> None:
         """Nothing is promoted any more, so that `rag-stack index gc` takes the versions; stored vectors go at once."""
         objects = self._tiers.catalog.store
-        objects.delete(f"indexes/{store_id}/PROMOTED")
+        self._tiers.catalog.withdraw("indexes", store_id)
         for fingerprint in objects.list_names(f"embeddings/{store_id}"):
             for segment in objects.list_names(f"embeddings/{store_id}/{fingerprint}"):
                 objects.delete(f"embeddings/{store_id}/{fingerprint}/{segment}")
 
-    def tidy(self, store_id: str) -> None:
-        """Delete versions that were replaced long enough ago; looks every ten minutes."""
+    def is_current(self, store: Store) -> bool:
+        """Whether what is promoted is of this embedder and format. Raises ArtifactError."""
+        try:
+            manifest = self._tiers.catalog.resolve("indexes", store.store_id)
+            return IndexMetadata.of(manifest).embedder.digest == self._embedding.model.digest
+        except (ArtifactNotFoundError, ArtifactOutdatedError, IndexVersionError):
+            return False
+
+    def tidy(self, store_id: str) -> bool:
+        """Delete versions that were replaced long enough ago, looking every ten minutes; whether others will follow."""
         now_s = time.monotonic()
         if now_s < self._tidied_s.get(store_id, now_s):
-            return
+            return True
         self._tidied_s[store_id] = now_s + _TIDY_EVERY_S
         try:
-            self._retention.collect("indexes", store_id, keep=_VERSIONS_KEPT, older_than_s=0.0)
+            collected = self._retention.collect("indexes", store_id, keep=_VERSIONS_KEPT, older_than_s=0.0)
         except RagStackError as exc:
             logging.getLogger(__name__).warning("old versions of the store %s stay: %s", store_id, exc.message)
+            return True
+        # What is promoted, and what was before it.
+        return len(collected.kept) > _VERSIONS_KEPT
 
     def _documents(self, store: Store, outcomes: dict[str, Outcome]) -> Iterator[Document]:
         """What can be indexed, one at a time; `outcomes` gets every file's."""

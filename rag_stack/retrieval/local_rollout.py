@@ -37,10 +37,8 @@ class LocalRollout:
 
     def _open_promoted(self, store: str) -> None:
         pointer = self._catalog.promoted("indexes", store)
-        if pointer is None:
-            return
         try:
-            self._open(store, pointer.version)
+            self._open(store, pointer.version if pointer else "")
         except RagStackError:
             # Not there half: the next one who adds it tries again.
             self._shelf.drop(store)

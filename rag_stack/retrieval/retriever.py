@@ -115,7 +115,9 @@ class Retriever:
 
 def _found(opened: OpenStore, vectors: Vectors, *, top_k: int, filters: Filter | None) -> list[Hit]:
     if opened.index is None or opened.masks is None:
-        return []
+        if opened.empty:
+            return []
+        raise UnavailableError(f"the store {opened.name!r} is being opened by this server; try again", retry_after_s=1)
     allowed = opened.masks.row_mask(filters) if filters is not None else None
     return _best(opened.index, vectors, top_k=top_k, allowed=allowed)
 

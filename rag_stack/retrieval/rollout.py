@@ -6,9 +6,10 @@ message matters more than the latest. A new target is first prepared by all, and
     set_target -> all prepare -> (all have, or the limit is over) -> all serve
 
 so that a question gets the same answer from every process but for the moment in which they flip. Who cannot prepare
-keeps what it serves, and is told of as lagging. A target that changes meanwhile takes the place of the one under way;
-a rollback is a target like any other. Targets are numbered, and nobody ever goes back to a smaller number. A
-coordinator that has restarted learns the numbers from the reports, and opens nothing before all had time to report.
+keeps what it serves, and is told of as lagging; the others wait for it for seconds only. A target that changes
+meanwhile takes the place of the one under way; a rollback is a target like any other. Targets are numbered, and nobody
+ever goes back to a smaller number. A coordinator that has restarted learns the numbers from the reports, and opens
+nothing before all had time to report.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ from rag_stack.errors import NotFoundError, StoreLimitError
 
 # A participant that is silent for so long has ended, or will begin again.
 SILENCE_S: Final = 15.0
+# Who has failed tries again within seconds; for who fails still after so long nobody waits.
+FAILURE_S: Final = 10.0
 # Participants ask a coordinator that does not answer again every second.
 GRACE_S: Final = 5.0
 _REMEMBERED: Final = 10_000
@@ -230,8 +233,16 @@ class Coordinator:
         for store in self._stores.values():
             if store.next is None:
                 continue
-            ready = [self._told(p, store).has(store.next) for p in self._participants.values()]
-            overdue = now_s - store.began_s >= self._limit_s
+            told = [self._told(participant, store) for participant in self._participants.values()]
+            ready = [each.has(store.next) for each in told]
+            # Nobody waits for long for who says that it cannot, nor for ever for who says nothing.
+            waited_for = [
+                each
+                for each in told
+                if not each.has(store.next) and not (each.failed and store.next.same(each.failed.target))
+            ]
+            waited_s = now_s - store.began_s
+            overdue = waited_s >= (self._limit_s if waited_for else min(FAILURE_S, self._limit_s))
             if all(ready) or (overdue and any(ready)):
                 store.current, store.next = store.next, None
                 store.opened_s, store.overdue = now_s, not all(ready)

@@ -26,11 +26,12 @@ _END_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class OpenStore:
-    """A store as one request sees it. Without an index it holds nothing yet, and nothing is found."""
+    """A store as one request sees it. Without an index it is `empty`, or its version is not open yet."""
 
     name: str
     index: IndexVersion | None = None
     masks: MaskCache | None = None
+    empty: bool = False
 
     @property
     def version(self) -> str:
@@ -86,8 +87,14 @@ class Shelf:
     def __contains__(self, store: object) -> bool:
         return store in self._stores
 
+    def is_empty(self, store: str) -> bool:
+        """Whether a store is known to hold nothing; false for one that is not there."""
+        with self._lock:
+            held = self._stores.get(store)
+            return held is not None and held.open.empty
+
     def add(self, store: str, index: IndexVersion | None = None, *, pin: Pin | None = None) -> None:
-        """A new store, empty or with its first version, whose pin goes when it does; one that is there stays as it is.
+        """A new store, with its first version, whose pin goes when it does, or not open yet; one that is there stays.
 
         Raises StoreLimitError.
         """
@@ -144,8 +151,8 @@ class Shelf:
         return self._waiting(store, _Held.of(store, ready.index, ready.pin))
 
     def prepare_empty(self, store: str) -> Prepared:
-        """A version without anything to find, for a store that has lost its last document. Raises NotFoundError."""
-        return self._waiting(store, _Held.of(store, None, None))
+        """A version without anything to find, for a store without documents. Raises NotFoundError."""
+        return self._waiting(store, _Held(OpenStore(store, empty=True), None, Event()))
 
     def flip(self, prepared: Prepared) -> None:
         """From now on new leases get this version; those that run keep theirs. Does not block.

@@ -58,10 +58,17 @@ class _Following:
 
     def wanted(self) -> Target | None:
         """What has to be prepared now."""
-        for target in (self.order.serve, self.order.prepare) if self.order else ():
+        wanted = [
+            target
+            for target in ((self.order.serve, self.order.prepare) if self.order else ())
             # What came before what serves is from a coordinator that knew less.
-            if target is not None and target.number >= self.serving.number and not target.same(self.serving):
-                return None if self.prepared and target.same(self.prepared[0]) else target
+            if target is not None and target.number >= self.serving.number and not target.same(self.serving)
+        ]
+        if len(wanted) > 1 and self.failed is not None and wanted[0].same(self.failed.target):
+            # The next one may be what mends it.
+            del wanted[0]
+        for target in wanted[:1]:
+            return None if self.prepared and target.same(self.prepared[0]) else target
         return None
 
 
@@ -170,6 +177,8 @@ class Follower:
         if order.serve is not None and order.serve.number >= following.serving.number:
             if order.serve.same(following.serving):
                 following.serving = order.serve
+                if not order.serve.version and not self._shelf.is_empty(order.store.name):
+                    self._shelf.flip(self._shelf.prepare_empty(order.store.name))
             elif following.prepared is not None and order.serve.same(following.prepared[0]):
                 self._flip(following, order.serve, following.prepared[1])
         if following.prepared is not None:

@@ -54,7 +54,9 @@ class NodeFetch:
 
     def _fetcher(self) -> Any:  # noqa: ANN401 - an actor handle is what its class is
         node = ray.get_runtime_context().get_node_id()
-        name = agent_name(node, str(self._artifacts.cache)).replace("agent", "fetcher", 1)
+        # One for each cache and object store: releases that differ in either do not share it.
+        place = f"{self._artifacts.cache} {self._artifacts.root}"
+        name = agent_name(node, place).replace("agent", "fetcher", 1)
         return (
             ray.remote(Fetcher)
             .options(

@@ -19,6 +19,8 @@ from rag_stack.stores.register import Register
 from rag_stack.stores.store import Outcome, Store
 
 _NICENESS: Final = 10
+# A store that is new has nothing to prepare.
+_OPEN_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -42,8 +44,11 @@ class Build(Protocol):
     def discard(self, store_id: str) -> None:
         """Leave all versions of a store to the garbage collection; again, for one without any."""
 
-    def tidy(self, store_id: str) -> None:
-        """Delete versions that nobody needs any more. Called after each build; what fails is logged and left."""
+    def is_current(self, store: Store) -> bool:
+        """Whether the version that a store was built as can still be served, by this embedder. Raises ArtifactError."""
+
+    def tidy(self, store_id: str) -> bool:
+        """Delete versions that nobody needs any more; whether others will follow with time. What fails is left."""
 
 
 class Rollout(Protocol):
@@ -89,6 +94,11 @@ class Ingest:
         # When each store's turn is, in the loop's time.
         self._due: dict[str, float] = {}
         self._failures: dict[str, int] = {}
+        # What was built and is not served by all yet, with the generation that it is of.
+        self._built: dict[str, tuple[int, Built]] = {}
+        self._building: str | None = None
+        self._looked_at: set[str] = set()
+        self._untidy: set[str] = set()
         self._woken = asyncio.Event()
         self._served = asyncio.Condition()
         # Searches come first: a build can wait for a core, and the threads that it begins with it.
@@ -116,6 +126,7 @@ class Ingest:
         """Have a new store served, empty as it is. Raises StoreLimitError, and nothing that passes by itself."""
         try:
             await self._rollout.add_store(store_id)
+            await self._rollout.settle(store_id, "", _OPEN_S)
         except StoreLimitError:
             await self._sweep((await asyncio.to_thread(self._register.mark_deleted, store_id)).store_id)
             raise
@@ -164,12 +175,40 @@ class Ingest:
             if store.deleted:
                 await self._sweep(store.store_id)
                 continue
+            store = await self._renewed(store)
+            # Deleted since it was read: it must not be served again.
+            if self._register.known(store.store_id) is None:
+                continue
             try:
                 await self._rollout.add_store(store.store_id)
             except RagStackError as exc:
                 _log.warning("the store %s is not served: %s", store.store_id, exc.message)
             if store.behind:
                 self._due.setdefault(store.store_id, time.monotonic())
+        for store_id in list(self._untidy):
+            await self._tidy(store_id)
+
+    async def _renewed(self, store: Store) -> Store:
+        """A store as it is, once looked at: one that was built with another embedder or format is built again."""
+        if store.store_id in self._looked_at:
+            return store
+        try:
+            if store.index_version and not await asyncio.to_thread(self._build.is_current, store):
+                _log.warning("the store %s was built for another embedder or format, and is built again", store.name)
+                store = await asyncio.to_thread(self._register.change, store.store_id, Store.touched)
+        except RagStackError as exc:
+            _log.warning("cannot see how the store %s was built: %s", store.store_id, exc.message)
+            return store
+        self._looked_at.add(store.store_id)
+        return store
+
+    async def _tidy(self, store_id: str) -> None:
+        try:
+            more = await asyncio.get_running_loop().run_in_executor(self._thread, self._build.tidy, store_id)
+        except Exception:
+            _log.exception("old versions of the store %s stay", store_id)
+            return
+        (self._untidy.add if more else self._untidy.discard)(store_id)
 
     async def _work_until(self, end_s: float) -> None:
         while (now := time.monotonic()) < end_s:
@@ -202,14 +241,25 @@ class Ingest:
             await self._failed(store_id, store, exc)
         async with self._served:
             self._served.notify_all()
+        if store is not None and store_id not in self._failures:
+            await self._tidy(store_id)
 
     async def _bring(self, store: Store) -> None:
-        loop = asyncio.get_running_loop()
-        built = await loop.run_in_executor(self._thread, self._build.build, store)
+        generation, built = self._built.get(store.store_id, (-1, None))
+        if built is None or generation != store.generation:
+            built = await self._build_now(store)
+            # It may have been deleted meanwhile, and must not be served again.
+            await asyncio.to_thread(self._register.get, store.store_id)
+            self._built[store.store_id] = store.generation, built
         await self._rollout.add_store(store.store_id)
         lagging = await self._rollout.settle(store.store_id, built.version or "", self._patience.settle_s)
         if lagging:
-            raise UnavailableError(f"{', '.join(lagging)} cannot serve version {built.version or 'without documents'}")
+            told = f"{', '.join(lagging)} cannot serve version {built.version or 'without documents'}"
+            if (self._failures.get(store.store_id, 0) + 1) % self._patience.attempts:
+                raise UnavailableError(told)
+            # They go on with what they have, and say so; the others have had it all this time.
+            _log.warning("the store %s is up to date, but %s", store.store_id, told)
+        self._built.pop(store.store_id, None)
         changed = await asyncio.to_thread(
             self._register.change,
             store.store_id,
@@ -217,7 +267,13 @@ class Ingest:
         )
         if changed.behind:
             self.wake(store.store_id)
-        await loop.run_in_executor(self._thread, self._build.tidy, store.store_id)
+
+    async def _build_now(self, store: Store) -> Built:
+        self._building = store.store_id
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._build.build, store)
+        finally:
+            self._building = None
 
     async def _failed(self, store_id: str, store: Store | None, exc: Exception) -> None:
         failures = self._failures[store_id] = self._failures.get(store_id, 0) + 1
@@ -240,6 +296,10 @@ class Ingest:
 
     async def _sweep(self, store_id: str) -> None:
         await self._rollout.remove_store(store_id)
+        self._built.pop(store_id, None)
+        if store_id == self._building:
+            # The build may yet promote; what comes after it finds the mark, and clears all away.
+            return
         await asyncio.to_thread(self._build.discard, store_id)
         await asyncio.to_thread(self._register.forget, store_id)
         async with self._served:

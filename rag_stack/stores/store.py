@@ -205,6 +205,10 @@ class Store(_Frozen):
         batch = self.batches[batch_id].model_copy(update={"cancelled": True})
         return self._with(files=files, batches={**self.batches, batch_id: batch}, generation=generation)
 
+    def touched(self) -> Self:
+        """With all that it holds to be indexed again; until then its files say what they said."""
+        return self._with(generation=self.generation + 1)
+
     def renamed(
         self, *, name: str | None = None, description: str | None = None, metadata: Mapping[str, str] | None = None
     ) -> Self:

@@ -140,6 +140,19 @@ async def test_an_unknown_store_is_told_which_there_are(retriever: Retriever) ->
         await retriever.retrieve("x", store="village", top_k=1)
 
 
+async def test_a_store_that_is_not_open_yet_is_no_empty_one(embedder: GatedEmbedder, recorder: WatchedRecorder) -> None:
+    shelf = shelf_of({})
+    shelf.add("papers")
+    retriever = Retriever(embedder, shelf, threads=1, queue=1, recorder=recorder)
+    try:
+        with pytest.raises(UnavailableError, match="being opened"):
+            await retriever.retrieve("anything", store="papers", top_k=1)
+        shelf.flip(shelf.prepare_empty("papers"))
+        assert (await retriever.retrieve("anything", store="papers", top_k=1)).hits == ()
+    finally:
+        await asyncio.to_thread(retriever.close)
+
+
 async def test_a_wrong_filter_takes_no_place(retriever: Retriever, recorder: WatchedRecorder) -> None:
     with pytest.raises(InvalidRequestError):
         await retriever.retrieve("x", store="town", top_k=1, filters=ComparisonFilter(type="gt", key="k", value=True))

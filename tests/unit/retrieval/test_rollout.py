@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from rag_stack.errors import NotFoundError, StoreLimitError
 from rag_stack.retrieval.rollout import (
+    FAILURE_S,
     GRACE_S,
     NOTHING,
     SILENCE_S,
@@ -131,7 +132,7 @@ def test_nobody_serves_what_one_has_not_prepared() -> None:
     assert at.waiting("town") == ()
 
 
-def test_after_the_limit_the_ready_ones_flip_and_the_other_lags_with_its_reason() -> None:
+def test_who_says_that_it_cannot_is_waited_for_for_seconds_and_lags_with_its_reason() -> None:
     at = coordinator(TOWN)
     one, two = running(at, "one", "two")
     promote(at, "b", now_s=1.0)
@@ -139,21 +140,37 @@ def test_after_the_limit_the_ready_ones_flip_and_the_other_lags_with_its_reason(
         each.sync(at, 1.0)
     one.prepare()
     two.fail("no room")
+    for now_s in (1.0, 5.0, 1.0 + FAILURE_S - 0.1):
+        one.sync(at, now_s)
+        two.sync(at, now_s)
+    assert one.version() == "a"
+    assert [lag.reason for lag in at.lagging("town", now_s=5.0)] == ["no room"]
+    one.sync(at, 1.0 + FAILURE_S)
+    two.sync(at, 1.0 + FAILURE_S)
+    assert (one.version(), two.version()) == ("b", "a")
+    assert [(lag.participant, lag.serving) for lag in at.lagging("town", now_s=12.0)] == [("two", "a")]
+    two.prepare()
+    two.sync(at, 13.0)
+    assert two.version() == "b"
+    two.sync(at, 13.0)
+    one.sync(at, 13.0)
+    assert at.lagging("town", now_s=13.0) == ()
+
+
+def test_after_the_limit_the_ready_ones_do_not_wait_for_who_says_nothing() -> None:
+    at = coordinator(TOWN)
+    one, two = running(at, "one", "two")
+    promote(at, "b", now_s=1.0)
+    for each in (one, two):
+        each.sync(at, 1.0)
+    one.prepare()
     for now_s in (10.0, 20.0, 30.0, 40.0, 50.0, 60.0):
         one.sync(at, now_s)
         two.sync(at, now_s)
     assert one.version() == "a"
-    assert [lag.reason for lag in at.lagging("town", now_s=60.0)] == ["no room"]
     one.sync(at, 61.0)
     two.sync(at, 61.0)
     assert (one.version(), two.version()) == ("b", "a")
-    assert [(lag.participant, lag.serving) for lag in at.lagging("town", now_s=61.0)] == [("two", "a")]
-    two.prepare()
-    two.sync(at, 62.0)
-    assert two.version() == "b"
-    two.sync(at, 62.0)
-    one.sync(at, 62.0)
-    assert at.lagging("town", now_s=62.0) == ()
 
 
 def test_who_is_silent_is_not_waited_for() -> None:
@@ -405,18 +422,21 @@ class Rollouts(RuleBasedStateMachine):
         self._check(before, None)
 
     def _check(self, before: Target | None, reporting: Participant | None) -> None:
-        """What has been opened: all that live have it, or the limit is over, or an earlier coordinator had opened it.
+        """What has been opened: all that live have it or have said long ago that they cannot, or the limit is over.
 
-        In the last case the one that reports serves it.
+        Or an earlier coordinator had opened it: then the one that reports serves it.
         """
         opened = self.at.orders()["town"].serve
         if opened is None or opened.same(before):
             return
         live = [self.members[name] for name in self.at.participants if name in self.members]
         have = [opened.same(m.serving.get("town")) or opened.same(m.prepared.get("town")) for m in live]
-        overdue = self.now_s - self.promoted_s.get(opened.version, 0.0) >= LIMIT_S
+        waited_s = self.now_s - self.promoted_s.get(opened.version, 0.0)
+        cannot = [(failed := m.failed.get("town")) is not None and opened.same(failed.target) for m in live]
+        refused = waited_s >= FAILURE_S and all(able or not_able for able, not_able in zip(have, cannot, strict=True))
+        overdue = waited_s >= LIMIT_S
         learned = reporting is not None and opened.same(reporting.serving.get("town"))
-        assert all(have) or overdue or learned
+        assert all(have) or refused or overdue or learned
 
 
 TestRollouts = Rollouts.TestCase

@@ -71,11 +71,21 @@ def swap(shelf: Shelf, manifest: Manifest) -> None:
     shelf.flip(shelf.prepare("town", manifest))
 
 
-def test_an_empty_store_leases_as_empty(shelf: Shelf) -> None:
+def test_a_store_is_not_open_yet_until_it_is_known_to_be_empty(shelf: Shelf, tiers: Tiers, tmp_path: Path) -> None:
     shelf.add("town")
     with shelf.lease("town") as opened:
-        assert (opened.index, opened.version) == (None, "")
+        assert (opened.index, opened.version, opened.empty) == (None, "", False)
     assert shelf.state()["town"].version == ""
+    shelf.flip(shelf.prepare_empty("town"))
+    with shelf.lease("town") as opened:
+        assert (opened.index, opened.version, opened.empty) == (None, "", True)
+    swap(shelf, version(tiers, tmp_path, "first"))
+    with shelf.lease("town") as opened:
+        assert opened.index is not None
+    assert not shelf.is_empty("town")
+    shelf.flip(shelf.prepare_empty("town"))
+    assert shelf.is_empty("town")
+    assert shelf.wait_unmapped(10)
 
 
 def test_an_unknown_store_is_told_which_there_are(shelf: Shelf) -> None:

@@ -171,6 +171,24 @@ async def test_one_that_cannot_prepare_keeps_what_it_serves_and_says_why(cluster
     assert cluster.followers[1].lagging() == {}
 
 
+async def test_who_cannot_serve_a_version_prepares_the_one_that_mends_it(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.limit_s = 1.0
+    first = cluster.promote("first")
+    rollouts = cluster.coordinate(STORE)
+    await cluster.start("able", serving={STORE: Target()})
+    other = open_tiers(ArtifactsConfig(root=f"file://{tmp_path}/copy", cache=tmp_path / "other"), MemoryRecorder())
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    await cluster.start("unable", tiers=other, serving={STORE: Target()})
+    await rollouts.settle("town", first.version, timeout_s=WAIT_S)
+    second = cluster.promote("second")
+    assert (await rollouts.settle("town", second.version, timeout_s=WAIT_S)).lagging == ("unable",)
+    third = cluster.publish("third")
+    shutil.copytree(tmp_path / "store" / str(third.ref), tmp_path / "copy" / str(third.ref))
+    cluster.tiers.catalog.promote(third.ref)
+    assert (await rollouts.settle("town", third.version, timeout_s=WAIT_S)).lagging == ()
+    assert cluster.versions() == {third.version}
+
+
 async def test_a_version_that_nobody_can_open_changes_nothing(cluster: Cluster) -> None:
     cluster.limit_s = 0.5
     first = cluster.promote("first")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ class Builder:
         self.built: list[list[str]] = []
         self.discarded: list[str] = []
         self.tidied: list[str] = []
+        self.outdated: set[str] = set()
         self.fail: Callable[[], None] = lambda: None
         self.entered = threading.Event()
         self.gate = threading.Event()
@@ -41,8 +43,12 @@ class Builder:
     def discard(self, store_id: str) -> None:
         self.discarded.append(store_id)
 
-    def tidy(self, store_id: str) -> None:
+    def is_current(self, store: Store) -> bool:
+        return store.store_id not in self.outdated
+
+    def tidy(self, store_id: str) -> bool:
         self.tidied.append(store_id)
+        return False
 
 
 class Processes:
@@ -160,6 +166,7 @@ async def test_after_its_attempts_it_says_so(running: Running) -> None:
 async def test_nothing_is_completed_while_a_process_lags(running: Running) -> None:
     store_id = running.register.create().store_id
     running.processes.lagging = ("replica 7",)
+    running.ingest._patience = replace(PATIENCE, attempts=10_000)
     async with running.runs():
         store = running.attach(store_id, "a")
         with pytest.raises(UnavailableError, match="goes on") as caught:
@@ -168,6 +175,29 @@ async def test_nothing_is_completed_while_a_process_lags(running: Running) -> No
         running.processes.lagging = ()
         running.ingest.wake(store_id)
         await running.until(lambda: not running.register.get(store_id).behind)
+    assert running.builder.built == [["a"]], "it was built, and only had to be served"
+
+
+async def test_a_process_that_never_serves_it_fails_no_file(running: Running) -> None:
+    store_id = running.register.create().store_id
+    running.processes.lagging = ("replica 7",)
+    async with running.runs():
+        store = await running.settled(running.attach(store_id, "a"))
+    assert statuses(store) == {"a": "completed"}
+    assert running.builder.built == [["a"]]
+
+
+async def test_what_another_embedder_has_built_is_built_again_by_a_new_process(running: Running) -> None:
+    done_id, outdated_id = (running.register.create().store_id for _ in range(2))
+    async with running.runs():
+        await running.settled(running.attach(done_id, "a"))
+        await running.settled(running.attach(outdated_id, "b"))
+    anew = Running(running.root)
+    anew.builder.outdated.add(outdated_id)
+    async with anew.runs():
+        await anew.until(lambda: len(anew.builder.built) == 1 and not anew.register.get(outdated_id).behind)
+    assert anew.builder.built == [["b"]]
+    assert statuses(anew.register.get(outdated_id)) == {"b": "completed"}
 
 
 async def test_a_new_process_goes_on_where_the_old_one_was(running: Running) -> None:
@@ -191,7 +221,6 @@ async def test_the_last_file_takes_the_index_with_it(running: Running) -> None:
         await running.settled(running.attach(store_id, "a"))
         done = await running.settled(running.register.change(store_id, lambda now: now.detached("a")))
     assert (done.index_version, running.processes.serving) == (None, {store_id: ""})
-    assert running.builder.tidied == [store_id, store_id]
 
 
 async def test_a_store_that_is_deleted_while_it_is_built(running: Running) -> None:
@@ -201,8 +230,9 @@ async def test_a_store_that_is_deleted_while_it_is_built(running: Running) -> No
         running.ingest.wake(running.attach(store_id, "a").store_id)
         assert await asyncio.to_thread(running.builder.entered.wait, WAIT_S)
         await running.ingest.delete(store_id, timeout_s=WAIT_S)
+        assert running.builder.discarded == [], "the build may yet promote"
         running.builder.gate.set()
-        await running.until(lambda: len(running.builder.discarded) == 2)
+        await running.until(lambda: running.builder.discarded == [store_id])
     assert (running.processes.serving, running.register.all()) == ({}, [])
     with pytest.raises(NotFoundError):
         await running.ingest.delete(store_id, timeout_s=WAIT_S)
