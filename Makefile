@@ -60,6 +60,10 @@ bench: $(READY)
 	$(BIN)/python -m loadtests.fetch
 	$(BIN)/python -m loadtests.fanin
 	$(BIN)/python -m loadtests.coldstart
+	$(BIN)/python -m loadtests.filters
+	$(BIN)/python -m loadtests.swap
+	$(BIN)/python -m loadtests.kill
+	$(BIN)/python -m loadtests.rebuild
 
 lock:
 	uv pip compile pyproject.toml --extra cpu --extra demo --extra dev --python-version 3.11 \
