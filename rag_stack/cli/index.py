@@ -2,9 +2,10 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
@@ -17,7 +18,7 @@ from rag_stack.cli.failure import one_line_failures
 from rag_stack.cli.progress import BuildProgress
 from rag_stack.cli.versions import app
 from rag_stack.errors import IndexVersionError, InvalidRequestError
-from rag_stack.index.format import IndexMetadata
+from rag_stack.index.format import IndexMetadata, Skipped
 from rag_stack.index.spec import load_spec
 from rag_stack.metrics import MemoryRecorder
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rag_stack.jobs.build import BuildReport
 
 Engine = Literal["auto", "ray", "local"]
+
+_SHOWN_SKIPPED: Final = 20
 
 __all__ = ["Engine", "app"]
 
@@ -103,6 +106,7 @@ def _report_build(report: "BuildReport", *, as_json: bool) -> None:
     if as_json:
         facts = {
             "skipped": [each.model_dump() for each in report.skipped],
+            "skipped_documents": report.skipped_documents,
             "embedded": report.embedded,
             "reused": report.reused,
             "embed_rate": round(report.embed_rate, 2),
@@ -115,8 +119,7 @@ def _report_build(report: "BuildReport", *, as_json: bool) -> None:
         typer.echo(json.dumps(_row(report.manifest) | facts))
         return
     notes = Console(stderr=True)
-    for each in report.skipped:
-        notes.print(f"left out {each.document}: {each.reason}", style="yellow", markup=False)
+    _print_skipped(notes, report.skipped, report.skipped_documents)
     if report.full_rebuild_reason:
         notes.print(f"full rebuild: {report.full_rebuild_reason}", style="yellow", markup=False)
     for gate in report.gates:
@@ -124,7 +127,7 @@ def _report_build(report: "BuildReport", *, as_json: bool) -> None:
             notes.print(f"promoted in spite of {gate.name}: {gate.detail}", style="yellow", markup=False)
     counts = (
         f"{report.documents} documents, {report.passages} passages ({report.embedded} embedded, {report.reused} "
-        f"reused), {len(report.skipped)} left out, {report.seconds:.1f} s"
+        f"reused), {report.skipped_documents} left out, {report.seconds:.1f} s"
     )
     Console().print(f"[bold]{report.manifest.ref}[/bold]  {counts}", highlight=False)
     if not report.promoted:
@@ -134,13 +137,24 @@ def _report_build(report: "BuildReport", *, as_json: bool) -> None:
 def _report(manifest: Manifest, *, seconds: float, as_json: bool) -> None:
     metadata = IndexMetadata.of(manifest)
     if as_json:
-        skipped = [each.model_dump() for each in metadata.skipped]
-        typer.echo(json.dumps(_row(manifest) | {"skipped": skipped, "seconds": round(seconds, 3)}))
+        facts = {
+            "skipped": [each.model_dump() for each in metadata.skipped],
+            "skipped_documents": metadata.skipped_documents,
+            "seconds": round(seconds, 3),
+        }
+        typer.echo(json.dumps(_row(manifest) | facts))
         return
-    for each in metadata.skipped:
-        Console(stderr=True).print(f"left out {each.document}: {each.reason}", style="yellow", markup=False)
-    counts = f"{metadata.documents} documents, {metadata.passages} passages, {len(metadata.skipped)} left out"
+    _print_skipped(Console(stderr=True), metadata.skipped, metadata.skipped_documents)
+    counts = f"{metadata.documents} documents, {metadata.passages} passages, {metadata.skipped_documents} left out"
     Console().print(f"[bold]{manifest.ref}[/bold]  {counts}, {seconds:.1f} s", highlight=False)
+
+
+def _print_skipped(notes: Console, skipped: Sequence[Skipped], count: int) -> None:
+    shown = skipped[:_SHOWN_SKIPPED]
+    for each in shown:
+        notes.print(f"left out {each.document}: {each.reason}", style="yellow", markup=False)
+    if count > len(shown):
+        notes.print(f"... and {count - len(shown)} more", style="yellow", markup=False)
 
 
 def _row(manifest: Manifest) -> dict[str, Any]:

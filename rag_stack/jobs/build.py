@@ -90,7 +90,8 @@ class BuildReport:
 
     `embedded` of the `passages` were embedded now, with `embed_rate` a second, and `reused` were known: by their
     vectors, or because the same text is there twice. `promoted` says whether the version is served from now on, and
-    `not_promoted` why not. `full_rebuild_reason` says why nothing of the version before could be reused, if so.
+    `not_promoted` why not. `skipped` names the first of the `skipped_documents` that were left out.
+    `full_rebuild_reason` says why nothing of the version before could be reused, if so.
     """
 
     manifest: Manifest
@@ -99,6 +100,7 @@ class BuildReport:
     embedded: int
     reused: int
     skipped: tuple[Skipped, ...]
+    skipped_documents: int
     gates: tuple[GateResult, ...]
     promoted: bool
     not_promoted: str
@@ -159,6 +161,7 @@ def build_version(
                 memory_budget_bytes=settings.memory_budget_bytes,
                 chunking=settings.chunking,
                 skipped=intake.skipped,
+                skipped_documents=intake.skipped_documents,
                 queries=_questions(embedding.model, settings.gates),
             )
         gates = _judge(directory, name, metadata, embedding.model, settings, before, documents=intake.documents)
@@ -185,6 +188,7 @@ def build_version(
         # Ray may have embedded more than is there: what has changed in the source meanwhile.
         reused=max(0, metadata.passages - vectors.embedded),
         skipped=metadata.skipped,
+        skipped_documents=metadata.skipped_documents,
         gates=gates,
         promoted=settings.promote,
         not_promoted=not_promoted,

@@ -135,6 +135,18 @@ def test_the_command_builds_reports_and_lists(artifacts: ArtifactsConfig, spec_f
     assert report["version"] in _run(artifacts, "versions", "listed").stdout
 
 
+def test_the_command_names_some_of_what_was_left_out(artifacts: ArtifactsConfig, spec_file: Path) -> None:
+    spec_file.write_text(_SPEC.replace("name: notes", "name: untidy"))
+    for number in range(30):
+        (spec_file.parent / "corpus" / f"empty{number}.txt").touch()
+    built = _run(artifacts, "build", spec_file)
+    assert "31 left out" in built.stdout
+    assert (built.stderr.count("left out empty"), built.stderr.count("... and 11 more\n")) == (20, 1)
+    kept = json.loads(_run(artifacts, "build", spec_file, "--json", "--if-missing").stdout)
+    assert (len(kept["skipped"]), kept["skipped_documents"]) == (31, 31)
+    assert _run(artifacts, "build", spec_file, "--if-missing").stderr.endswith("... and 11 more\n")
+
+
 def test_the_command_fails_in_one_line(artifacts: ArtifactsConfig, tmp_path: Path) -> None:
     failed = _run(artifacts, "build", tmp_path / "nowhere.yaml")
     assert failed.exit_code == 1
