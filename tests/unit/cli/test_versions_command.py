@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from rag_stack.artifacts.catalog import Catalog, promoter
 from rag_stack.artifacts.manifest import ArtifactRef
 from rag_stack.artifacts.object_store import open_store
+from rag_stack.artifacts.retention import Retention
 from rag_stack.cli.main import app
 from tests.published import publish_index
 
@@ -126,6 +127,21 @@ def test_gc(three: Catalog, tmp_path: Path) -> None:
     assert three.versions("indexes", "docs") == ["v1", "v2"]
     result = CliRunner().invoke(app, ["model", "gc", "--all", "--json"])
     assert json.loads(result.stdout) == {"dry_run": False, "deleted": [], "kept": [], "freed_bytes": 0}
+
+
+def test_unpin(three: Catalog) -> None:
+    retention = Retention(three)
+    retention.pin("town", [ArtifactRef("indexes", "docs", version) for version in ("v3", "v1")])
+    retention.pin("city", [])
+    assert run("unpin", "twon").stdout == "the release 'twon' pins nothing; those that do are city, town\n"
+    assert run("unpin", "town").stdout.splitlines()[1:] == ["indexes/docs/v1", "indexes/docs/v3"]
+    assert [hold.owner for hold in retention.pins()] == ["city"]
+    assert shown("unpin", "town") == {"release": "town", "unpinned": []}
+    three.store.put_bytes("pins/city.json", b"{}")
+    damaged = run("unpin", "city")
+    assert (damaged.exit_code, damaged.stdout) == (0, "its damaged pin is removed\n")
+    assert retention.pins() == []
+    assert run("unpin", "no/name").exit_code == 1
 
 
 def test_there_is_no_way_back_to_what_cannot_be_read(catalog: Catalog, tmp_path: Path) -> None:
