@@ -29,8 +29,7 @@ from rag_stack.errors import (
     OverloadedError,
 )
 from rag_stack.index.difference import compare
-from rag_stack.index.format import IndexMetadata
-from rag_stack.index.judgement import promote_index, verify
+from rag_stack.index.judgement import promote_index, rollback_index, verify
 from rag_stack.index.listing import promotion_row, version_rows
 
 T = TypeVar("T")
@@ -221,14 +220,13 @@ class Admin:
         expected = Expected.CURRENT if asked.expected_version is None else asked.expected_version
         pointer = await self._found(
             self._quick,
-            lambda: self._catalog.rollback(
-                "indexes",
+            lambda: rollback_index(
+                self._catalog,
                 name,
                 to=asked.to,
                 by=_by(caller, asked.by),
                 reason=asked.reason,
                 expected_version=expected,
-                check=IndexMetadata.of,
             ),
         )
         return await self._moved(name, pointer)

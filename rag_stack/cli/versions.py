@@ -17,8 +17,7 @@ from rag_stack.cli.collection import add_gc
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.errors import ArtifactCorruptError
 from rag_stack.index.difference import EXAMPLES, Difference, compare, short
-from rag_stack.index.format import IndexMetadata
-from rag_stack.index.judgement import promote_index, verify
+from rag_stack.index.judgement import promote_index, rollback_index, verify
 from rag_stack.index.listing import promotion_row, version_rows
 
 app = typer.Typer(help="Index versions in the object store.", no_args_is_help=True, add_completion=False)
@@ -137,7 +136,7 @@ def rollback_command(
 ) -> None:
     """Promote what was promoted before; again goes further back."""
     with one_line_failures():
-        pointer = _open(root).rollback("indexes", name, to=to, reason=reason, check=IndexMetadata.of)
+        pointer = rollback_index(_open(root), name, to=to, reason=reason)
     _print_promoted(name, pointer, as_json=as_json)
 
 

@@ -21,6 +21,7 @@ from rag_stack.artifacts.file_store import FileStore
 from rag_stack.artifacts.manifest import ArtifactRef
 from rag_stack.artifacts.retention import Retention
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.stores.register import Register
 from tests.published import publish_index
 from tests.servers import serve
 
@@ -128,6 +129,14 @@ def test_promote_and_roll_back(served: Served) -> None:
         "v2",
         "v1",
     ]
+
+
+def test_the_index_of_a_store_made_over_http_is_not_moved_by_hand(served: Served) -> None:
+    name = Register(served.catalog.store).create(name="one", metadata={}, attachments=[]).store_id
+    for path, body in (("promote", {"version": "v1", "force": True}), ("rollback", {})):
+        error = served.post(f"/admin/indexes/{name}/{path}", body, status=409)
+        assert error["code"] == "conflict"
+        assert "belongs to a store made over HTTP; change its files instead" in error["message"]
 
 
 def test_a_conflict_is_a_409(served: Served) -> None:

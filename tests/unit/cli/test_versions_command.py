@@ -144,6 +144,19 @@ def test_unpin(three: Catalog) -> None:
     assert run("unpin", "no/name").exit_code == 1
 
 
+def test_the_index_of_a_store_made_over_http_is_not_moved_by_hand(three: Catalog) -> None:
+    three.promote(ArtifactRef("indexes", "docs", "v3"))
+    three.store.put_bytes("stores/docs/store.json", b"{}")
+    for command in (("promote", "docs", "v1", "--force"), ("rollback", "docs")):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "belongs to a store made over HTTP; change its files instead" in result.stderr
+        assert result.stderr.count("\n") == 1
+    pointer = three.promoted("indexes", "docs")
+    assert pointer is not None
+    assert pointer.version == "v3"
+
+
 def test_there_is_no_way_back_to_what_cannot_be_read(catalog: Catalog, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "a").write_text("of an older format")
