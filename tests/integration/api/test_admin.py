@@ -26,6 +26,7 @@ from tests.published import publish_index
 from tests.servers import serve
 
 WAIT_S = 30.0
+SWAP = {"store": "docs", "version": "v2", "lagging": [{"participant": "engine/ab12", "reason": "no room"}]}
 
 
 @dataclass
@@ -64,7 +65,15 @@ def serving(
         if broken_hook:
             raise RuntimeError("nobody listens")
 
-    routes = Admin(catalog, Retention(catalog), keys, max_body_bytes=1 << 16, promoted=promoted, queue=waiting)
+    routes = Admin(
+        catalog,
+        Retention(catalog),
+        keys,
+        max_body_bytes=1 << 16,
+        promoted=promoted,
+        queue=waiting,
+        swaps=lambda: [SWAP],
+    )
     gate = Gate(routes.routes(), keys=KeyRing(()), open_paths=(), recorder=MemoryRecorder())
     with serve(gate) as url, httpx.Client(base_url=url, timeout=WAIT_S, trust_env=False) as http:
         yield Served(catalog, http, told)
@@ -222,12 +231,14 @@ def test_a_promotion_holds_although_nobody_could_be_told(catalog: Catalog) -> No
 def test_admin_calls_have_keys_of_their_own(catalog: Catalog) -> None:
     with serving(catalog, admin=("root",), api=("user",)) as served:
         assert served.get("/admin/indexes", status=401)["code"] == "invalid_api_key"
+        assert served.get("/admin/swaps", status=401)["code"] == "invalid_api_key"
         for key, status, code in (("other", 401, "invalid_api_key"), ("user", 403, "permission_denied")):
             headers = {"authorization": f"Bearer {key}"}
             assert served.get("/admin/indexes", status=status, headers=headers)["code"] == code
             body = {"version": "v3"}
             assert served.post("/admin/indexes/docs/promote", body, status=status, headers=headers)["code"] == code
         headers = {"authorization": "Bearer root"}
+        assert served.get("/admin/swaps", headers=headers) == {"object": "list", "data": [SWAP]}
         promoted = served.post("/admin/indexes/docs/promote", {"version": "v3", "by": "ann"}, headers=headers)
         assert promoted["by"] == f"{digest('root')[:8]} ann"
         assert served.post("/admin/indexes/docs/rollback", {}, headers=headers)["by"] == digest("root")[:8]
