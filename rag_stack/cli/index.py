@@ -14,7 +14,7 @@ from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config
-from rag_stack.cli.failure import one_line_failures
+from rag_stack.cli.failure import fail, one_line_failures
 from rag_stack.cli.progress import BuildProgress
 from rag_stack.cli.versions import app
 from rag_stack.errors import IndexVersionError, InvalidRequestError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Engine = Literal["auto", "ray", "local"]
 
 _SHOWN_SKIPPED: Final = 20
+# Not 2, which is a wrong use of the command.
+_NOT_PROMOTED: Final = 3
 
 __all__ = ["Engine", "app"]
 
@@ -66,6 +68,9 @@ def build(
 
     Only passages that no build of this index has embedded are embedded. A build that was killed goes on where it was:
     run it again.
+
+    Exit code 3: it is published and not promoted, because a gate failed or another build was faster; with --json the
+    report is printed all the same. 1: any other failure.
     """
     with one_line_failures():
         if force and not reason:
@@ -76,19 +81,25 @@ def build(
             _report(built, seconds=0.0, as_json=as_json)
             return
         # Imports torch: only for those who build.
+        from rag_stack.jobs.build import NotPromotedError
         from rag_stack.jobs.index_build import build_index
 
-        with BuildProgress() as progress:
-            report = build_index(
-                spec,
-                tiers=tiers,
-                engine=engine,
-                workers=workers or len(os.sched_getaffinity(0)),
-                promote=promote,
-                force=force,
-                reason=reason,
-                progress=progress,
-            )
+        try:
+            with BuildProgress() as progress:
+                report = build_index(
+                    spec,
+                    tiers=tiers,
+                    engine=engine,
+                    workers=workers or len(os.sched_getaffinity(0)),
+                    promote=promote,
+                    force=force,
+                    reason=reason,
+                    progress=progress,
+                )
+        except NotPromotedError as exc:
+            if as_json:
+                _report_build(exc.report, as_json=True)
+            fail(exc, code=_NOT_PROMOTED)
         _report_build(report, as_json=as_json)
 
 

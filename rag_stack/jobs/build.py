@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -25,6 +25,7 @@ from rag_stack.errors import (
     GateFailedError,
     IndexVersionError,
     PromotionConflictError,
+    RagStackError,
 )
 from rag_stack.index.builder import IndexWriter
 from rag_stack.index.documents import Document
@@ -109,6 +110,22 @@ class BuildReport:
     full_rebuild_reason: str | None = None
 
 
+class NotPromotedError(RagStackError):
+    """A build has published a version, and could not promote it; the report tells of it."""
+
+    def __init__(self, message: str, *, report: BuildReport) -> None:
+        super().__init__(message)
+        self.report = replace(report, not_promoted=message)
+
+
+class GateRefusedError(GateFailedError, NotPromotedError):
+    """A gate of a build has failed."""
+
+
+class OvertakenError(PromotionConflictError, NotPromotedError):
+    """Another build was faster."""
+
+
 def build_version(
     documents: Iterable[Document | Skipped],
     *,
@@ -125,9 +142,9 @@ def build_version(
     documents and settings publish the same version again, which changes nothing. `share` (0..1) tells how much of
     the documents was read so far, for an estimate of the time that is left.
 
-    Raises DocumentError with `on_error: fail`, IndexVersionError when there is nothing to index, GateFailedError when a
-    gate fails (the version is published, and not promoted), PromotionConflictError when another build was faster (the
-    same), ArtifactError when the object store or the disk fails. What was embedded stays in any case.
+    Raises DocumentError with `on_error: fail`, IndexVersionError when there is nothing to index, GateRefusedError when
+    a gate fails (the version is published, and not promoted), OvertakenError when another build was faster (the same),
+    ArtifactError when the object store or the disk fails. What was embedded stays in any case.
     """
     started = time.perf_counter()
     before = _Before.of(name, embedding.model, settings, tiers)
@@ -175,12 +192,7 @@ def build_version(
         _compact(vectors)
     _require_opens(manifest, tiers, embedder_digest=embedding.model.digest)
     failed = [each for each in gates if not each.passed]
-    not_promoted = "" if settings.promote else "it was asked not to be"
-    if failed and not settings.force:
-        raise GateFailedError(_refusal(manifest, failed))
-    if settings.promote:
-        _promote(manifest, tiers, settings, before, forced=bool(failed))
-    return BuildReport(
+    report = BuildReport(
         manifest=manifest,
         documents=metadata.documents,
         passages=metadata.passages,
@@ -190,12 +202,18 @@ def build_version(
         skipped=metadata.skipped,
         skipped_documents=metadata.skipped_documents,
         gates=gates,
-        promoted=settings.promote,
-        not_promoted=not_promoted,
+        promoted=False,
+        not_promoted="it was asked not to be",
         seconds=time.perf_counter() - started,
         embed_rate=filling.rate,
         full_rebuild_reason=before.full_rebuild_reason,
     )
+    if failed and not settings.force:
+        raise GateRefusedError(_refusal(manifest, failed), report=report)
+    if settings.promote:
+        _promote(report, tiers, settings, before, forced=bool(failed))
+        return replace(report, promoted=True, not_promoted="", seconds=time.perf_counter() - started)
+    return report
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +286,8 @@ def _judge(
     )
 
 
-def _promote(manifest: Manifest, tiers: Tiers, settings: BuildSettings, before: _Before, *, forced: bool) -> None:
+def _promote(report: BuildReport, tiers: Tiers, settings: BuildSettings, before: _Before, *, forced: bool) -> None:
+    manifest = report.manifest
     try:
         tiers.catalog.promote(
             manifest.ref, expected_version=before.version, by=settings.by, reason=settings.reason, forced=forced
@@ -279,9 +298,10 @@ def _promote(manifest: Manifest, tiers: Tiers, settings: BuildSettings, before: 
             # The other one has built the same.
             return
         now = f"{winner.version!r} was promoted by {winner.by} at {winner.promoted_at}" if winner else exc.message
-        raise PromotionConflictError(
+        raise OvertakenError(
             f"{str(manifest.ref)!r} is published, but not promoted: {now}, while this build began with "
-            f"{before.version or 'nothing'!r} promoted; build again, or promote it with `rag-stack index promote`"
+            f"{before.version or 'nothing'!r} promoted; build again, or promote it with `rag-stack index promote`",
+            report=report,
         ) from exc
 
 
