@@ -10,7 +10,7 @@ from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig
 from rag_stack.errors import IndexVersionError
-from rag_stack.index.documents import admitted, list_source
+from rag_stack.index.documents import list_source
 from rag_stack.index.format import Chunking
 from rag_stack.index.source import open_source
 from rag_stack.index.spec import IndexSpec
@@ -102,7 +102,7 @@ def build_index(
         )
     reading = CountedReading(reader, listing.files)
     return build_version(
-        admitted(spec, chain(listing.skipped, reading)),
+        chain(listing.skipped, reading),
         name=spec.name,
         embedding=embedding,
         settings=BuildSettings.of(spec, promote=promote, force=force, by=by, reason=reason),
