@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from rag_stack.cli.progress import BuildProgress
 from rag_stack.cli.versions import app
 from rag_stack.errors import IndexVersionError, InvalidRequestError
 from rag_stack.index.format import IndexMetadata, Skipped
+from rag_stack.index.listing import version_row
 from rag_stack.index.spec import load_spec
 from rag_stack.metrics import MemoryRecorder
 
@@ -127,7 +128,7 @@ def _report_build(report: "BuildReport", *, as_json: bool) -> None:
             "full_rebuild_reason": report.full_rebuild_reason,
             "seconds": round(report.seconds, 3),
         }
-        typer.echo(json.dumps(_row(report.manifest) | facts))
+        typer.echo(json.dumps(version_row(report.manifest) | facts))
         return
     notes = Console(stderr=True)
     _print_skipped(notes, report.skipped, report.skipped_documents)
@@ -153,7 +154,7 @@ def _report(manifest: Manifest, *, seconds: float, as_json: bool) -> None:
             "skipped_documents": metadata.skipped_documents,
             "seconds": round(seconds, 3),
         }
-        typer.echo(json.dumps(_row(manifest) | facts))
+        typer.echo(json.dumps(version_row(manifest) | facts))
         return
     _print_skipped(Console(stderr=True), metadata.skipped, metadata.skipped_documents)
     counts = f"{metadata.documents} documents, {metadata.passages} passages, {metadata.skipped_documents} left out"
@@ -166,16 +167,3 @@ def _print_skipped(notes: Console, skipped: Sequence[Skipped], count: int) -> No
         notes.print(f"left out {each.document}: {each.reason}", style="yellow", markup=False)
     if count > len(shown):
         notes.print(f"... and {count - len(shown)} more", style="yellow", markup=False)
-
-
-def _row(manifest: Manifest) -> dict[str, Any]:
-    metadata = IndexMetadata.of(manifest)
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "documents": metadata.documents,
-        "passages": metadata.passages,
-        "embedder": metadata.embedder.name,
-        "recipe": metadata.recipe,
-        "size_bytes": manifest.size_bytes,
-    }
