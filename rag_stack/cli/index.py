@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -21,18 +21,18 @@ from rag_stack.errors import IndexVersionError, InvalidRequestError
 from rag_stack.index.format import IndexMetadata, Skipped
 from rag_stack.index.listing import version_row
 from rag_stack.index.spec import load_spec
+from rag_stack.jobs.engine import Engine
 from rag_stack.metrics import MemoryRecorder
 
 if TYPE_CHECKING:
     from rag_stack.jobs.build import BuildReport
 
-Engine = Literal["auto", "ray", "local"]
 
 _SHOWN_SKIPPED: Final = 20
 # Not 2, which is a wrong use of the command.
 _NOT_PROMOTED: Final = 3
 
-__all__ = ["Engine", "app"]
+__all__ = ["app"]
 
 
 @app.command()
