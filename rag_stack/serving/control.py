@@ -148,10 +148,6 @@ class AdminServer:
         """See Rollouts.leave."""
         self._rollouts.leave(participant)
 
-    async def notify(self, store: str) -> None:
-        """See Rollouts.notify."""
-        await self._rollouts.notify(store)
-
     async def settle(self, store: str, version: str, timeout_s: float) -> Settled:
         """See Rollouts.settle."""
         return await self._rollouts.settle(store, version, timeout_s=timeout_s)
