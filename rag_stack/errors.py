@@ -8,7 +8,7 @@
       PermissionDeniedError          403  the key is known, but not for this
       NotFoundError                  404  unknown route, model, store or file
       MethodNotAllowedError          405  the route exists, for another method
-      ConflictError                  409  others change the same thing again and again: try again
+      ConflictError                  409  others change the same thing again and again, or own it
       PayloadTooLargeError           413  the body is over the limit
       UnsupportedMediaTypeError      415  the body is not JSON
       OverloadedError                429  a bounded queue is full: try again after `retry_after_s`
@@ -103,7 +103,7 @@ class MethodNotAllowedError(RagStackError):
 
 
 class ConflictError(RagStackError):
-    """Others change the same thing at the same time, and were faster each time."""
+    """Others change the same thing at the same time, and were faster each time; or it is theirs to change."""
 
     status = 409
     type = "invalid_request_error"

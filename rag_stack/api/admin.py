@@ -1,8 +1,11 @@
-"""/admin/indexes: what is published and promoted, and the calls that change it. Operators have keys of their own."""
+"""/admin/indexes: what is published and promoted, and the calls that change it; /admin/swaps: its way into service.
+
+Operators have keys of their own.
+"""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
@@ -29,13 +32,14 @@ from rag_stack.errors import (
     OverloadedError,
 )
 from rag_stack.index.difference import compare
-from rag_stack.index.format import IndexMetadata
-from rag_stack.index.judgement import promote_index, verify
+from rag_stack.index.judgement import promote_index, rollback_index, verify
 from rag_stack.index.listing import promotion_row, version_rows
 
 T = TypeVar("T")
 # Told at once that a version is promoted: index name, version.
 Promoted = Callable[[str, str], Awaitable[None]]
+# What is served of each store that follows an index, what is on its way, and who lags and why.
+Swaps = Callable[[], Sequence[Mapping[str, Any]]]
 
 _log = logging.getLogger(__name__)
 # Longer names of a caller would not fit into the history beside the fingerprint.
@@ -103,6 +107,8 @@ class Workers:
 class Admin:
     """The handlers. `promoted` is awaited after each promotion and rollback, before the answer.
 
+    `swaps` is asked in the event loop; without it there is no such route.
+
     Calls that take as long as an index is large (verify, diff, gc) have a thread of their own, so that a promotion
     never waits for one. The keys are checked here, in each handler: the gate before this must let every key pass.
     """
@@ -115,6 +121,7 @@ class Admin:
         *,
         max_body_bytes: int,
         promoted: Promoted | None = None,
+        swaps: Swaps | None = None,
         queue: int = 16,
     ) -> None:
         self._catalog = catalog
@@ -122,6 +129,7 @@ class Admin:
         self._keys = keys
         self._max_body_bytes = max_body_bytes
         self._promoted = promoted
+        self._swaps = swaps
         self._quick = Workers.start(threads=2, queue=queue, name="admin")
         self._slow = Workers.start(threads=1, queue=queue, name="admin-slow")
 
@@ -129,6 +137,7 @@ class Admin:
         """What this owns."""
         one = "/admin/indexes/{name}"
         return [
+            *([Route("/admin/swaps", self.list_swaps, methods=["GET"])] if self._swaps else []),
             Route("/admin/indexes", self.list_indexes, methods=["GET"]),
             Route(f"{one}/versions", self.versions, methods=["GET"]),
             Route(f"{one}/history", self.history, methods=["GET"]),
@@ -153,6 +162,11 @@ class Admin:
             return [_index_row(name, self._catalog.promoted("indexes", name)) for name in names]
 
         return _list(await self._quick.run(look))
+
+    async def list_swaps(self, request: Request) -> JSONResponse:
+        """Every store whose index is followed: the version that is served, the next one, and who lags and why."""
+        self._caller(request)
+        return _list([dict(row) for row in self._swaps()] if self._swaps else [])
 
     async def versions(self, request: Request) -> JSONResponse:
         """The published versions, oldest first; `unreadable` ones with what is wrong with them."""
@@ -221,14 +235,13 @@ class Admin:
         expected = Expected.CURRENT if asked.expected_version is None else asked.expected_version
         pointer = await self._found(
             self._quick,
-            lambda: self._catalog.rollback(
-                "indexes",
+            lambda: rollback_index(
+                self._catalog,
                 name,
                 to=asked.to,
                 by=_by(caller, asked.by),
                 reason=asked.reason,
                 expected_version=expected,
-                check=IndexMetadata.of,
             ),
         )
         return await self._moved(name, pointer)

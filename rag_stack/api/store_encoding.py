@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rag_stack.api import encoding
 from rag_stack.errors import InvalidRequestError
+from rag_stack.index.cutting import SPECIAL_TOKENS
 from rag_stack.index.format import Chunking
 from rag_stack.protocol import (
     ChunkingStrategy,
@@ -18,9 +19,6 @@ from rag_stack.protocol import (
 )
 from rag_stack.stores.store import Store, StoreFile, counts
 from rag_stack.types import Hit
-
-# The embedder's [CLS] and [SEP].
-_SPECIAL_TOKENS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class ChunkingLimits:
 
     @property
     def _most(self) -> int:
-        return self.max_tokens - _SPECIAL_TOKENS
+        return self.max_tokens - SPECIAL_TOKENS
 
 
 def search_result(store: Store, hit: Hit) -> SearchResult | None:

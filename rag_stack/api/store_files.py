@@ -11,7 +11,7 @@ from starlette.routing import Route
 from rag_stack.api import store_encoding
 from rag_stack.api.http import read_json
 from rag_stack.api.listing import choice, listing
-from rag_stack.api.store_keeper import StoreKeeper, alike
+from rag_stack.api.store_keeper import StoreKeeper, alike, own_attributes
 from rag_stack.api.validation import validated
 from rag_stack.errors import InvalidRequestError
 from rag_stack.protocol import (
@@ -74,7 +74,8 @@ class StoreFiles:
         if "attributes" not in body:
             raise InvalidRequestError("`attributes` is missing; null removes them all", param="attributes")
         asked = validated(VectorStoreFileUpdate, body)
-        store = await self.keeper.change(request, lambda now: now.described(file_id, asked.attributes))
+        attributes = own_attributes(asked.attributes)
+        store = await self.keeper.change(request, lambda now: now.described(file_id, attributes))
         await self.keeper.settled(store, store.file(file_id).generation)
         return self._file(await self.keeper.get(request), file_id)
 

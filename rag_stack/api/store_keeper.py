@@ -18,6 +18,8 @@ from rag_stack.types import AttributeValue
 
 # The official client asks again after a 503, and gives up a request of its own after minutes only.
 WAIT_S = 30.0
+# Every file of an index has these attributes; a search would show what was given, and filter by what is there.
+_GIVEN = frozenset({"path", "filename"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class StoreKeeper:
                 file_id=file.file_id,
                 filename=file.filename,
                 size_bytes=file.size_bytes,
-                attributes=_attributes(each.attributes),
+                attributes=own_attributes(each.attributes),
                 chunking=chunking,
             )
             for file, each, chunking in zip(found, asked, chunkings, strict=True)
@@ -131,7 +133,14 @@ def alike(
     return [VectorStoreFileCreate(file_id=each, attributes=shared, chunking_strategy=chunking) for each in file_ids]
 
 
-def _attributes(given: Mapping[str, AttributeValue] | None) -> dict[str, AttributeValue]:
+def own_attributes(given: Mapping[str, AttributeValue] | None) -> dict[str, AttributeValue]:
+    """The attributes that a caller gives to a file. Raises InvalidRequestError for those that every file has."""
+    if taken := sorted(_GIVEN.intersection(given or ())):
+        raise InvalidRequestError(
+            f"the attribute {taken[0]!r} is given by the server: `filename` is the uploaded file's name and `path` its "
+            "id, and filters may ask for both; give yours another name",
+            param="attributes",
+        )
     return dict(given or {})
 
 

@@ -1,6 +1,7 @@
 """Who needs which versions: small objects that keep them from being deleted, each replaced as a whole by its owner."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Final
@@ -48,6 +49,23 @@ class Holds:
     def drop(self, owner: str) -> None:
         """Let go of all; again does nothing."""
         self._store.delete(self._key(owner))
+
+    def drop_older(self, than: datetime) -> None:
+        """Let go of all that its owner last renewed before that time of the store's clock."""
+        for entry in self._store.entries(self._folder):
+            if not entry.key.endswith(_SUFFIX) or entry.modified_at >= than:
+                continue
+            with suppress(ArtifactNotFoundError):
+                # Not if the owner has come back since this was listed.
+                if self._store.modified_at(entry.key) < than:
+                    self._store.delete(entry.key)
+
+    def of(self, owner: str) -> tuple[str, ...]:
+        """What one owner holds, sorted; nothing if it is not there. Raises ArtifactCorruptError."""
+        try:
+            return tuple(sorted(self._read(self._key(owner))))
+        except ArtifactNotFoundError:
+            return ()
 
     def all(self) -> list[Hold]:
         """Every owner's, sorted. Raises ArtifactCorruptError: nobody knows what a damaged one holds."""

@@ -133,6 +133,10 @@ class Retention:
         """Let go of what a release holds; again does nothing."""
         self._pins.drop(release)
 
+    def pinned(self, release: str) -> tuple[str, ...]:
+        """What a release holds. Raises ArtifactCorruptError for a damaged pin, which `unpin` removes all the same."""
+        return self._pins.of(release)
+
     def pins(self) -> list[Hold]:
         """What the releases hold."""
         return self._pins.all()
@@ -149,8 +153,12 @@ class Retention:
         self._leases.drop(holder)
 
     def leases(self) -> list[Hold]:
-        """What running processes hold, also leases that have run out."""
+        """What running processes hold, also leases that have run out since the last collection."""
         return self._leases.all()
+
+    def end_leases(self, now: datetime) -> None:
+        """Remove the leases that have run out at this time of the store's clock."""
+        self._leases.drop_older(now - self._lease)
 
     def collect(
         self,
@@ -165,8 +173,8 @@ class Retention:
 
         Kept are: what is promoted and what a rollback would bring back, the `keep` versions promoted last, what a
         release pins or a process leases, a model that an index was built with, and all that is younger than
-        `older_than_s`, but at least the grace period. Blocking. Raises ArtifactError, on a store that cannot compare
-        and set too: nothing is promoted there either.
+        `older_than_s`, but at least the grace period. Leases that have run out are removed. Blocking. Raises
+        ArtifactError, on a store that cannot compare and set too: nothing is promoted there either.
         """
         if keep < 0 or not 0 <= older_than_s <= _MAX_AGE_S:
             raise InvalidRequestError(
@@ -175,7 +183,10 @@ class Retention:
         if name is not None:
             check_address(kind, name)
         names = self._store.list_names(kind) if name is None else [name]
-        run = _Run(self, self._store.now(), keep, max(timedelta(seconds=older_than_s), self._grace))
+        now = self._store.now()
+        if not dry_run:
+            self.end_leases(now)
+        run = _Run(self, now, keep, max(timedelta(seconds=older_than_s), self._grace))
         verdicts = []
         for each in filter(is_name, names):
             if not dry_run:
@@ -186,6 +197,12 @@ class Retention:
     def _refs(self, kind: ArtifactKind, name: str) -> list[ArtifactRef]:
         found = self._store.list_names(f"{kind}/{name}")
         return [ArtifactRef(kind, name, version) for version in found if is_name(version) and version != POINTER_NAME]
+
+
+@dataclass(frozen=True, slots=True)
+class _Holds:
+    pins: Sequence[Hold]
+    leases: Sequence[Hold]
 
 
 class _Run:
@@ -199,6 +216,8 @@ class _Run:
         self._keep = keep
         self._older_than = older_than
         self._deletion = Deletion(self._catalog, now=now)
+        # Good enough for a first look. Before anything is deleted they are read again: see Deletion.
+        self._holds = self._read_holds()
 
     def clear(self, kind: ArtifactKind, name: str) -> None:
         """End what killed runs have begun with a name."""
@@ -210,12 +229,12 @@ class _Run:
         if not entries:
             return None
         published = any(entry.key == manifest_key(ref) for entry in entries)
-        reasons = self._reasons(ref, self._catalog.state(ref.kind, ref.name)[0])
+        reasons = self._reasons(ref, self._catalog.state(ref.kind, ref.name)[0], self._holds)
         if not reasons and not dry_run:
-            reasons = self._deletion.delete(ref, lambda state: self._reasons(ref, state))
+            reasons = self._deletion.delete(ref, lambda state: self._reasons(ref, state, self._read_holds()))
         return Verdict(ref, published, sum(entry.size_bytes for entry in entries), reasons)
 
-    def _reasons(self, ref: ArtifactRef, state: PointerState) -> tuple[str, ...]:
+    def _reasons(self, ref: ArtifactRef, state: PointerState, holds: _Holds) -> tuple[str, ...]:
         """Why a version is needed, from what is written down now."""
         entries = {entry.key: entry for entry in self._store.entries(str(ref))}
         manifest, claim = entries.get(manifest_key(ref)), entries.get(claim_key(ref))
@@ -226,7 +245,7 @@ class _Run:
             promoted = state.pointer is not None and state.pointer.version == ref.version
             reasons += ["promoted"] if promoted else self._unfinished(list(entries.values()))
         else:
-            reasons += [*self._promotions(ref, state), *self._held(ref)]
+            reasons += [*self._promotions(ref, state), *self._held(ref, holds)]
             if self._age(manifest) <= self._older_than:
                 reasons.append(f"younger than {duration(self._older_than)}")
         if not reasons and ref.kind == "models" and manifest is not None:
@@ -250,9 +269,12 @@ class _Run:
             reasons.append(f"one of the {self._keep} promoted last")
         return reasons
 
-    def _held(self, ref: ArtifactRef) -> list[str]:
-        pins = [f"pinned by release {hold.owner}" for hold in self._retention.pins() if str(ref) in hold.refs]
-        leases = [hold for hold in self._retention.leases() if str(ref) in hold.refs]
+    def _read_holds(self) -> _Holds:
+        return _Holds(self._retention.pins(), self._retention.leases())
+
+    def _held(self, ref: ArtifactRef, holds: _Holds) -> list[str]:
+        pins = [f"pinned by release {hold.owner}" for hold in holds.pins if str(ref) in hold.refs]
+        leases = [hold for hold in holds.leases if str(ref) in hold.refs]
         live = [hold for hold in leases if self._now - hold.renewed_at <= self._retention._lease]
         return [*pins, *(f"in use by {hold.owner}" for hold in live)]
 

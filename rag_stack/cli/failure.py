@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import typer
 
@@ -14,5 +15,10 @@ def one_line_failures() -> Iterator[None]:
     try:
         yield
     except RagStackError as exc:
-        typer.echo(f"error: {' '.join(exc.message.split())}", err=True)
-        raise typer.Exit(1) from exc
+        fail(exc, code=1)
+
+
+def fail(error: RagStackError, *, code: int) -> NoReturn:
+    """End with one line on stderr and an exit code."""
+    typer.echo(f"error: {' '.join(error.message.split())}", err=True)
+    raise typer.Exit(code) from error

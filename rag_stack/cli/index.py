@@ -2,9 +2,10 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -13,20 +14,25 @@ from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config
-from rag_stack.cli.failure import one_line_failures
+from rag_stack.cli.failure import fail, one_line_failures
 from rag_stack.cli.progress import BuildProgress
 from rag_stack.cli.versions import app
 from rag_stack.errors import IndexVersionError, InvalidRequestError
-from rag_stack.index.format import IndexMetadata
+from rag_stack.index.format import IndexMetadata, Skipped
+from rag_stack.index.listing import version_row
 from rag_stack.index.spec import load_spec
+from rag_stack.jobs.engine import Engine
 from rag_stack.metrics import MemoryRecorder
 
 if TYPE_CHECKING:
     from rag_stack.jobs.build import BuildReport
 
-Engine = Literal["auto", "ray", "local"]
 
-__all__ = ["Engine", "app"]
+_SHOWN_SKIPPED: Final = 20
+# Not 2, which is a wrong use of the command.
+_NOT_PROMOTED: Final = 3
+
+__all__ = ["app"]
 
 
 @app.command()
@@ -63,6 +69,9 @@ def build(
 
     Only passages that no build of this index has embedded are embedded. A build that was killed goes on where it was:
     run it again.
+
+    Exit code 3: it is published and not promoted, because a gate failed or another build was faster; with --json the
+    report is printed all the same. 1: any other failure.
     """
     with one_line_failures():
         if force and not reason:
@@ -73,19 +82,25 @@ def build(
             _report(built, seconds=0.0, as_json=as_json)
             return
         # Imports torch: only for those who build.
+        from rag_stack.jobs.build import NotPromotedError
         from rag_stack.jobs.index_build import build_index
 
-        with BuildProgress() as progress:
-            report = build_index(
-                spec,
-                tiers=tiers,
-                engine=engine,
-                workers=workers or len(os.sched_getaffinity(0)),
-                promote=promote,
-                force=force,
-                reason=reason,
-                progress=progress,
-            )
+        try:
+            with BuildProgress() as progress:
+                report = build_index(
+                    spec,
+                    tiers=tiers,
+                    engine=engine,
+                    workers=workers or len(os.sched_getaffinity(0)),
+                    promote=promote,
+                    force=force,
+                    reason=reason,
+                    progress=progress,
+                )
+        except NotPromotedError as exc:
+            if as_json:
+                _report_build(exc.report, as_json=True)
+            fail(exc, code=_NOT_PROMOTED)
         _report_build(report, as_json=as_json)
 
 
@@ -103,6 +118,7 @@ def _report_build(report: "BuildReport", *, as_json: bool) -> None:
     if as_json:
         facts = {
             "skipped": [each.model_dump() for each in report.skipped],
+            "skipped_documents": report.skipped_documents,
             "embedded": report.embedded,
             "reused": report.reused,
             "embed_rate": round(report.embed_rate, 2),
@@ -112,11 +128,10 @@ def _report_build(report: "BuildReport", *, as_json: bool) -> None:
             "full_rebuild_reason": report.full_rebuild_reason,
             "seconds": round(report.seconds, 3),
         }
-        typer.echo(json.dumps(_row(report.manifest) | facts))
+        typer.echo(json.dumps(version_row(report.manifest) | facts))
         return
     notes = Console(stderr=True)
-    for each in report.skipped:
-        notes.print(f"left out {each.document}: {each.reason}", style="yellow", markup=False)
+    _print_skipped(notes, report.skipped, report.skipped_documents)
     if report.full_rebuild_reason:
         notes.print(f"full rebuild: {report.full_rebuild_reason}", style="yellow", markup=False)
     for gate in report.gates:
@@ -124,7 +139,7 @@ def _report_build(report: "BuildReport", *, as_json: bool) -> None:
             notes.print(f"promoted in spite of {gate.name}: {gate.detail}", style="yellow", markup=False)
     counts = (
         f"{report.documents} documents, {report.passages} passages ({report.embedded} embedded, {report.reused} "
-        f"reused), {len(report.skipped)} left out, {report.seconds:.1f} s"
+        f"reused), {report.skipped_documents} left out, {report.seconds:.1f} s"
     )
     Console().print(f"[bold]{report.manifest.ref}[/bold]  {counts}", highlight=False)
     if not report.promoted:
@@ -134,23 +149,21 @@ def _report_build(report: "BuildReport", *, as_json: bool) -> None:
 def _report(manifest: Manifest, *, seconds: float, as_json: bool) -> None:
     metadata = IndexMetadata.of(manifest)
     if as_json:
-        skipped = [each.model_dump() for each in metadata.skipped]
-        typer.echo(json.dumps(_row(manifest) | {"skipped": skipped, "seconds": round(seconds, 3)}))
+        facts = {
+            "skipped": [each.model_dump() for each in metadata.skipped],
+            "skipped_documents": metadata.skipped_documents,
+            "seconds": round(seconds, 3),
+        }
+        typer.echo(json.dumps(version_row(manifest) | facts))
         return
-    for each in metadata.skipped:
-        Console(stderr=True).print(f"left out {each.document}: {each.reason}", style="yellow", markup=False)
-    counts = f"{metadata.documents} documents, {metadata.passages} passages, {len(metadata.skipped)} left out"
+    _print_skipped(Console(stderr=True), metadata.skipped, metadata.skipped_documents)
+    counts = f"{metadata.documents} documents, {metadata.passages} passages, {metadata.skipped_documents} left out"
     Console().print(f"[bold]{manifest.ref}[/bold]  {counts}, {seconds:.1f} s", highlight=False)
 
 
-def _row(manifest: Manifest) -> dict[str, Any]:
-    metadata = IndexMetadata.of(manifest)
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "documents": metadata.documents,
-        "passages": metadata.passages,
-        "embedder": metadata.embedder.name,
-        "recipe": metadata.recipe,
-        "size_bytes": manifest.size_bytes,
-    }
+def _print_skipped(notes: Console, skipped: Sequence[Skipped], count: int) -> None:
+    shown = skipped[:_SHOWN_SKIPPED]
+    for each in shown:
+        notes.print(f"left out {each.document}: {each.reason}", style="yellow", markup=False)
+    if count > len(shown):
+        notes.print(f"... and {count - len(shown)} more", style="yellow", markup=False)

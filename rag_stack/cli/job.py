@@ -13,10 +13,10 @@ from rich.table import Table
 
 from rag_stack.cli.artifact import AsJson
 from rag_stack.cli.failure import one_line_failures
-from rag_stack.cli.index import Engine
 from rag_stack.cli.output import printable
 from rag_stack.errors import InvalidRequestError
 from rag_stack.index.spec import load_spec
+from rag_stack.jobs.engine import Engine
 from rag_stack.jobs.submission import DEFAULT_ADDRESS, Job, JobClient
 
 app = typer.Typer(help="Index builds as jobs of a Ray cluster.", no_args_is_help=True, add_completion=False)

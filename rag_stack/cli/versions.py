@@ -1,4 +1,4 @@
-"""`rag-stack index versions|history|diff|promote|rollback|verify|gc`: the life of what was built."""
+"""`rag-stack index versions|history|diff|promote|rollback|verify|unpin|gc`: the life of what was built."""
 
 import json
 from typing import Annotated, Any
@@ -11,12 +11,13 @@ from rag_stack.artifacts.catalog import Catalog, Expected
 from rag_stack.artifacts.manifest import ArtifactRef
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.promotion import Pointer
+from rag_stack.artifacts.retention import Retention
 from rag_stack.cli.artifact import AsJson, Root, artifacts_config
 from rag_stack.cli.collection import add_gc
 from rag_stack.cli.failure import one_line_failures
+from rag_stack.errors import ArtifactCorruptError
 from rag_stack.index.difference import EXAMPLES, Difference, compare, short
-from rag_stack.index.format import IndexMetadata
-from rag_stack.index.judgement import promote_index, verify
+from rag_stack.index.judgement import promote_index, rollback_index, verify
 from rag_stack.index.listing import promotion_row, version_rows
 
 app = typer.Typer(help="Index versions in the object store.", no_args_is_help=True, add_completion=False)
@@ -135,7 +136,7 @@ def rollback_command(
 ) -> None:
     """Promote what was promoted before; again goes further back."""
     with one_line_failures():
-        pointer = _open(root).rollback("indexes", name, to=to, reason=reason, check=IndexMetadata.of)
+        pointer = rollback_index(_open(root), name, to=to, reason=reason)
     _print_promoted(name, pointer, as_json=as_json)
 
 
@@ -155,6 +156,35 @@ def verify_command(
     typer.echo(
         json.dumps(row) if as_json else f"ok  {row['ref']}  {verified.size_bytes:,} bytes  {verified.seconds:.1f} s"
     )
+
+
+@app.command("unpin")
+def unpin_command(
+    release: Annotated[str, typer.Argument(help="A release that is not served any more.")],
+    root: Root = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Let go of the versions, models too, that a release keeps from `gc`. A release that is served pins them again."""
+    with one_line_failures():
+        retention = Retention(_open(root))
+        try:
+            held, damage = retention.pinned(release), None
+        except ArtifactCorruptError as exc:
+            held, damage = (), exc.message
+        retention.unpin(release)
+        others = [] if held or damage else [hold.owner for hold in retention.pins()]
+    if damage:
+        typer.echo(f"warning: {damage}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"release": release, "unpinned": list(held)}))
+    elif not held:
+        known = f"; those that do are {', '.join(others)}" if others else ""
+        typer.echo("its damaged pin is removed" if damage else f"the release {release!r} pins nothing{known}")
+    else:
+        typer.echo(f"the release {release!r} does not hold these any more:")
+        for ref in held:
+            typer.echo(ref)
 
 
 add_gc(app, "indexes")

@@ -21,6 +21,7 @@ from rag_stack.index.flat_file import FlatFile
 from rag_stack.index.format import (
     DOCUMENTS_FILE,
     INDEX_FILE,
+    MAX_SKIPPED,
     PASSAGES_FILE,
     Chunking,
     EmbedderRef,
@@ -104,13 +105,15 @@ class IndexWriter:
         memory_budget_bytes: int | None = None,
         chunking: Chunking | None = None,
         skipped: Sequence[Skipped] = (),
+        skipped_documents: int | None = None,
         queries: Vectors | None = None,
     ) -> IndexMetadata:
         """Build the index, measure its recall, and put the three files into the directory. Blocking, up to hours.
 
         `search_parameters` are taken as they are; without them the cheapest are taken that find `recall_target` of the
         `recall_at` nearest passages. `queries`, float32 [n, dimension] of unit length, are vectors of real questions to
-        measure with, besides those that are made of passages. Raises IndexVersionError when there is nothing to index,
+        measure with, besides those that are made of passages. `skipped_documents` were left out (default: those of
+        `skipped`), of which the metadata names the first. Raises IndexVersionError when there is nothing to index,
         FAISS refuses the recipe, or the disk is full.
         """
         if not self.passages:
@@ -136,7 +139,8 @@ class IndexWriter:
             passages=self.passages,
             documents=self.documents,
             chunking=chunking,
-            skipped=tuple(skipped),
+            skipped=tuple(skipped[:MAX_SKIPPED]),
+            skipped_documents=len(skipped) if skipped_documents is None else skipped_documents,
             recall=recall,
             recall_at=exact.at,
             recall_queries=len(exact.queries),

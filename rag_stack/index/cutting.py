@@ -12,7 +12,7 @@ from rag_stack.index.format import Chunking, Skipped
 from rag_stack.types import Passage
 
 # [CLS] and [SEP] of the embedder.
-_SPECIAL_TOKENS: Final = 2
+SPECIAL_TOKENS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def cut_document(
         name = str(document.attributes.get("path", document.document_id))
         return Skipped(document=name, reason="has no words")
     passages = tuple(_passage(document, number, each) for number, each in enumerate(chunks))
-    budget = max_tokens - _SPECIAL_TOKENS
+    budget = max_tokens - SPECIAL_TOKENS
     return CutDocument(document, passages, tuple(_input(each, tokenizer, budget, chunking) for each in passages))
 
 

@@ -21,7 +21,7 @@ EXAMPLES: Final = 100
 _HELD_DOCUMENTS: Final = 250_000
 _BATCH_ROWS: Final = 65_536
 # What is told on its own, or belongs to the documents.
-_NOT_A_SETTING: Final = frozenset({"documents", "passages", "skipped"})
+_NOT_A_SETTING: Final = frozenset({"documents", "passages", "skipped", "skipped_documents"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,11 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any, Final, TypeAlias
 
-from rag_stack.errors import DocumentError, IndexVersionError
+from rag_stack.errors import DocumentError
 from rag_stack.index.format import Chunking, Skipped
 from rag_stack.index.html import to_markdown
 from rag_stack.index.pdf import to_text
@@ -90,12 +89,13 @@ def read_documents(spec: IndexSpec) -> Documents:
 def iter_documents(spec: IndexSpec) -> Results:
     """A spec's source, document by document in the order of its paths; not more than one of them is held. Blocking.
 
-    Raises as `open_source(...).files()` and `admitted` do.
+    What cannot be read comes as Skipped. Raises as `open_source(...).files()` does.
     """
     tree = open_source(spec.source)
     listing = list_source(spec, tree)
-    files = (result for file in listing.files for result in read_file(spec, tree, file))
-    return admitted(spec, chain(listing.skipped, files))
+    yield from listing.skipped
+    for file in listing.files:
+        yield from read_file(spec, tree, file)
 
 
 def list_source(spec: IndexSpec, tree: SourceTree) -> Listing:
@@ -131,38 +131,6 @@ def read_file(spec: IndexSpec, tree: SourceTree, file: SourceFile) -> Results:
         yield Skipped(document=where, reason=exc.message)
     except OSError as exc:
         yield Skipped(document=where, reason=exc.strerror or str(exc))
-
-
-def admitted(spec: IndexSpec, results: Iterable[Document | Skipped]) -> Results:
-    """The same, as the spec's `on_error` wants it.
-
-    With `fail`, raises DocumentError at the first that could not be read; with `skip` it is passed on. Raises
-    IndexVersionError at the end when there was no document.
-    """
-    source, documents, skipped = spec.source, 0, 0
-    first: list[str] = []
-    for result in results:
-        if isinstance(result, Document):
-            documents += 1
-        elif spec.on_error == "fail":
-            raise DocumentError(
-                f"cannot read {result.document!r} in {source.folder!r}: {result.reason}; mend or exclude it, or "
-                "set `on_error: skip` to leave such documents out"
-            )
-        else:
-            skipped += 1
-            if len(first) < 5:
-                first.append(f"{result.document}: {result.reason}")
-        yield result
-    if not documents:
-        raise IndexVersionError(
-            f"no documents in {source.folder!r} that match {list(source.include)}: "
-            + (
-                f"{skipped} could not be read ({'; '.join(first)})"
-                if skipped
-                else "check the spec's folder and patterns"
-            )
-        )
 
 
 def parse(

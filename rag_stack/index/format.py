@@ -23,6 +23,8 @@ FORMAT_VERSION: Final = 2
 INDEX_FILE: Final = "index.faiss"
 PASSAGES_FILE: Final = "passages.arrow"
 DOCUMENTS_FILE: Final = "documents.arrow"
+# Everybody who looks at an index reads its manifest: a source that is all wrong must not make it large.
+MAX_SKIPPED: Final = 1000
 
 PASSAGES_SCHEMA: Final = pa.schema(
     [
@@ -118,7 +120,8 @@ class IndexMetadata(_Frozen):
 
     `recall` (0..1) is the share of the `recall_at` nearest passages that a search finds, over `recall_queries` queries;
     `recall_target` is what the search parameters were tuned for, None where they were given. `training_sample` is the
-    number of vectors that FAISS was trained on, 0 for a recipe that learns nothing.
+    number of vectors that FAISS was trained on, 0 for a recipe that learns nothing. `skipped` names the first of the
+    documents that were left out, of which there are `skipped_documents`.
     """
 
     format_version: int = FORMAT_VERSION
@@ -130,7 +133,8 @@ class IndexMetadata(_Frozen):
     passages: Annotated[int, Field(ge=0)]
     documents: Annotated[int, Field(ge=0)]
     chunking: Chunking | None = None
-    skipped: tuple[Skipped, ...] = ()
+    skipped: Annotated[tuple[Skipped, ...], Field(max_length=MAX_SKIPPED)] = ()
+    skipped_documents: Annotated[int, Field(ge=0)] = 0
     recall: Annotated[float, Field(ge=0, le=1)]
     recall_at: Annotated[int, Field(ge=1)]
     recall_queries: Annotated[int, Field(ge=1)]

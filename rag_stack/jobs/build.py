@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -25,6 +25,7 @@ from rag_stack.errors import (
     GateFailedError,
     IndexVersionError,
     PromotionConflictError,
+    RagStackError,
 )
 from rag_stack.index.builder import IndexWriter
 from rag_stack.index.documents import Document
@@ -90,7 +91,8 @@ class BuildReport:
 
     `embedded` of the `passages` were embedded now, with `embed_rate` a second, and `reused` were known: by their
     vectors, or because the same text is there twice. `promoted` says whether the version is served from now on, and
-    `not_promoted` why not. `full_rebuild_reason` says why nothing of the version before could be reused, if so.
+    `not_promoted` why not. `skipped` names the first of the `skipped_documents` that were left out.
+    `full_rebuild_reason` says why nothing of the version before could be reused, if so.
     """
 
     manifest: Manifest
@@ -99,12 +101,29 @@ class BuildReport:
     embedded: int
     reused: int
     skipped: tuple[Skipped, ...]
+    skipped_documents: int
     gates: tuple[GateResult, ...]
     promoted: bool
     not_promoted: str
     seconds: float
     embed_rate: float
     full_rebuild_reason: str | None = None
+
+
+class NotPromotedError(RagStackError):
+    """A build has published a version, and could not promote it; the report tells of it."""
+
+    def __init__(self, message: str, *, report: BuildReport) -> None:
+        super().__init__(message)
+        self.report = replace(report, not_promoted=message)
+
+
+class GateRefusedError(GateFailedError, NotPromotedError):
+    """A gate of a build has failed."""
+
+
+class OvertakenError(PromotionConflictError, NotPromotedError):
+    """Another build was faster."""
 
 
 def build_version(
@@ -123,9 +142,9 @@ def build_version(
     documents and settings publish the same version again, which changes nothing. `share` (0..1) tells how much of
     the documents was read so far, for an estimate of the time that is left.
 
-    Raises DocumentError with `on_error: fail`, IndexVersionError when there is nothing to index, GateFailedError when a
-    gate fails (the version is published, and not promoted), PromotionConflictError when another build was faster (the
-    same), ArtifactError when the object store or the disk fails. What was embedded stays in any case.
+    Raises DocumentError with `on_error: fail`, IndexVersionError when there is nothing to index, GateRefusedError when
+    a gate fails (the version is published, and not promoted), OvertakenError when another build was faster (the same),
+    ArtifactError when the object store or the disk fails. What was embedded stays in any case.
     """
     started = time.perf_counter()
     before = _Before.of(name, embedding.model, settings, tiers)
@@ -159,6 +178,7 @@ def build_version(
                 memory_budget_bytes=settings.memory_budget_bytes,
                 chunking=settings.chunking,
                 skipped=intake.skipped,
+                skipped_documents=intake.skipped_documents,
                 queries=_questions(embedding.model, settings.gates),
             )
         gates = _judge(directory, name, metadata, embedding.model, settings, before, documents=intake.documents)
@@ -172,12 +192,7 @@ def build_version(
         _compact(vectors)
     _require_opens(manifest, tiers, embedder_digest=embedding.model.digest)
     failed = [each for each in gates if not each.passed]
-    not_promoted = "" if settings.promote else "it was asked not to be"
-    if failed and not settings.force:
-        raise GateFailedError(_refusal(manifest, failed))
-    if settings.promote:
-        _promote(manifest, tiers, settings, before, forced=bool(failed))
-    return BuildReport(
+    report = BuildReport(
         manifest=manifest,
         documents=metadata.documents,
         passages=metadata.passages,
@@ -185,13 +200,20 @@ def build_version(
         # Ray may have embedded more than is there: what has changed in the source meanwhile.
         reused=max(0, metadata.passages - vectors.embedded),
         skipped=metadata.skipped,
+        skipped_documents=metadata.skipped_documents,
         gates=gates,
-        promoted=settings.promote,
-        not_promoted=not_promoted,
+        promoted=False,
+        not_promoted="it was asked not to be",
         seconds=time.perf_counter() - started,
         embed_rate=filling.rate,
         full_rebuild_reason=before.full_rebuild_reason,
     )
+    if failed and not settings.force:
+        raise GateRefusedError(_refusal(manifest, failed), report=report)
+    if settings.promote:
+        _promote(report, tiers, settings, before, forced=bool(failed))
+        return replace(report, promoted=True, not_promoted="", seconds=time.perf_counter() - started)
+    return report
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +286,8 @@ def _judge(
     )
 
 
-def _promote(manifest: Manifest, tiers: Tiers, settings: BuildSettings, before: _Before, *, forced: bool) -> None:
+def _promote(report: BuildReport, tiers: Tiers, settings: BuildSettings, before: _Before, *, forced: bool) -> None:
+    manifest = report.manifest
     try:
         tiers.catalog.promote(
             manifest.ref, expected_version=before.version, by=settings.by, reason=settings.reason, forced=forced
@@ -275,9 +298,10 @@ def _promote(manifest: Manifest, tiers: Tiers, settings: BuildSettings, before: 
             # The other one has built the same.
             return
         now = f"{winner.version!r} was promoted by {winner.by} at {winner.promoted_at}" if winner else exc.message
-        raise PromotionConflictError(
+        raise OvertakenError(
             f"{str(manifest.ref)!r} is published, but not promoted: {now}, while this build began with "
-            f"{before.version or 'nothing'!r} promoted; build again, or promote it with `rag-stack index promote`"
+            f"{before.version or 'nothing'!r} promoted; build again, or promote it with `rag-stack index promote`",
+            report=report,
         ) from exc
 
 

@@ -4,18 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig
 from rag_stack.errors import IndexVersionError
-from rag_stack.index.documents import admitted, list_source
+from rag_stack.index.cutting import SPECIAL_TOKENS
+from rag_stack.index.documents import list_source
 from rag_stack.index.format import Chunking
 from rag_stack.index.source import open_source
 from rag_stack.index.spec import IndexSpec
 from rag_stack.jobs.build import BuildReport, BuildSettings, build_version
 from rag_stack.jobs.embedding import Embedding, Model, OnProgress
+from rag_stack.jobs.engine import Engine
 from rag_stack.jobs.lazy_embedder import LazyEmbedder
 from rag_stack.jobs.local_embedding import LocalEmbedding
 from rag_stack.jobs.ray_embedding import WORTH_RAY, RayEmbedding
@@ -25,7 +27,6 @@ from rag_stack.metrics import MemoryRecorder
 if TYPE_CHECKING:
     from rag_stack.retrieval.embedder import Embedder
 
-Engine: TypeAlias = Literal["auto", "ray", "local"]
 Load: TypeAlias = Callable[[str], Model]
 
 
@@ -102,7 +103,7 @@ def build_index(
         )
     reading = CountedReading(reader, listing.files)
     return build_version(
-        admitted(spec, chain(listing.skipped, reading)),
+        chain(listing.skipped, reading),
         name=spec.name,
         embedding=embedding,
         settings=BuildSettings.of(spec, promote=promote, force=force, by=by, reason=reason),
@@ -119,8 +120,8 @@ def embedder_load(spec: IndexSpec, *, tiers: Tiers) -> EmbedderLoad:
 
 
 def _require_room(chunking: Chunking | None, model: Model) -> None:
-    if chunking and chunking.max_tokens > model.max_tokens - 2:
+    if chunking and chunking.max_tokens > model.max_tokens - SPECIAL_TOKENS:
         raise IndexVersionError(
             f"chunking.max_tokens is {chunking.max_tokens}, but the embedder {model.name!r} takes "
-            f"{model.max_tokens - 2} tokens; lower it, leaving some for the title"
+            f"{model.max_tokens - SPECIAL_TOKENS} tokens; lower it, leaving some for the title"
         )

@@ -7,7 +7,7 @@ from rag_stack.errors import DocumentError, IndexVersionError
 from rag_stack.index.cutting import CutDocument, cut_document
 from rag_stack.index.document_ids import DocumentIds
 from rag_stack.index.documents import Document
-from rag_stack.index.format import Chunking, Skipped
+from rag_stack.index.format import MAX_SKIPPED, Chunking, Skipped
 from rag_stack.jobs.embedding import Model
 
 _WINDOW_PASSAGES: Final = 4096
@@ -31,10 +31,11 @@ class Intake:
         self._ids = DocumentIds()
         self._skipped: list[Skipped] = []
         self.documents = 0
+        self.skipped_documents = 0
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """What was left out so far, and why."""
+        """The first of the `skipped_documents` that were left out so far, and why."""
         return tuple(self._skipped)
 
     def windows(self, seen: Callable[[CutDocument], None]) -> Iterator[tuple[list[CutDocument], bool]]:
@@ -60,7 +61,7 @@ class Intake:
             listed = "; ".join(f"{each.document}: {each.reason}" for each in self._skipped[:5])
             raise IndexVersionError(
                 f"no documents for the index {name!r}: "
-                + (f"{len(self._skipped)} were left out ({listed})" if listed else "the source has none")
+                + (f"{self.skipped_documents} were left out ({listed})" if listed else "the source has none")
                 + "; check the spec's folder and patterns"
             )
 
@@ -88,7 +89,9 @@ class Intake:
                     "leave such documents out"
                 )
             else:
-                self._skipped.append(cut)
+                self.skipped_documents += 1
+                if len(self._skipped) < MAX_SKIPPED:
+                    self._skipped.append(cut)
 
 
 def _named(document: Document) -> str:

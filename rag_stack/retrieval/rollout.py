@@ -162,11 +162,6 @@ class Coordinator:
         """The stores that are followed."""
         return tuple(store.followed for store in self._stores.values())
 
-    @property
-    def participants(self) -> tuple[str, ...]:
-        """Who takes part now."""
-        return tuple(self._participants)
-
     def followed(self, name: str) -> FollowedStore:
         """A store that is followed. Raises NotFoundError."""
         return self._store(name).followed

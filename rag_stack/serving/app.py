@@ -1,5 +1,6 @@
 """Builds the Serve applications of a release: one engine, and small control applications, a route prefix each."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ _CONTROL: tuple[tuple[str, str, type], ...] = (
     ("health", "/health", HealthServer),
     ("ready", "/ready", HealthServer),
 )
+# Every process that searches keeps a question to the coordinator open. Removals and updates of files are answered when
+# every process serves without them, up to half a minute later: searches must not wait behind those, and are bounded by
+# the retriever's own queue, which answers 429.
+_MAX_ONGOING: Mapping[type, int] = {AdminServer: 1000, SearchServer: 1000}
 
 
 def build_targets(pinned: PinnedRelease, *, model_directory: Path) -> list[serve.RunTarget]:
@@ -47,8 +52,7 @@ def control_targets(pinned: PinnedRelease) -> list[serve.RunTarget]:
         deployment = serve.deployment(
             serve.ingress()(server),
             name=server.__name__,
-            # Every process that searches keeps a question to the coordinator open.
-            max_ongoing_requests=1000 if server is AdminServer else 100,
+            max_ongoing_requests=_MAX_ONGOING.get(server, 100),
             ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": offline_environment()}},
         )
         targets.append(serve.RunTarget(deployment.bind(pinned), name=name, route_prefix=prefix))

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from ray import serve
@@ -24,6 +25,7 @@ from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Repo
 from rag_stack.serving.holding import Holding
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
+from rag_stack.serving.readiness import StoreTold, store_parts
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollouts import Rollouts, Settled
 from rag_stack.timeline import Timeline
@@ -134,6 +136,7 @@ class AdminServer:
             AdminKeyRing(server.admin_key_sha256, api_digests=server.api_key_sha256),
             max_body_bytes=server.max_body_bytes,
             promoted=self._rollouts.promoted,
+            swaps=lambda: [_swap_row(view) for view in self._rollouts.views()],
         )
         self._running = asyncio.create_task(self._rollouts.run())
 
@@ -144,10 +147,6 @@ class AdminServer:
     async def leave(self, participant: str) -> None:
         """See Rollouts.leave."""
         self._rollouts.leave(participant)
-
-    async def notify(self, store: str) -> None:
-        """See Rollouts.notify."""
-        await self._rollouts.notify(store)
 
     async def settle(self, store: str, version: str, timeout_s: float) -> Settled:
         """See Rollouts.settle."""
@@ -231,11 +230,19 @@ async def _cluster_readiness(stores: Sequence[StoreView]) -> Readiness:
     applications = (await asyncio.to_thread(serve.status)).applications
     parts = {name: str(applications[name].status.value) for name in (ENGINE_APP, SEARCH_APP) if name in applications}
     ready = len(parts) == 2 and set(parts.values()) == {"RUNNING"}
-    told = {f"store {view.store.name}": _told(view) for view in stores}
+    told = store_parts(
+        StoreTold(view.store.name, view.version, len(view.lagging), of_release=view.store.of_release) for view in stores
+    )
     return Readiness(ready=ready, parts={name: state.lower() for name, state in parts.items()} | told)
 
 
-def _told(view: StoreView) -> str:
-    """A store's version, and who serves an older one and why: that one serves too, so it is not unready."""
-    version = view.version or "no version yet"
-    return "; ".join([version, *(f"{lag.participant} stays at {lag.serving}: {lag.reason}" for lag in view.lagging)])
+def _swap_row(view: StoreView) -> dict[str, Any]:
+    """A followed store for an operator."""
+    return {
+        "store": view.store.name,
+        "index": view.store.index,
+        "of_release": view.store.of_release,
+        "version": view.version or None,
+        "next_version": view.next_version,
+        "lagging": [asdict(lag) for lag in view.lagging],
+    }

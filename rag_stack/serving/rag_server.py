@@ -29,6 +29,7 @@ from rag_stack.serving.node_fetch import NodeFetch
 from rag_stack.serving.opening import OpenRetrieval, build_layer, fetch_model, open_retrieval
 from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
+from rag_stack.serving.readiness import StoreTold, store_parts
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
 
@@ -136,8 +137,9 @@ class RagServer(LLMServer):  # type: ignore[misc]
     async def _readiness(self) -> Readiness:
         await self.check_health()
         lagging = self._follower.lagging()
-        stores = {
-            f"store {name}": "; ".join(filter(None, (state.version or "no version yet", lagging.get(name))))
+        of_release = {store.name for store in self._pinned.release.stores}
+        stores = store_parts(
+            StoreTold(name, state.version, int(name in lagging), of_release=name in of_release)
             for name, state in self._retrieval.shelf.state().items()
-        }
+        )
         return Readiness(ready=True, parts={"engine": "open", **stores})

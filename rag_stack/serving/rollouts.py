@@ -77,10 +77,6 @@ class Rollouts:
         self._coordinator.leave(participant)
         self._advance()
 
-    async def notify(self, name: str) -> None:
-        """Look at a store's pointer now. Raises NotFoundError or ArtifactError."""
-        await self._look(self._coordinator.followed(name))
-
     async def promoted(self, index: str, version: str) -> None:  # noqa: ARG002 - what is promoted is looked up
         """Look now at the stores that follow an index. An object store that does not answer is asked again later."""
         for store in self._coordinator.stores:
@@ -111,7 +107,7 @@ class Rollouts:
         return Settled(view.version, waiting)
 
     def add_store(self, store: FollowedStore) -> None:
-        """See Coordinator.add_store; its pointer is looked at with the next turn, or when `notify` is called."""
+        """See Coordinator.add_store; its pointer is looked at with the next turn, or by `settle`."""
         self._coordinator.add_store(store)
         self._wake()
 

@@ -135,6 +135,18 @@ def test_the_command_builds_reports_and_lists(artifacts: ArtifactsConfig, spec_f
     assert report["version"] in _run(artifacts, "versions", "listed").stdout
 
 
+def test_the_command_names_some_of_what_was_left_out(artifacts: ArtifactsConfig, spec_file: Path) -> None:
+    spec_file.write_text(_SPEC.replace("name: notes", "name: untidy"))
+    for number in range(30):
+        (spec_file.parent / "corpus" / f"empty{number}.txt").touch()
+    built = _run(artifacts, "build", spec_file)
+    assert "31 left out" in built.stdout
+    assert (built.stderr.count("left out empty"), built.stderr.count("... and 11 more\n")) == (20, 1)
+    kept = json.loads(_run(artifacts, "build", spec_file, "--json", "--if-missing").stdout)
+    assert (len(kept["skipped"]), kept["skipped_documents"]) == (31, 31)
+    assert _run(artifacts, "build", spec_file, "--if-missing").stderr.endswith("... and 11 more\n")
+
+
 def test_the_command_fails_in_one_line(artifacts: ArtifactsConfig, tmp_path: Path) -> None:
     failed = _run(artifacts, "build", tmp_path / "nowhere.yaml")
     assert failed.exit_code == 1
@@ -143,13 +155,17 @@ def test_the_command_fails_in_one_line(artifacts: ArtifactsConfig, tmp_path: Pat
     assert "no versions of nobody" in _run(artifacts, "versions", "nobody").stdout
 
 
-def test_a_failing_gate_is_one_line_and_exit_code_one(artifacts: ArtifactsConfig, spec_file: Path) -> None:
+def test_a_failing_gate_is_one_line_and_exit_code_three(artifacts: ArtifactsConfig, spec_file: Path) -> None:
     spec_file.write_text(_SPEC.replace("name: notes", "name: gated") + "gates: {min_documents: 5}\n")
     refused = _run(artifacts, "build", spec_file)
-    assert refused.exit_code == 1
+    assert (refused.exit_code, refused.stdout) == (3, "")
     lines = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert "is published, but not promoted: 1 of its gates failed (min_documents: 2 documents" in lines[0]
+    told = _run(artifacts, "build", spec_file, "--json")
+    report = json.loads(told.stdout.strip().splitlines()[-1])
+    assert (told.exit_code, report["promoted"], report["documents"]) == (3, False, 2)
+    assert "is published, but not promoted: 1 of its gates failed" in report["not_promoted"]
     assert _run(artifacts, "build", spec_file, "--force").exit_code == 1
     forced = _run(artifacts, "build", spec_file, "--force", "--reason", "a small one is meant", "--json")
     assert forced.exit_code == 0, forced.output

@@ -17,10 +17,10 @@ from rag_stack.errors import (
     DocumentError,
     GateFailedError,
     IndexVersionError,
-    PromotionConflictError,
 )
 from rag_stack.index.format import Chunking
 from rag_stack.index.spec import Canary, Gates
+from rag_stack.jobs.build import OvertakenError
 from rag_stack.metrics import MemoryRecorder
 from tests.rebuilt import NAME, SEGMENT, build, content, embedded, spec_of, write_pages
 
@@ -168,9 +168,11 @@ def test_of_two_jobs_the_slower_one_is_told_who_won(tiers: Tiers, pages: Path, l
         other = build(tiers, spec_of(pages, attributes={"kind": "page"}), log, by="the other job")
         assert other.promoted
 
-    with pytest.raises(PromotionConflictError, match=r"is published, but not promoted: .* by the other job") as refused:
+    with pytest.raises(OvertakenError, match=r"is published, but not promoted: .* by the other job") as refused:
         _build_meanwhile(tiers, pages, log, other_job)
     assert repr(first.manifest.version) in refused.value.message
+    report = refused.value.report
+    assert (report.promoted, report.documents, report.not_promoted) == (False, 100, refused.value.message)
     assert len(tiers.catalog.versions("indexes", NAME)) == 3
 
 

@@ -21,10 +21,12 @@ from rag_stack.artifacts.file_store import FileStore
 from rag_stack.artifacts.manifest import ArtifactRef
 from rag_stack.artifacts.retention import Retention
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.stores.register import Register
 from tests.published import publish_index
 from tests.servers import serve
 
 WAIT_S = 30.0
+SWAP = {"store": "docs", "version": "v2", "lagging": [{"participant": "engine/ab12", "reason": "no room"}]}
 
 
 @dataclass
@@ -63,7 +65,15 @@ def serving(
         if broken_hook:
             raise RuntimeError("nobody listens")
 
-    routes = Admin(catalog, Retention(catalog), keys, max_body_bytes=1 << 16, promoted=promoted, queue=waiting)
+    routes = Admin(
+        catalog,
+        Retention(catalog),
+        keys,
+        max_body_bytes=1 << 16,
+        promoted=promoted,
+        queue=waiting,
+        swaps=lambda: [SWAP],
+    )
     gate = Gate(routes.routes(), keys=KeyRing(()), open_paths=(), recorder=MemoryRecorder())
     with serve(gate) as url, httpx.Client(base_url=url, timeout=WAIT_S, trust_env=False) as http:
         yield Served(catalog, http, told)
@@ -128,6 +138,14 @@ def test_promote_and_roll_back(served: Served) -> None:
         "v2",
         "v1",
     ]
+
+
+def test_the_index_of_a_store_made_over_http_is_not_moved_by_hand(served: Served) -> None:
+    name = Register(served.catalog.store).create(name="one", metadata={}, attachments=[]).store_id
+    for path, body in (("promote", {"version": "v1", "force": True}), ("rollback", {})):
+        error = served.post(f"/admin/indexes/{name}/{path}", body, status=409)
+        assert error["code"] == "conflict"
+        assert "belongs to a store made over HTTP; change its files instead" in error["message"]
 
 
 def test_a_conflict_is_a_409(served: Served) -> None:
@@ -213,12 +231,14 @@ def test_a_promotion_holds_although_nobody_could_be_told(catalog: Catalog) -> No
 def test_admin_calls_have_keys_of_their_own(catalog: Catalog) -> None:
     with serving(catalog, admin=("root",), api=("user",)) as served:
         assert served.get("/admin/indexes", status=401)["code"] == "invalid_api_key"
+        assert served.get("/admin/swaps", status=401)["code"] == "invalid_api_key"
         for key, status, code in (("other", 401, "invalid_api_key"), ("user", 403, "permission_denied")):
             headers = {"authorization": f"Bearer {key}"}
             assert served.get("/admin/indexes", status=status, headers=headers)["code"] == code
             body = {"version": "v3"}
             assert served.post("/admin/indexes/docs/promote", body, status=status, headers=headers)["code"] == code
         headers = {"authorization": "Bearer root"}
+        assert served.get("/admin/swaps", headers=headers) == {"object": "list", "data": [SWAP]}
         promoted = served.post("/admin/indexes/docs/promote", {"version": "v3", "by": "ann"}, headers=headers)
         assert promoted["by"] == f"{digest('root')[:8]} ann"
         assert served.post("/admin/indexes/docs/rollback", {}, headers=headers)["by"] == digest("root")[:8]

@@ -168,7 +168,10 @@ def test_what_is_mapped_somewhere_stays_until_the_lease_runs_out(
     }
     age(directory / "leases", 2 * DAY_S)
     retention.lease("replica-2", [refs[1]])
+    assert kept(retention.collect("indexes", "docs", dry_run=True)) == {"v2": ("in use by replica-2",)}
+    assert [hold.owner for hold in retention.leases()] == ["replica-1", "replica-2"]
     assert kept(retention.collect("indexes", "docs")) == {"v2": ("in use by replica-2",)}
+    assert [hold.owner for hold in retention.leases()] == ["replica-2"]
     retention.release("replica-2")
     assert gone(retention.collect("indexes", "docs")) == ["v2"]
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from rag_stack.artifacts.catalog import Catalog, promoter
 from rag_stack.artifacts.manifest import ArtifactRef
 from rag_stack.artifacts.object_store import open_store
+from rag_stack.artifacts.retention import Retention
 from rag_stack.cli.main import app
 from tests.published import publish_index
 
@@ -126,6 +127,34 @@ def test_gc(three: Catalog, tmp_path: Path) -> None:
     assert three.versions("indexes", "docs") == ["v1", "v2"]
     result = CliRunner().invoke(app, ["model", "gc", "--all", "--json"])
     assert json.loads(result.stdout) == {"dry_run": False, "deleted": [], "kept": [], "freed_bytes": 0}
+
+
+def test_unpin(three: Catalog) -> None:
+    retention = Retention(three)
+    retention.pin("town", [ArtifactRef("indexes", "docs", version) for version in ("v3", "v1")])
+    retention.pin("city", [])
+    assert run("unpin", "twon").stdout == "the release 'twon' pins nothing; those that do are city, town\n"
+    assert run("unpin", "town").stdout.splitlines()[1:] == ["indexes/docs/v1", "indexes/docs/v3"]
+    assert [hold.owner for hold in retention.pins()] == ["city"]
+    assert shown("unpin", "town") == {"release": "town", "unpinned": []}
+    three.store.put_bytes("pins/city.json", b"{}")
+    damaged = run("unpin", "city")
+    assert (damaged.exit_code, damaged.stdout) == (0, "its damaged pin is removed\n")
+    assert retention.pins() == []
+    assert run("unpin", "no/name").exit_code == 1
+
+
+def test_the_index_of_a_store_made_over_http_is_not_moved_by_hand(three: Catalog) -> None:
+    three.promote(ArtifactRef("indexes", "docs", "v3"))
+    three.store.put_bytes("stores/docs/store.json", b"{}")
+    for command in (("promote", "docs", "v1", "--force"), ("rollback", "docs")):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "belongs to a store made over HTTP; change its files instead" in result.stderr
+        assert result.stderr.count("\n") == 1
+    pointer = three.promoted("indexes", "docs")
+    assert pointer is not None
+    assert pointer.version == "v3"
 
 
 def test_there_is_no_way_back_to_what_cannot_be_read(catalog: Catalog, tmp_path: Path) -> None:

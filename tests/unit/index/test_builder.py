@@ -138,6 +138,7 @@ def test_what_is_said_of_an_index(tmp_path: Path) -> None:
         documents=200,
         chunking=Chunking(),
         skipped=tuple(skipped),
+        skipped_documents=1,
         recall=1.0,
         recall_at=10,
         recall_queries=207,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rag_stack.errors import ConfigError, DocumentError, IndexVersionError
+from rag_stack.errors import ConfigError, IndexVersionError
 from rag_stack.index.documents import Documents, read_documents
 from rag_stack.index.spec import IndexSpec, load_spec
 
@@ -56,12 +56,6 @@ def test_what_cannot_be_read_is_named_with_its_reason(tmp_path: Path) -> None:
         "latin.txt": "is not UTF-8 (byte 3); convert it",
         "nul.txt": "is binary: it holds NUL bytes",
     }
-
-
-def test_on_error_fail_stops_at_the_first(tmp_path: Path) -> None:
-    _bad_folder(tmp_path)
-    with pytest.raises(DocumentError, match=r"cannot read 'empty.txt' .*: is empty"):
-        _read(tmp_path, on_error="fail")
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -129,14 +123,10 @@ def test_a_metadata_file_gives_titles_and_uris(tmp_path: Path) -> None:
     assert [each.reason for each in read.skipped] == ["names the file 'gone.txt', which is not in the source"]
 
 
-def test_no_documents_is_an_error_that_says_where_it_looked(tmp_path: Path) -> None:
-    with pytest.raises(IndexVersionError, match="no documents in"):
-        _read(tmp_path)
+def test_an_empty_folder_has_no_documents_and_one_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    assert _read(tmp_path) == Documents((), ())
     with pytest.raises(IndexVersionError, match="does not exist"):
         _read(tmp_path / "nowhere")
-    (tmp_path / "empty.txt").touch()
-    with pytest.raises(IndexVersionError, match=r"1 could not be read \(empty.txt: is empty\)"):
-        _read(tmp_path)
 
 
 def test_the_digest_follows_everything_that_is_given_back(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig, Release
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.retrieval.rollout import FollowedStore, Lag, StoreView, Target
-from rag_stack.serving.control import _told
+from rag_stack.serving.control import _swap_row
 from rag_stack.serving.opening import following
 from rag_stack.serving.pinning import pin
+from rag_stack.serving.readiness import StoreTold, store_parts
 from tests.embedder import WordEmbedder
 from tests.layer import TOWN, publish_index
 
@@ -57,8 +58,33 @@ def test_a_store_without_a_version_is_followed_and_the_others_are_fixed(tmp_path
     assert following(pinned) == {FollowedStore("open", "town", of_release=True): begun}
 
 
-def test_ready_shows_a_stores_version_and_who_lags() -> None:
-    assert _told(StoreView(STORE, "v2", None, ())) == "v2"
-    assert _told(StoreView(STORE, "", None, ())) == "no version yet"
-    lagging = StoreView(STORE, "v2", None, (Lag("engine/ab12", "v1", "no room"),))
-    assert _told(lagging) == "v2; engine/ab12 stays at v1: no room"
+def test_ready_shows_a_stores_version_and_that_some_lag() -> None:
+    stores = [
+        StoreTold("town", "v2", 0, of_release=True),
+        StoreTold("new", "", 0, of_release=True),
+        StoreTold("one", "v2", 1, of_release=True),
+        StoreTold("two", "v2", 2, of_release=True),
+    ]
+    assert store_parts(stores) == {
+        "store town": "v2",
+        "store new": "no version yet",
+        "store one": "v2, 1 process lags",
+        "store two": "v2, 2 processes lag",
+    }
+
+
+def test_ready_counts_the_stores_that_were_made_over_http() -> None:
+    stores = [StoreTold(f"vs_{number}", "v1", number, of_release=False) for number in range(3)]
+    assert store_parts(stores) == {"stores made over HTTP": "3 open, 2 of them not everywhere"}
+    assert store_parts(stores[:1]) == {"stores made over HTTP": "1 open"}
+
+
+def test_an_operator_sees_who_lags_and_why() -> None:
+    assert _swap_row(StoreView(STORE, "v2", "v3", (Lag("engine/ab12", "v1", "no room"),))) == {
+        "store": "town",
+        "index": "town",
+        "of_release": True,
+        "version": "v2",
+        "next_version": "v3",
+        "lagging": [{"participant": "engine/ab12", "serving": "v1", "reason": "no room"}],
+    }

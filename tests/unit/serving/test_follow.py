@@ -212,7 +212,6 @@ async def test_without_a_coordinator_everything_goes_on_and_its_successor_takes_
     await rollouts.settle("town", first.version, timeout_s=WAIT_S)
     made = FollowedStore("vs_1", "town")
     rollouts.add_store(made)
-    await rollouts.notify("vs_1")
     await rollouts.settle("vs_1", first.version, timeout_s=WAIT_S)
     await cluster.away()
     second = cluster.promote("second")
@@ -261,7 +260,6 @@ async def test_a_store_for_which_a_process_has_no_room_is_told_and_taken_when_th
         rollouts.add_store(FollowedStore(name, "town"))
     for name in ("vs_1", "vs_2"):
         assert (await rollouts.settle(name, first.version, timeout_s=WAIT_S)).lagging == ()
-    await rollouts.notify("vs_3")
     await cluster.until(lambda: bool(rollouts.views()[2].lagging))
     assert "2 stores are open" in rollouts.views()[2].lagging[0].reason
     rollouts.remove_store("vs_1")
