@@ -13,6 +13,7 @@ from rag_stack.api.store_control import StoreControl
 from rag_stack.api.store_encoding import ChunkingLimits
 from rag_stack.api.store_keeper import StoreKeeper
 from rag_stack.errors import StoreLimitError, UnavailableError
+from rag_stack.index.cutting import SPECIAL_TOKENS
 from rag_stack.index.format import Chunking
 from rag_stack.jobs.store_build import StoreBuild
 from rag_stack.retrieval.rollout import FollowedStore
@@ -31,7 +32,7 @@ def own_stores(pinned: PinnedRelease, retrieval: OpenRetrieval) -> StoreControl:
     """Handlers and loop of the stores; `keeper.ingest.run()` has to run in the event loop that serves the handlers."""
     object_store = retrieval.tiers.catalog.store
     register, files = Register(object_store), Files(object_store)
-    auto, most = Chunking(), retrieval.embedder.max_tokens - 2
+    auto, most = Chunking(), retrieval.embedder.max_tokens - SPECIAL_TOKENS
     if auto.max_tokens > most:
         auto = Chunking(max_tokens=most, overlap_tokens=min(auto.overlap_tokens, most // 2))
     build = StoreBuild(files, retrieval.tiers, retrieval.embedder, chunking=auto)
