@@ -37,7 +37,8 @@ GPU_BATCH: Final = 512
 # So many inputs are sorted by length at once, for batches that need little padding.
 _SORTED: Final = 2048
 _MAX_GROUP_WEIGHT: Final = 8 << 20
-_MIN_GROUP_WEIGHT: Final = 1 << 20
+# Groups of a few hundred passages: enough to sort, and so many of them that no actor is left alone with the last.
+_MIN_GROUP_WEIGHT: Final = 256 << 10
 _GROUPS_PER_ACTOR: Final = 16
 
 
