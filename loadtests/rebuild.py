@@ -188,6 +188,8 @@ def _build(
     sample: dict[str, Value] = {
         "round": number, "arm": arm, "wall_s": seconds, "cpu_s": cpu_s, "inputs": inputs, **found
     }  # fmt: skip
+    if times and found["processes"] != _cores():
+        raise RuntimeError(f"{found['processes']} actors embedded, {_cores()} were to")
     if watched:
         sample |= {"peak_bytes": watch.peak_bytes, "peak_of": json.dumps(_in_mb(watch.peak_of))}
     print(

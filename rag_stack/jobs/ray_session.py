@@ -60,13 +60,14 @@ def ray_session(*, workers: int, known_bytes: int) -> Iterator[Capacity]:
         finally:
             ray.shutdown()
         return
+    # Actors hold a CPU each; tasks that cut take little, and must not wait for them.
+    cpus = workers + max(1, workers // 2)
     # Not below TMPDIR's deepest folders: a socket's path must fit into 107 bytes.
     with tempfile.TemporaryDirectory(prefix="rs-ray-", ignore_cleanup_errors=True) as directory:
         with _silent():
             ray.init(
                 address="local",
-                # Actors hold a CPU each; tasks that cut take little and must not wait for them.
-                num_cpus=2 * workers,
+                num_cpus=cpus,
                 object_store_memory=_OBJECT_STORE_BYTES + known_bytes,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -74,7 +75,7 @@ def ray_session(*, workers: int, known_bytes: int) -> Iterator[Capacity]:
                 _temp_dir=directory,
             )
         try:
-            yield _capacity(cpus=2.0 * workers, gpus=ray.cluster_resources().get("GPU", 0.0), most=workers)
+            yield capacity_of(cpus=float(cpus), gpus=ray.cluster_resources().get("GPU", 0.0), most=workers)
         finally:
             ray.shutdown()
 
@@ -98,15 +99,20 @@ def _of_cluster() -> Capacity:
     import ray
 
     resources = ray.cluster_resources()
-    return _capacity(cpus=resources.get("CPU", 1.0), gpus=resources.get("GPU", 0.0), most=None)
+    return capacity_of(cpus=resources.get("CPU", 1.0), gpus=resources.get("GPU", 0.0))
 
 
-def _capacity(*, cpus: float, gpus: float, most: int | None) -> Capacity:
-    # Whoever cuts needs a CPU's worth: an actor must not take the last.
-    cut_cpus = 1.0 if cpus > 1 else 0.5
+def capacity_of(*, cpus: float, gpus: float, most: int | None = None) -> Capacity:
+    """How a cluster's CPUs and GPUs are shared, with at most so many actors.
+
+    Who cuts asks for another share of a CPU than who embeds: Ray Data would make one actor of what asks for the same,
+    and as few of them as there are groups of files. An actor must not take the last CPU either.
+    """
     if gpus >= 1:
         # One embedder on a GPU takes all of it; half of the CPUs cut for it.
-        return Capacity(int(gpus), min(1.0, cpus / 2 / gpus), 1.0, cut_cpus, 256 << 20)
+        return Capacity(int(gpus), min(1.0, cpus / 2 / gpus), 1.0, min(0.5, cpus / 4), 256 << 20)
+    if cpus < 2:
+        return Capacity(1, cpus / 2, 0.0, cpus / 4, 128 << 20)
     # At least one of two CPUs, and one of eight, is left to those who cut.
     actors = most or max(1, int(cpus - max(1.0, cpus / 8)))
-    return Capacity(actors, cut_cpus, 0.0, cut_cpus, 128 << 20)
+    return Capacity(actors, 1.0, 0.0, 0.5, 128 << 20)
