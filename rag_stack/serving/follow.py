@@ -6,7 +6,6 @@ Nothing here knows Ray: `Sync` is how the coordinator is asked. While it does no
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
 import weakref
@@ -25,9 +24,7 @@ from rag_stack.retrieval.shelf import Prepared, Shelf
 _ANSWER_S: Final = 12.0
 _ABSENT_S: Final = 1.0
 _RETRY_S: Final = (1.0, 60.0)
-# Requests come first: what a swap computes can wait for a core.
 _END_S: Final = 10.0
-_NICENESS: Final = 19
 _LOG: Final = logging.getLogger("ray.serve")
 
 T = TypeVar("T")
@@ -274,7 +271,10 @@ class Follower:
 
 
 class _Background:
-    """A thread that gives way to all others, and so can never be hurried again; one piece of work after another.
+    """A thread for one piece of work after another, at the priority of those that serve.
+
+    At a lower one it would wait for a core while it has the interpreter's lock, and make requests wait with it; what
+    computes for long is done by the node's fetcher, or without the lock.
 
     It is there before it is needed, since a thread that starts holds up the one that starts it.
     """
@@ -310,7 +310,6 @@ def _end(works: "SimpleQueue[Callable[[], None] | None]", thread: threading.Thre
 
 
 def _work(works: "SimpleQueue[Callable[[], None] | None]") -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
     while (work := works.get()) is not None:
         # The loop that waited for it may have ended.
         with contextlib.suppress(RuntimeError):
