@@ -19,14 +19,23 @@ def scratch() -> Iterator[Path]:
     """A directory below TMPDIR until the block ends. Raises ArtifactError when there is no place for one."""
     with translated("write", tempfile.gettempdir()):
         _remove_abandoned(Path(tempfile.gettempdir()))
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        lock = open_locked(folder / _LOCK)
+        folder, lock = _make()
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            unlock(lock)
+        unlock(lock)
+
+
+def _make() -> tuple[Path, int]:
+    """A folder of ours, and its lock. Raises OSError."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        # Once the lock's file is there and not locked yet, another build may take the folder for abandoned.
+        with suppress(FileNotFoundError):
+            lock = open_locked(folder / _LOCK)
+            if lock is not None:
+                return folder, lock
 
 
 def _remove_abandoned(parent: Path) -> None:
