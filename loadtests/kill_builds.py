@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from loadtests.kill_damage import Damage
+from loadtests.kill_log import acknowledge, whole_lines
 from loadtests.rebuild_embedder import CheapEmbedder
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import ArtifactRef
@@ -76,7 +77,7 @@ class BuildsVictim:
     def check(self, number: int) -> Damage:
         """What was promoted is in the history, what is listed is whole, and the next build finishes."""
         tiers = _tiers(self._root, self._scratch)
-        lines = [json.loads(line) for log in self._logs for line in _whole_lines(log)]
+        lines = [json.loads(line) for log in self._logs for line in whole_lines(log)]
         promoted = [line["promoted"] for line in lines if "promoted" in line]
         inconsistent = [f"a build failed: {line['failed']}" for line in lines if "failed" in line]
         history = {each.version for each in tiers.catalog.history("indexes", _INDEX)}
@@ -153,19 +154,9 @@ def _build_again_and_again(
         try:
             report = _build(tiers, folder, turn=f"{log.stem}-{number}")
         except PromotionConflictError:
-            _acknowledge(log, conflict=number)
+            acknowledge(log, conflict=number)
         except BaseException as exc:
-            _acknowledge(log, failed=f"{type(exc).__name__}: {exc}")
+            acknowledge(log, failed=f"{type(exc).__name__}: {exc}")
             raise
         else:
-            _acknowledge(log, promoted=report.manifest.version)
-
-
-def _acknowledge(log: Path, **what: object) -> None:
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(what) + "\n")
-
-
-def _whole_lines(log: Path) -> list[str]:
-    text = log.read_text(encoding="utf-8") if log.exists() else ""
-    return text.split("\n")[:-1]
+            acknowledge(log, promoted=report.manifest.version)

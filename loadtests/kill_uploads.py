@@ -21,6 +21,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
 from loadtests.kill_damage import Damage
+from loadtests.kill_log import acknowledge, whole_lines
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.node_cache import NodeCache
 from rag_stack.artifacts.object_store import open_store
@@ -81,7 +82,7 @@ class UploadsVictim:
 
     def check(self, number: int) -> Damage:  # noqa: ARG002 - Victim's signature
         """Have the next owner finish, and look for all that was acknowledged."""
-        lines = [json.loads(line) for line in _whole_lines(self._log)]
+        lines = [json.loads(line) for line in whole_lines(self._log)]
         inconsistent = [f"the process failed: {line['failed']}" for line in lines if "failed" in line]
         for line in lines:
             if "file" in line:
@@ -200,7 +201,7 @@ def _own(
     try:
         asyncio.run(_work(owner, store, scratch, log, seed))
     except BaseException as exc:
-        _acknowledge(log, failed=f"{type(exc).__name__}: {exc}")
+        acknowledge(log, failed=f"{type(exc).__name__}: {exc}")
         raise
 
 
@@ -217,7 +218,7 @@ async def _upload(owner: _Owner, store: str, scratch: Path, log: Path, seed: int
         text = f"file {seed} {number} " + " ".join(str(draw.randrange(1000)) for _ in range(draw.randrange(5, 200)))
         path.write_text(text)
         file = await asyncio.to_thread(owner.files.add, path, filename=f"{number}.txt", purpose="assistants")
-        _acknowledge(log, file=file.file_id, uploaded=hashlib.sha256(text.encode()).hexdigest())
+        acknowledge(log, file=file.file_id, uploaded=hashlib.sha256(text.encode()).hexdigest())
         asked = [Attachment(file_id=file.file_id, filename=file.filename, size_bytes=file.size_bytes)]
         try:
             changed = await asyncio.to_thread(
@@ -225,24 +226,14 @@ async def _upload(owner: _Owner, store: str, scratch: Path, log: Path, seed: int
             )
         except ConflictError:
             continue
-        _acknowledge(log, file=file.file_id, attached=True)
+        acknowledge(log, file=file.file_id, attached=True)
         attached.append(file.file_id)
         owner.ingest.wake(store)
         if draw.random() < 0.3:
             await owner.ingest.settled(store, changed.generation, timeout_s=_SETTLE_S)
         if draw.random() < 0.2:
             gone = attached.pop(draw.randrange(len(attached)))
-            _acknowledge(log, file=gone, removing=True)
+            acknowledge(log, file=gone, removing=True)
             left = await asyncio.to_thread(owner.register.change, store, lambda now, gone=gone: now.detached(gone))
             await owner.ingest.settled(store, left.files[gone].generation, timeout_s=_SETTLE_S)
-            _acknowledge(log, file=gone, removed=True)
-
-
-def _acknowledge(log: Path, **what: object) -> None:
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(what) + "\n")
-
-
-def _whole_lines(log: Path) -> list[str]:
-    text = log.read_text(encoding="utf-8") if log.exists() else ""
-    return text.split("\n")[:-1]
+            acknowledge(log, file=gone, removed=True)
