@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.kill_damage import Damage
+from loadtests.kill_log import acknowledge, whole_lines
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.fetch import Origin
 from rag_stack.artifacts.manifest import ArtifactRef
@@ -88,7 +89,7 @@ class CatalogVictim:
     def check(self, number: int) -> Damage:
         """Look at all that is there, then let one of each kind finish, and look again."""
         lost, inconsistent = [], []
-        acknowledged = [json.loads(line) for log in self._logs for line in _whole_lines(log)]
+        acknowledged = [json.loads(line) for log in self._logs for line in whole_lines(log)]
         failures = [each["failed"] for each in acknowledged if "failed" in each]
         inconsistent += [f"a process failed: {failure}" for failure in failures]
         left, before = self._left(), len(self._history)
@@ -196,24 +197,24 @@ def _promote(task: _Task, teller: Connection, environment: dict[str, str]) -> No
                     version = f"{task.label}-{number}"
                     source = _written(task.scratch, version)
                     ref = catalog.publish(source, kind="indexes", name=_NAME, metadata={}, version=version).ref
-                    _acknowledge(task, published=version)
+                    acknowledge(task.acknowledged, published=version)
                     pointer = catalog.promote(ref, by=task.label, reason=version)
-                    _acknowledge(task, number=pointer.number, version=pointer.version)
+                    acknowledge(task.acknowledged, number=pointer.number, version=pointer.version)
                 case "again":
                     ref = ArtifactRef("indexes", _NAME, draw.choice(catalog.versions("indexes", _NAME) or ["none"]))
                     pointer = catalog.promote(ref, by=task.label)
-                    _acknowledge(task, number=pointer.number, version=pointer.version)
+                    acknowledge(task.acknowledged, number=pointer.number, version=pointer.version)
                 case "rollback":
                     pointer = catalog.rollback("indexes", _NAME, by=task.label)
-                    _acknowledge(task, number=pointer.number, version=pointer.version)
+                    acknowledge(task.acknowledged, number=pointer.number, version=pointer.version)
                 case _:
                     version = draw.choice(catalog.versions("indexes", _NAME) or ["none"])
                     retention.pin(task.label, [ArtifactRef("indexes", _NAME, version)])
-                    _acknowledge(task, pinned_by=task.label, version=version)
+                    acknowledge(task.acknowledged, pinned_by=task.label, version=version)
         except _EXPECTED:
             continue
         except BaseException as exc:
-            _acknowledge(task, failed=f"{type(exc).__name__}: {exc}")
+            acknowledge(task.acknowledged, failed=f"{type(exc).__name__}: {exc}")
             raise
 
 
@@ -227,26 +228,16 @@ def _collect(task: _Task, teller: Connection, environment: dict[str, str]) -> No
         try:
             collected = retention.collect("indexes", _NAME, keep=draw.randrange(3), older_than_s=0)
         except BaseException as exc:
-            _acknowledge(task, failed=f"{type(exc).__name__}: {exc}")
+            acknowledge(task.acknowledged, failed=f"{type(exc).__name__}: {exc}")
             raise
         if collected.deleted:
-            _acknowledge(task, deleted=[each.ref.version for each in collected.deleted])
+            acknowledge(task.acknowledged, deleted=[each.ref.version for each in collected.deleted])
 
 
 def _is_wanted() -> bool:
     """Whether somebody is left who will kill this process."""
     parent = multiprocessing.parent_process()
     return parent is not None and parent.is_alive()
-
-
-def _acknowledge(task: _Task, **what: object) -> None:
-    with task.acknowledged.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(what) + "\n")
-
-
-def _whole_lines(log: Path) -> list[str]:
-    text = log.read_text(encoding="utf-8") if log.exists() else ""
-    return text.split("\n")[:-1]
 
 
 def _written(directory: Path, text: str) -> Path:
