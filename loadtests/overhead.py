@@ -30,7 +30,7 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import Release, load_release
 from rag_stack.errors import RagStackError
 from rag_stack.metrics import MemoryRecorder
-from rag_stack.serving.pinning import pin
+from rag_stack.releases.pinned import pin
 
 QUESTIONS = Path(__file__).parent / "data" / "questions.txt"
 CELLS = "32x8,1x1,32x1,1x8"

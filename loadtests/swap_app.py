@@ -13,8 +13,8 @@ from loadtests.plain_app import _interrupt, _shut_down
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import load_release
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.serving import environment
-from rag_stack.serving.pinning import PinnedRelease, pin
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def _start(pinned: PinnedRelease, *, port: int) -> None:
     import ray
     from ray import serve
 
-    from rag_stack.serving.app import control_targets
+    from rag_stack.serving.control_apps import control_targets
 
     ray.init(
         address="local",

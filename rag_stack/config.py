@@ -96,6 +96,74 @@ class ServerConfig(_Frozen):
     admin_key_sha256: tuple[Sha256Hex, ...] = Field((), description="digests of the keys that may call /admin")
 
 
+class ScalingConfig(_Frozen):
+    """How many replicas serve, and what makes it more or fewer. See serving/scaling.py for the policy."""
+
+    min_replicas: int = Field(1, ge=0, description="0: the engine goes away when idle, and the next request wakes it")
+    max_replicas: int = Field(1, ge=1)
+    requests_per_replica: float = Field(8.0, gt=0, description="running and waiting requests that one replica is for")
+    ttft_target_s: float = Field(5.0, gt=0, description="time to first token that goodput counts against")
+    idle_s: float = Field(300.0, gt=0, description="without a request for so long, the last replica goes")
+    down_after_s: float = Field(60.0, ge=0, description="too many replicas for so long, and one goes")
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is over max_replicas {self.max_replicas}")
+        return self
+
+
+class WakeConfig(_Frozen):
+    """What happens to requests while no replica serves, and what is kept ready for the next start."""
+
+    hold_requests: int = Field(1000, ge=1, description="requests held at once; one more is answered 429")
+    hold_bytes: int = Field(256 * 1024 * 1024, ge=1024, description="bodies of all held requests together")
+    hold_s: float = Field(900.0, gt=0, description="nobody is held longer")
+    heartbeat_s: float = Field(10.0, gt=0, le=10.0, description="a held client hears something this often")
+    standby: bool = Field(False, description="keep one process a node with imports and weights ready")
+
+
+class AdmissionConfig(_Frozen):
+    """What a replica takes on at once."""
+
+    queue: int = Field(64, ge=0, description="requests that may wait for the engine; one more is answered 429")
+    waiting_tokens: int = Field(262_144, ge=1, description="prompt and answer tokens that may wait together")
+
+
+class DrainConfig(_Frozen):
+    """How a replica ends."""
+
+    limit_s: float = Field(60.0, ge=0, description="running answers have so long to finish")
+    stuck_s: float = Field(120.0, gt=0, description="an engine with work that gives no token for so long is replaced")
+
+
+class Canary(_Frozen):
+    """A question whose answer tells whether a release works."""
+
+    question: str = Field(min_length=1)
+    expect: tuple[str, ...] = Field((), description="file names or document ids of which one must be among the sources")
+    answer_contains: str = Field("", description="what the answer must hold, whatever its case")
+
+
+class RolloutConfig(_Frozen):
+    """How the next version of this release takes over from the one before."""
+
+    steps: tuple[float, ...] = Field((0.05, 0.25, 0.5, 1.0), min_length=1, description="share of new conversations")
+    step_requests: int = Field(50, ge=1, description="requests that the new version answers in each step, at least")
+    step_s: float = Field(30.0, ge=0, description="how long each step lasts, at least")
+    limit_s: float = Field(1800.0, gt=0, description="a rollout that is not through by then goes back")
+    max_error_rate: float = Field(0.02, ge=0, le=1, description="more failed answers than this go back")
+    max_ttft_ratio: float = Field(1.5, gt=0, description="a median first token slower than so many times the old's")
+    surge: int = Field(1, ge=0, le=1, description="replicas beside the others during the change; 0 replaces in place")
+    canaries: tuple[Canary, ...] = ()
+
+    @model_validator(mode="after")
+    def _steps_rise_to_one(self) -> Self:
+        if list(self.steps) != sorted(set(self.steps)) or not self.steps[0] > 0 or self.steps[-1] != 1.0:
+            raise ValueError(f"steps must rise to 1.0, got {self.steps}")
+        return self
+
+
 class Release(_Frozen):
     """What one deployment serves, pinned together: weights, embedder, index versions, prompt and engine settings."""
 
@@ -108,6 +176,11 @@ class Release(_Frozen):
     retrieval: RetrievalConfig = RetrievalConfig()
     swap: SwapConfig = SwapConfig()
     prompt: PromptConfig = PromptConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    wake: WakeConfig = WakeConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    drain: DrainConfig = DrainConfig()
+    rollout: RolloutConfig = RolloutConfig()
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, passed through")
     engine_env: dict[str, str] = Field(default_factory=dict, description="environment of the engine's processes")
     server: ServerConfig = ServerConfig()

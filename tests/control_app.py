@@ -12,8 +12,8 @@ from pathlib import Path
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import load_release
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import pin
 from rag_stack.serving import environment
-from rag_stack.serving.pinning import pin
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     import ray
     from ray import serve
 
-    from rag_stack.serving.app import control_targets
+    from rag_stack.serving.control_apps import control_targets
 
     ray.init(
         address="local",

@@ -21,9 +21,9 @@ from rag_stack.artifacts.retention import Retention
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.errors import UnavailableError
 from rag_stack.metrics import Recorder
+from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
 from rag_stack.serving.holding import Holding
-from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.readiness import StoreTold, store_parts
 from rag_stack.serving.request_id import NamedByServe

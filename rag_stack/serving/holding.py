@@ -9,7 +9,7 @@ from typing import Final
 from rag_stack.artifacts.manifest import ArtifactRef
 from rag_stack.artifacts.retention import Retention
 from rag_stack.errors import ArtifactError
-from rag_stack.serving.pinning import PinnedRelease
+from rag_stack.releases.pinned import PinnedRelease
 
 # A lease lasts a day.
 _RENEW_S: Final = 3600.0

@@ -25,12 +25,12 @@ from rag_stack.metrics import Recorder, record_load
 from rag_stack.rag.citations import Citer
 from rag_stack.rag.pipeline import Pipeline
 from rag_stack.rag.prompt import PromptBuilder
+from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.retrieval.embedder import Embedder
 from rag_stack.retrieval.preparation import Preparation, Ready
 from rag_stack.retrieval.retriever import Retriever
 from rag_stack.retrieval.rollout import FollowedStore, Target
 from rag_stack.retrieval.shelf import Shelf
-from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.timeline import Timeline
 
 

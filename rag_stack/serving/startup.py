@@ -13,9 +13,9 @@ from rag_stack.config import Release
 from rag_stack.errors import ConfigError, EngineMissingError, UnavailableError
 from rag_stack.generation.weights import check_files
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.serving import environment
 from rag_stack.serving.opening import fetch_model, open_indexes
-from rag_stack.serving.pinning import PinnedRelease, pin
 from rag_stack.serving.start_report import StartReport
 from rag_stack.timeline import Timeline, process_start
 

@@ -7,10 +7,10 @@ import pytest
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig, Release
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import pin
 from rag_stack.retrieval.rollout import FollowedStore, Lag, StoreView, Target
 from rag_stack.serving.control import _swap_row
 from rag_stack.serving.opening import following
-from rag_stack.serving.pinning import pin
 from rag_stack.serving.readiness import StoreTold, store_parts
 from tests.embedder import WordEmbedder
 from tests.layer import TOWN, publish_index

@@ -16,12 +16,12 @@ from rag_stack.config import ArtifactsConfig, Release
 from rag_stack.errors import ArtifactNotFoundError, NotFoundError
 from rag_stack.index.documents import Document
 from rag_stack.metrics import SWAP_LAGGING, SWAPS, MemoryRecorder
+from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.retrieval.preparation import Preparation
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, Target
 from rag_stack.retrieval.shelf import Shelf
 from rag_stack.serving.follow import Follower
 from rag_stack.serving.holding import Holding
-from rag_stack.serving.pinning import PinnedRelease
 from rag_stack.serving.rollouts import Rollouts
 from tests.embedder import WordEmbedder
 from tests.layer import TOWN, publish_index

@@ -9,7 +9,7 @@ from ray.serve.llm import LLMConfig
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig, Release
 from rag_stack.metrics import MemoryRecorder
-from rag_stack.serving.pinning import pin
+from rag_stack.releases.pinned import pin
 from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights
 from rag_stack.serving.replica_start import ReplicaStart
 

@@ -21,7 +21,7 @@ from rag_stack.index.builder import write_index
 from rag_stack.index.cutting import cut_documents
 from rag_stack.index.format import EmbedderRef
 from rag_stack.metrics import MemoryRecorder
-from rag_stack.serving.pinning import PinnedRelease, pin
+from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.serving.startup import preflight, require_port
 from rag_stack.timeline import Timeline
 from tests.embedder import WordEmbedder

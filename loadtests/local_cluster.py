@@ -1,0 +1,105 @@
+"""A Ray cluster of several raylets on this machine, with the release's applications on it and a scripted engine.
+
+Everything but the engine is as it is served: HAProxy, routers, replicas in processes of their own, node caches of their
+own. The driver is this process.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from loadtests.scripted_engine import Script
+from rag_stack.artifacts.tiers import open_tiers
+from rag_stack.config import Release
+from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import PinnedRelease, pin
+from rag_stack.serving import environment
+
+_PLASMA_BYTES = 128 << 20
+
+
+@dataclass
+class LocalCluster:
+    """The cluster; `url` is where it answers. `nodes` are Ray's handles, the head first."""
+
+    cluster: Any
+    directory: Path
+    url: str
+    pinned: PinnedRelease
+    nodes: list[Any] = field(default_factory=list)
+
+    def grow(self, **settings: Any) -> Any:  # noqa: ANN401 - Ray's handle of a node is untyped
+        """One more node, with a cache of its own."""
+        node = self.cluster.add_node(**_settings(self.directory / f"cache{len(self.nodes)}", **settings))
+        self.nodes.append(node)
+        return node
+
+    def kill(self, node: Any) -> None:  # noqa: ANN401
+        """The node dies at once, with its processes; its cache stays on the disk unless the caller removes it."""
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@contextmanager
+def started(
+    release: Release,
+    directory: Path,
+    *,
+    script: Script,
+    nodes: int = 1,
+    num_cpus: float = 2,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[LocalCluster]:
+    """Serve the release with a scripted engine on so many nodes, one replica's CPUs each unless told otherwise.
+
+    Blocking: half a minute. The environment of this process is changed; Ray must not have been imported before.
+    """
+    # A directory with a short name: the path of a socket in it must fit into 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as ray_directory:
+        environment.prepare()
+        repository = str(Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, (repository, os.environ.get("PYTHONPATH", ""))))
+        os.environ.update({"RAY_TMPDIR": ray_directory, "PYTHONPATH": path, **(variables or {})})
+        os.environ.pop("RAY_ADDRESS", None)
+        import ray
+        from ray import serve
+        from ray.cluster_utils import Cluster
+
+        from loadtests.scripted_server import scripted_target
+        from rag_stack.serving.control_apps import control_targets
+
+        pinned = pin(release, open_tiers(release.artifacts, MemoryRecorder()))
+        head = {**_settings(directory / "cache0", num_cpus=num_cpus), "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        local = LocalCluster(cluster, directory, f"http://127.0.0.1:{release.server.port}", pinned, [cluster.head_node])
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            for _ in range(nodes - 1):
+                local.grow(num_cpus=num_cpus)
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": release.server.port})
+            serve.run_many([scripted_target(pinned, script), *control_targets(pinned)])
+            yield local
+        finally:
+            if ray.is_initialized():
+                serve.shutdown()
+                ray.shutdown()
+            cluster.shutdown()
+
+
+def ask(url: str, question: str, *, model: str, max_tokens: int = 8, timeout_s: float = 60.0) -> httpx.Response:
+    """One chat, whole."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": max_tokens}
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=timeout_s)
+
+
+def _settings(cache: Path, *, num_cpus: float) -> dict[str, Any]:
+    return {
+        "num_cpus": num_cpus,
+        "object_store_memory": _PLASMA_BYTES,
+        "env_vars": {"RAG_STACK_CACHE": str(cache)},
+    }

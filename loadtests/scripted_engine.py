@@ -1,0 +1,135 @@
+"""An engine that generates by a clock and not by a model: OpenAI's routes, a batch of slots, a fixed rate.
+
+For load tests and fault tests whose subject is what stands around the engine. A request waits for one of `slots`, then
+for `prefill_s`, then gets a token each `token_s`. Greedy answers are a function of the last message alone. A request's
+`seed` and `temperature` are taken and ignored, as greedy decoding ignores them.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+Json = dict[str, Any]
+_WORDS = ("the", "keeper", "climbs", "two", "hundred", "steps", "every", "night", "and", "burns", "whale", "oil")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """How fast the engine is. `start_s` is how long it takes to start."""
+
+    start_s: float = 0.0
+    slots: int = 8
+    prefill_s: float = 0.02
+    token_s: float = 0.02
+    max_tokens: int = 16
+
+    @classmethod
+    def from_json(cls, fields: Json) -> Self:
+        """What `dataclasses.asdict` gave."""
+        return cls(**fields)
+
+
+class ScriptedEngine:
+    """The engine, and the switches that a fault test turns: `dead` as a killed core is, `stuck` as a hung one is."""
+
+    def __init__(self, script: Script, *, model: str) -> None:
+        self.script = script
+        self.model = model
+        self.dead = False
+        self.unstuck = asyncio.Event()
+        self.unstuck.set()
+        self._slots = asyncio.Semaphore(script.slots)
+
+    def app(self) -> Starlette:
+        """The engine's HTTP app."""
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._completion, methods=["POST"]),
+                Route("/version", self._version, methods=["GET"]),
+            ]
+        )
+
+    async def _version(self, _: Request) -> JSONResponse:
+        return JSONResponse({"version": "scripted"})
+
+    async def _chat(self, request: Request) -> Response:
+        body = await request.json()
+        return await self._answer(body, json.dumps(body["messages"]), chat=True)
+
+    async def _completion(self, request: Request) -> Response:
+        body = await request.json()
+        return await self._answer(body, json.dumps(body["prompt"]), chat=False)
+
+    async def _answer(self, body: Json, prompt: str, *, chat: bool) -> Response:
+        if self.dead:
+            return JSONResponse({"error": {"message": "the engine is dead", "type": "server_error"}}, status_code=500)
+        wanted = body.get("max_completion_tokens") or body.get("max_tokens") or self.script.max_tokens
+        words = words_for(prompt, count=wanted)
+        head = {"id": f"chatcmpl-{time.time_ns()}", "created": int(time.time()), "model": self.model}
+        if body.get("stream"):
+            usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            frames = self._stream(head, words, chat=chat, usage=_usage(prompt, words) if usage else None)
+            return StreamingResponse(frames, media_type="text/event-stream")
+        async for _ in self._generate(words):
+            pass
+        if self.dead:
+            return JSONResponse({"error": {"message": "the engine died", "type": "server_error"}}, status_code=500)
+        text = " ".join(words)
+        choice: Json = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        kind = "chat.completion" if chat else "text_completion"
+        choices = [{"index": 0, "finish_reason": "length", **choice}]
+        return JSONResponse({**head, "object": kind, "choices": choices, "usage": _usage(prompt, words)})
+
+    async def _stream(self, head: Json, words: list[str], *, chat: bool, usage: Json | None) -> AsyncIterator[str]:
+        head = {**head, "object": "chat.completion.chunk" if chat else "text_completion"}
+        first = True
+        async for word in self._generate(words):
+            text = word if first else f" {word}"
+            piece: Json = {"delta": {"content": text}} if chat else {"text": text}
+            if chat and first:
+                piece["delta"]["role"] = "assistant"
+            first = False
+            yield _frame({**head, "choices": [{"index": 0, "finish_reason": None, **piece}]})
+        if self.dead:
+            yield _frame({"error": {"message": "the engine died", "type": "server_error", "code": 500}})
+        else:
+            last: Json = {"delta": {}} if chat else {"text": ""}
+            yield _frame({**head, "choices": [{"index": 0, "finish_reason": "length", **last}]})
+            if usage:
+                yield _frame({**head, "choices": [], "usage": usage})
+        yield "data: [DONE]\n\n"
+
+    async def _generate(self, words: list[str]) -> AsyncIterator[str]:
+        async with self._slots:
+            await asyncio.sleep(self.script.prefill_s)
+            for word in words:
+                await self.unstuck.wait()
+                if self.dead:
+                    return
+                yield word
+                await asyncio.sleep(self.script.token_s)
+
+
+def words_for(prompt: str, *, count: int) -> list[str]:
+    """The answer to a prompt, the same each time."""
+    digest = hashlib.blake2b(prompt.encode()).digest()
+    return [_WORDS[digest[n % len(digest)] % len(_WORDS)] for n in range(count)]
+
+
+def _usage(prompt: str, words: list[str]) -> Json:
+    tokens = len(prompt.split())
+    return {"prompt_tokens": tokens, "completion_tokens": len(words), "total_tokens": tokens + len(words)}
+
+
+def _frame(body: Json) -> str:
+    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"

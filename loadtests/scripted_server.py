@@ -1,0 +1,98 @@
+"""The engine's deployment with the scripted engine in the place of vLLM; all else is as it is served.
+
+A replica of it starts in seconds, and needs no vLLM.
+"""
+
+# ruff: noqa: I001 - `imports` goes first: what comes after it is a stage of the start
+from rag_stack.serving import imports
+
+import asyncio
+import os
+import time
+from dataclasses import asdict
+from typing import Any
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from loadtests.scripted_engine import Json, Script, ScriptedEngine
+from rag_stack.artifacts.tiers import open_tiers
+from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.serving.control import ENGINE_APP
+from rag_stack.serving.deployment import engine_options, with_router
+from rag_stack.serving.environment import offline_environment
+from rag_stack.serving.node_agent import cluster_peers
+from rag_stack.serving.opening import fetch_model
+from rag_stack.serving.ray_recorder import RayRecorder
+from rag_stack.serving.replica import Replica
+from rag_stack.serving.replica_start import ReplicaStart
+
+_IMPORTED_S = time.time()
+
+
+class ScriptedServer:
+    """What RagServer is, around the scripted engine."""
+
+    async def __init__(self, pinned: Json, script: Json) -> None:  # type: ignore[misc]  # Serve awaits it
+        recorder = RayRecorder()
+        self._start = ReplicaStart(recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
+        release = PinnedRelease.model_validate(pinned)
+        self._engine = ScriptedEngine(Script.from_json(script), model=release.release.model.name)
+        self._replica = Replica(release, recorder=recorder, start=self._start, check_engine=self._check_engine)
+        artifacts = release.release.artifacts
+        tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
+        self._start.lap("set up replica")
+        local = await asyncio.to_thread(fetch_model, tiers, release.release.model, timeline=self._start.timeline)
+        self._directory = local.path
+        await asyncio.gather(self._replica.open(tiers), asyncio.sleep(self._engine.script.start_s))
+        self._start.lap("start engine")
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The scripted engine's app inside our layer."""
+        return await self._replica.around(self._engine.app(), model_directory=self._directory)
+
+    async def start_report(self) -> dict[str, Any]:
+        """How this replica's start went."""
+        return self._start.report().to_wire()
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica for which this raises."""
+        await self._replica.check_health()
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What the request router learns of this replica."""
+        return self._replica.routing_stats()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaling policy learns of this replica."""
+        return self._replica.autoscaling_stats()
+
+    async def turn(self, switch: str) -> int:
+        """A fault: `die` as a killed engine core, `stick` and `unstick` as one that hangs. Returns the pid."""
+        match switch:
+            case "die":
+                self._engine.dead = True
+                self._engine.unstuck.set()
+            case "stick":
+                self._engine.unstuck.clear()
+            case "unstick":
+                self._engine.unstuck.set()
+            case other:
+                raise ValueError(f"no switch {other!r}")
+        return os.getpid()
+
+    async def _check_engine(self) -> None:
+        if self._engine.dead:
+            raise RuntimeError("the engine is dead")
+
+
+def scripted_target(pinned: PinnedRelease, script: Script, *, num_cpus: float = 0.5) -> serve.RunTarget:
+    """The engine application, ready for `serve.run_many`."""
+    deployment = serve.deployment(
+        serve.ingress()(ScriptedServer),
+        name="ScriptedServer",
+        ray_actor_options={"num_cpus": num_cpus, "runtime_env": {"env_vars": offline_environment()}},
+        **engine_options(pinned.release),
+    )
+    application = deployment.bind(pinned.model_dump(mode="json"), asdict(script))
+    return serve.RunTarget(with_router(application), name=ENGINE_APP, route_prefix="/")

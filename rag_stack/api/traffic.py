@@ -1,0 +1,139 @@
+"""What goes through a replica: answers under way, first tokens, failures. Counted once, read by all who decide.
+
+Autoscaling, admission, release gates and the watch for a stuck engine read the same numbers.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+GENERATES: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+_KEPT: Final = 512
+_ERROR_FRAME: Final = b'data: {"error"'
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficSnapshot:
+    """Requests that generate. `running` have sent a first byte, `waiting` have not; the rest counts since the start.
+
+    `progress_s` is when anything last came out of the engine, by the monotonic clock. `ttft_s` are the newest times to
+    the first byte of a stream, oldest first, at most 512; `good` are those within the target.
+    """
+
+    running: int
+    waiting: int
+    answered: int
+    failed: int
+    aborted: int
+    good: int
+    chunks: int
+    progress_s: float
+    ttft_s: tuple[float, ...]
+
+    @property
+    def under_way(self) -> int:
+        """Requests that are not answered to the end."""
+        return self.running + self.waiting
+
+
+class Traffic:
+    """Counts what passes. One a replica, used from its event loop alone."""
+
+    def __init__(self, *, ttft_target_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._target_s = ttft_target_s
+        self._clock = clock
+        self._running = self._waiting = self._answered = self._failed = self._aborted = self._good = self._chunks = 0
+        self._progress_s = clock()
+        self._ttft_s: deque[float] = deque(maxlen=_KEPT)
+
+    def snapshot(self) -> TrafficSnapshot:
+        """Now."""
+        return TrafficSnapshot(
+            running=self._running,
+            waiting=self._waiting,
+            answered=self._answered,
+            failed=self._failed,
+            aborted=self._aborted,
+            good=self._good,
+            chunks=self._chunks,
+            progress_s=self._progress_s,
+            ttft_s=tuple(self._ttft_s),
+        )
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """The app, counted. Goes outside everything, so that what a client waits for is what is counted."""
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in GENERATES:
+                await app(scope, receive, send)
+                return
+            await self._count(app, scope, receive, send)
+
+        return counted
+
+    async def _count(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        passage = _Passage(began_s=self._clock())
+        if not self._running + self._waiting:
+            self._progress_s = passage.began_s
+        self._waiting += 1
+
+        async def send_counted(message: Message) -> None:
+            await send(message)
+            self._see(message, passage)
+
+        try:
+            await app(scope, receive, send_counted)
+        finally:
+            if passage.streams:
+                self._running -= 1
+            else:
+                self._waiting -= 1
+            self._end(passage)
+
+    def _see(self, message: Message, passage: "_Passage") -> None:
+        if message["type"] == "http.response.start":
+            passage.status = message["status"]
+            passage.events = any(
+                b"text/event-stream" in v for k, v in message.get("headers", []) if k == b"content-type"
+            )
+            return
+        body = message.get("body", b"")
+        if body:
+            self._progress_s = self._clock()
+            self._chunks += 1
+            passage.broken |= body.startswith(_ERROR_FRAME)
+            if passage.events and not passage.streams:
+                passage.streams = True
+                self._waiting -= 1
+                self._running += 1
+                passage.ttft_s = self._progress_s - passage.began_s
+        passage.complete |= not message.get("more_body", False)
+
+    def _end(self, passage: "_Passage") -> None:
+        if passage.status >= 500 or passage.broken:
+            self._failed += 1
+        elif not passage.complete:
+            self._aborted += 1
+        elif passage.status == 200:
+            self._answered += 1
+            took_s = passage.ttft_s if passage.events else self._clock() - passage.began_s
+            self._good += took_s <= self._target_s
+            if passage.events:
+                self._ttft_s.append(took_s)
+
+
+@dataclass(slots=True)
+class _Passage:
+    """One request on its way through."""
+
+    began_s: float
+    status: int = 0
+    events: bool = False
+    streams: bool = False
+    broken: bool = False
+    complete: bool = False
+    ttft_s: float = field(default=0.0)
