@@ -1,25 +1,26 @@
 """In a process that the fork server forked: everything that would be otherwise in a new Python."""
 
 import fcntl
-import json
 import multiprocessing
 import os
 import runpy
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from rag_stack.generation.birth import Birth, born
 from rag_stack.generation.fork_server import Forked
+from rag_stack.generation.fork_start import LAUNCH
 from rag_stack.generation.launcher import FORKED
 
 # Above what any process passes on.
 _OUT_OF_THE_WAY: Final = 512
-LAUNCH: Final = Path(__file__).with_name("launch")
 
 
 def become(forked: Forked) -> int:
@@ -61,10 +62,10 @@ def _end_with_launcher(connection: int) -> None:
 
 
 def _take_environment(forked: Forked) -> None:
-    began_s, ended_s = forked.imports_s
-    told = {"launcher_pid": forked.request.launcher_pid, "began_s": began_s, "ended_s": ended_s}
+    request = forked.request
+    birth = Birth(request.launched_s, time.time(), *forked.imports_s, parent=born(request.env))
     os.environ.clear()
-    os.environ.update({**forked.request.env, FORKED: json.dumps(told)})
+    os.environ.update({**request.env, FORKED: birth.to_text()})
 
 
 def _bind_threads(env: Mapping[str, str]) -> None:

@@ -21,7 +21,18 @@ from rag_stack.generation.launcher import peer_user, receive, send
 
 _READ_S: Final = 10.0
 # Read by libraries when they are imported, or loaded: a process that wants another value must import them itself.
-_FIXED: Final = ("VLLM_", "TORCH", "PYTORCH_", "HF_", "TRANSFORMERS_", "LD_", "PYTHONHASHSEED", "TRITON_", "CUDA_", "NCCL_")
+_FIXED: Final = (
+    "VLLM_",
+    "TORCH",
+    "PYTORCH_",
+    "HF_",
+    "TRANSFORMERS_",
+    "LD_",
+    "PYTHONHASHSEED",
+    "TRITON_",
+    "CUDA_",
+    "NCCL_",
+)
 # Of those, what is read when it is used.
 _LATE: Final = frozenset({"VLLM_WORKER_MULTIPROC_METHOD", "VLLM_SSM_CONV_STATE_LAYOUT", "VLLM_CPU_OMP_THREADS_BIND"})
 # How OpenMP binds its threads is settled when its library is loaded; these ways of saying it are not followed here.
@@ -37,6 +48,7 @@ class Request:
     cwd: str
     fds: Sequence[int]
     launcher_pid: int
+    launched_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +215,7 @@ def _request(message: Mapping[str, Any], connection: socket.socket) -> Request:
         env={str(key): str(value) for key, value in message["env"].items()},
         cwd=str(message["cwd"]),
         fds=[int(fd) for fd in message["fds"]],
+        launched_s=float(message["launched_s"]),
         launcher_pid=int(struct.unpack("3i", credentials)[0]),
     )
 

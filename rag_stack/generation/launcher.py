@@ -13,10 +13,13 @@ import signal
 import socket
 import struct
 import sys
+import time
 from typing import Any, Final
 
-# The address of the fork server, an abstract socket's name; `{node}` in it stands for the node that Ray names.
+# The address of the fork server, an abstract socket's name.
 SOCKET: Final = "RAG_STACK_FORK_SOCKET"
+# That of the one that forks Ray workers; `{node}` in it stands for the node on which Ray starts them.
+STANDBY: Final = "RAG_STACK_STANDBY_SOCKET"
 # The Python that runs this, and that it becomes when nothing forks for it.
 PYTHON: Final = "RAG_STACK_PYTHON"
 # Only in the environment of a process that was forked: what it may know of that, in JSON.
@@ -31,15 +34,16 @@ _PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR
 
 def main(arguments: list[str]) -> None:
     """Never returns: it ends as the forked process does, or becomes a Python with these arguments."""
-    os.environ.pop(FORKED, None)
+    launched_s = time.time()
     if not is_forkable(arguments):
         _become_python(arguments)
     fds = [int(name) for name in os.listdir("/proc/self/fd")]
     parent = os.getppid()
     try:
         watched = os.pidfd_open(parent)
-        server = connect(os.environ[SOCKET].replace("{node}", _node(arguments)), timeout_s=_ANSWER_S)
-        pid = _ask(server, arguments, [fd for fd in fds if _is_open(fd)])
+        name = _address(arguments)
+        server = connect(name, timeout_s=_ANSWER_S)
+        pid = _ask(server, name, arguments, [fd for fd in fds if _is_open(fd)], launched_s)
     except (OSError, KeyError, ValueError) as exc:
         print(f"rag_stack: nothing forked, a whole Python starts instead: {exc}", file=sys.stderr, flush=True)
         _become_python(arguments)
@@ -48,8 +52,7 @@ def main(arguments: list[str]) -> None:
 
 def is_forkable(arguments: list[str]) -> bool:
     """Whether these are a child of multiprocessing's `spawn`, or a Ray worker."""
-    ray_worker = bool(arguments) and os.path.basename(arguments[0]) == "default_worker.py"
-    return ray_worker or (arguments[-1:] == ["--multiprocessing-fork"] and "-c" in arguments)
+    return _is_ray_worker(arguments) or (arguments[-1:] == ["--multiprocessing-fork"] and "-c" in arguments)
 
 
 def connect(name: str, *, timeout_s: float) -> socket.socket:
@@ -98,10 +101,10 @@ def _piece(connection: socket.socket, size: int) -> bytes:
     return piece
 
 
-def _ask(server: socket.socket, arguments: list[str], fds: list[int]) -> int:
-    """The id of the process that was forked."""
-    request = {"argv": arguments, "env": dict(os.environ), "cwd": os.getcwd(), "fds": fds}
-    request["env"][SOCKET] = os.environ[SOCKET].replace("{node}", _node(arguments))
+def _ask(server: socket.socket, name: str, arguments: list[str], fds: list[int], launched_s: float) -> int:
+    """The id of the process that was forked. Its own children come from the same server."""
+    env = {**os.environ, SOCKET: name}
+    request = {"argv": arguments, "env": env, "cwd": os.getcwd(), "fds": fds, "launched_s": launched_s}
     send(server, request, fds)
     answer, _ = receive(server)
     if "pid" not in answer:
@@ -135,12 +138,21 @@ def _follow(pid: int, server: socket.socket, parent: int) -> None:
 
 
 def _become_python(arguments: list[str]) -> None:
+    # That of a parent that was forked says nothing of this one.
+    os.environ.pop(FORKED, None)
     python = os.environ.get(PYTHON) or sys.executable
     os.execv(python, [python, *arguments])
 
 
-def _node(arguments: list[str]) -> str:
-    return next((each.removeprefix(_NODE) for each in arguments if each.startswith(_NODE)), "")
+def _is_ray_worker(arguments: list[str]) -> bool:
+    return bool(arguments) and os.path.basename(arguments[0]) == "default_worker.py"
+
+
+def _address(arguments: list[str]) -> str:
+    if not _is_ray_worker(arguments):
+        return os.environ[SOCKET]
+    node = next((each.removeprefix(_NODE) for each in arguments if each.startswith(_NODE)), "")
+    return os.environ[STANDBY].replace("{node}", node)
 
 
 def _is_open(fd: int) -> bool:
