@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from rag_stack.generation.birth import Birth, born
-from rag_stack.generation.fork_server import Forked
+from rag_stack.generation.fork_server import Copy
 from rag_stack.generation.fork_start import LAUNCH
 from rag_stack.generation.launcher import FORKED
 
@@ -23,14 +23,14 @@ from rag_stack.generation.launcher import FORKED
 _OUT_OF_THE_WAY: Final = 512
 
 
-def become(forked: Forked) -> int:
+def become(copy: Copy) -> int:
     """Run what the launcher was started for; returns its exit status. Call it once, in the child's first thread."""
-    _take_files(forked)
-    request = forked.request
+    _take_files(copy)
+    request = copy.request
     with suppress(OSError):
         os.setpgid(0, os.getpgid(request.launcher_pid))
     os.chdir(request.cwd)
-    _take_environment(forked)
+    _take_environment(copy)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,14 +41,14 @@ def become(forked: Forked) -> int:
     return _run(request.argv)
 
 
-def _take_files(forked: Forked) -> None:
+def _take_files(copy: Copy) -> None:
     """The launcher's open files under the launcher's numbers, and a thread that ends this process with the launcher."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY) for fd in forked.files]
-    number = fcntl.fcntl(forked.connection.fileno(), fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY)
-    for fd in forked.files:
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY) for fd in copy.files]
+    number = fcntl.fcntl(copy.connection.fileno(), fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY)
+    for fd in copy.files:
         os.close(fd)
-    forked.connection.close()
-    for source, wanted in zip(high, forked.request.fds, strict=True):
+    copy.connection.close()
+    for source, wanted in zip(high, copy.request.fds, strict=True):
         os.dup2(source, wanted, inheritable=True)
         os.close(source)
     threading.Thread(target=_end_with_launcher, args=(number,), name="launcher-watch", daemon=True).start()
@@ -61,9 +61,9 @@ def _end_with_launcher(connection: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _take_environment(forked: Forked) -> None:
-    request = forked.request
-    birth = Birth(request.launched_s, time.time(), *forked.imports_s, parent=born(request.env))
+def _take_environment(copy: Copy) -> None:
+    request = copy.request
+    birth = Birth(request.launched_s, time.time(), *copy.imports_s, parent=born(request.env))
     os.environ.clear()
     os.environ.update({**request.env, FORKED: birth.to_text()})
 

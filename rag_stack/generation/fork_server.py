@@ -1,8 +1,9 @@
 """A process that has imported what an engine's processes import, and forks them: milliseconds instead of seconds each.
 
 `python -m rag_stack.generation.fork_server FD MODULE...` imports and then serves this user's `launcher`s, which connect
-to the listening Unix socket that it inherits as FD, until its standard input ends. It has one thread and no accelerator open, or it refuses
-to serve: a copy of such a process is as good as a new one. What it refuses, its launcher starts as a Python of its own.
+to the listening Unix socket that it inherits as FD, until its standard input ends. It has one thread and no accelerator
+open, or it refuses to serve: a copy of such a process is as good as a new one. What it refuses, the launcher starts as
+a Python of its own.
 """
 
 import gc
@@ -15,9 +16,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from rag_stack.generation.launcher import peer_user, receive, send
+from rag_stack.generation.launcher import peer, receive, send
 
 _READ_S: Final = 10.0
 # Read by libraries when they are imported, or loaded: a process that wants another value must import them itself.
@@ -52,7 +54,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Forked:
+class Copy:
     """What a child is to become; `files` are copies of the launcher's, in the order of `request.fds`."""
 
     request: Request
@@ -82,7 +84,7 @@ class ForkServer:
         gc.collect()
         gc.freeze()
 
-    def run(self) -> Forked | None:
+    def run(self) -> Copy | None:
         """Serve until standard input ends; in each child, returns what that is to become."""
         ended, woken = os.pipe()
         os.set_blocking(ended, False)
@@ -107,25 +109,24 @@ class ForkServer:
                 if 0 in ready and not os.read(0, 4096):
                     return None
 
-    def _serve(self) -> Forked | None:
+    def _serve(self) -> Copy | None:
         """Fork for one launcher; in the child, returns what that is to become."""
         connection, _ = self._listener.accept()
         files: list[int] = []
         try:
             connection.settimeout(_READ_S)
-            if peer_user(connection) != os.getuid():
+            if peer(connection).user != os.getuid():
                 raise PermissionError("the launcher is another user's")
             message, files = receive(connection)
             request = _request(message, connection)
             if (reason := self._refusal(request, len(files))) is not None:
                 send(connection, {"refused": reason})
-                connection.close()
-                return None
+                raise ValueError(reason)
             connection.settimeout(None)
             pid = os.fork()
             if pid == 0:
                 self._leave()
-                return Forked(request, files, connection, self._imports_s)
+                return Copy(request, files, connection, self._imports_s)
             self._children[pid] = connection
             send(connection, {"pid": pid})
         except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -177,7 +178,7 @@ class ForkServer:
 
 def unclean() -> str | None:
     """Why this process must not be forked, or None."""
-    threads = [_thread_name(thread) for thread in os.listdir("/proc/self/task")]
+    threads = [_thread_name(task) for task in Path("/proc/self/task").iterdir()]
     if len(threads) > 1:
         return f"imports started threads, which a fork would not have: {', '.join(sorted(threads))}"
     torch: Any = sys.modules.get("torch")
@@ -207,25 +208,21 @@ def main(listener: int, modules: Sequence[str]) -> int:
 
 
 def _request(message: Mapping[str, Any], connection: socket.socket) -> Request:
-    import struct
-
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return Request(
         argv=[str(each) for each in message["argv"]],
         env={str(key): str(value) for key, value in message["env"].items()},
         cwd=str(message["cwd"]),
         fds=[int(fd) for fd in message["fds"]],
         launched_s=float(message["launched_s"]),
-        launcher_pid=int(struct.unpack("3i", credentials)[0]),
+        launcher_pid=peer(connection).pid,
     )
 
 
-def _thread_name(thread: str) -> str:
+def _thread_name(task: Path) -> str:
     try:
-        with open(f"/proc/self/task/{thread}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
+        return (task / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return thread
+        return task.name
 
 
 if __name__ == "__main__":

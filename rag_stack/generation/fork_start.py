@@ -1,6 +1,5 @@
 """Starts a fork server for the engine's processes, and has multiprocessing ask it for them. Imports nothing heavy."""
 
-import glob
 import importlib.util
 import multiprocessing
 import os
@@ -39,7 +38,7 @@ class ForkServerProcess:
             listener.bind("\0" + name)
             listener.listen(_BACKLOG)
             number = listener.fileno()
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", "rag_stack.generation.fork_server", str(number), *modules],
                 stdin=subprocess.PIPE,
                 pass_fds=(number,),
@@ -104,12 +103,12 @@ def _preloaded(environ: Mapping[str, str]) -> dict[str, str]:
     libraries = environ.get("LD_PRELOAD", "")
     torch, vllm = _directory("torch"), _directory("vllm")
     if torch is not None and not any(each in libraries for each in ("libomp", "libgomp", "libiomp")):
-        patterns = (torch.parent / "torch.libs", torch / "lib")
-        found = [path for folder in patterns for path in glob.glob(str(folder / "libgomp*.so*"))]
+        folders = (torch.parent / "torch.libs", torch / "lib")
+        found = [str(path) for folder in folders for path in folder.glob("libgomp*.so*")]
         libraries = ":".join(filter(None, (libraries, *found[:1])))
     if vllm is not None and "libtcmalloc" not in libraries:
-        patterns = (vllm / "libs" / "libtcmalloc_minimal*.so*", vllm / "libs" / "libtcmalloc.so*")
-        found = [path for pattern in patterns for path in glob.glob(str(pattern))]
+        patterns = ("libtcmalloc_minimal*.so*", "libtcmalloc.so*")
+        found = [str(path) for pattern in patterns for path in (vllm / "libs").glob(pattern)]
         libraries = ":".join(filter(None, (*found[:1], libraries)))
     return {"LD_PRELOAD": libraries} if libraries else {}
 

@@ -6,6 +6,9 @@ signals on. It ends with its own parent, and the forked process ends with it. St
 start in milliseconds.
 """
 
+# ruff: noqa: PTH208, PTH109, PTH119
+# To import pathlib would take longer than all that this does.
+
 import json
 import os
 import select
@@ -14,7 +17,7 @@ import socket
 import struct
 import sys
 import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 # The address of the fork server, an abstract socket's name.
 SOCKET: Final = "RAG_STACK_FORK_SOCKET"
@@ -60,15 +63,23 @@ def connect(name: str, *, timeout_s: float) -> socket.socket:
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.settimeout(timeout_s)
     server.connect("\0" + name)
-    if peer_user(server) != os.getuid():
+    if peer(server).user != os.getuid():
         raise OSError(f"the fork server {name} is another user's")
     return server
 
 
-def peer_user(connection: socket.socket) -> int:
-    """The user at the other end of a Unix socket."""
-    size = struct.calcsize("3i")
-    return int(struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1])
+class Peer(NamedTuple):
+    """Who is at the other end of a Unix socket, as the kernel says."""
+
+    pid: int
+    user: int
+
+
+def peer(connection: socket.socket) -> Peer:
+    """Of a socket that is connected."""
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, user, _group = struct.unpack("3i", told)
+    return Peer(pid, user)
 
 
 def send(connection: socket.socket, message: dict[str, Any], fds: tuple[int, ...] | list[int] = ()) -> None:
@@ -141,7 +152,7 @@ def _become_python(arguments: list[str]) -> None:
     # That of a parent that was forked says nothing of this one.
     os.environ.pop(FORKED, None)
     python = os.environ.get(PYTHON) or sys.executable
-    os.execv(python, [python, *arguments])
+    os.execv(python, [python, *arguments])  # noqa: S606 - what this process was started to be
 
 
 def _is_ray_worker(arguments: list[str]) -> bool:
