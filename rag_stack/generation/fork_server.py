@@ -1,7 +1,7 @@
 """A process that has imported what an engine's processes import, and forks them: milliseconds instead of seconds each.
 
-`python -m rag_stack.generation.fork_server FD MODULE...` imports and then serves this user's `launcher`s, which connect
-to the listening Unix socket that it inherits as FD, until its standard input ends. It has one thread and no accelerator
+`fork_start` starts it: `main` imports and then serves this user's `launcher`s, which connect
+to the listening Unix socket that it inherits, until its standard input ends. It has one thread and no accelerator
 open, or it refuses to serve: a copy of such a process is as good as a new one. What it refuses, the launcher starts as
 a Python of its own.
 """
@@ -190,7 +190,10 @@ def unclean() -> str | None:
 
 
 def main(listener: int, modules: Sequence[str]) -> int:
-    """Serve, or be a child; returns the exit status."""
+    """Serve, or be a child; returns the exit status. `listener` is a socket's number."""
+    # A module of its own, for what only children do, and imported once they would.
+    from rag_stack.generation.fork_child import become
+
     server = ForkServer(socket.socket(fileno=listener))
     try:
         server.preload(modules)
@@ -198,13 +201,8 @@ def main(listener: int, modules: Sequence[str]) -> int:
         # Whatever a library raises: the launchers that wait are let go, and start without.
         print(f"rag_stack: engine processes start without a fork server: {type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
-    forked = server.run()
-    if forked is None:
-        return 0
-    # Imported here: a module of its own, for what only children do.
-    from rag_stack.generation.fork_child import become
-
-    return become(forked)
+    copy = server.run()
+    return 0 if copy is None else become(copy)
 
 
 def _request(message: Mapping[str, Any], connection: socket.socket) -> Request:
@@ -223,10 +221,3 @@ def _thread_name(task: Path) -> str:
         return (task / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return task.name
-
-
-if __name__ == "__main__":
-    # By its own name, so that what it pickles and compares is what others import.
-    from rag_stack.generation import fork_server
-
-    sys.exit(fork_server.main(int(sys.argv[1]), sys.argv[2:]))

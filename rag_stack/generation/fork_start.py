@@ -11,7 +11,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from rag_stack.generation.launcher import PYTHON, SOCKET
+from rag_stack.generation.launcher import FORKED, PYTHON, SOCKET
 
 # `cpu` or `gpu`: have engine processes forked, on that platform. Absent: every one is started as a new Python.
 FORK: Final = "RAG_STACK_FORK"
@@ -23,6 +23,11 @@ ENGINE_MODULES: Final = (
     "rag_stack.generation.worker",
 )
 _BACKLOG: Final = 64
+_PROGRAM: Final = (
+    "import sys; from rag_stack.generation.fork_server import main; sys.exit(main(int(sys.argv[1]), sys.argv[2:]))"
+)
+# Told by its exit status whether it was forked.
+_PROBE: Final = f"import os, sys; sys.exit({FORKED!r} not in os.environ)"
 # Libraries that are to start no threads of their own.
 _SINGLE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
@@ -39,7 +44,7 @@ class ForkServerProcess:
             listener.listen(_BACKLOG)
             number = listener.fileno()
             self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "rag_stack.generation.fork_server", str(number), *modules],
+                [sys.executable, "-c", _PROGRAM, str(number), *modules],
                 stdin=subprocess.PIPE,
                 pass_fds=(number,),
                 env={**environ, **_SINGLE_THREAD, "PYTHONPATH": path},
@@ -53,6 +58,15 @@ class ForkServerProcess:
     def ended(self) -> bool:
         """Whether it is no more."""
         return self._process.poll() is not None
+
+    def wait_ready(self, *, timeout_s: float) -> bool:
+        """Whether it forks, once it has imported. Blocking."""
+        command = [str(LAUNCH), "-c", _PROBE, "--multiprocessing-fork"]
+        env = {**os.environ, SOCKET: self.name, PYTHON: sys.executable}
+        try:
+            return subprocess.run(command, env=env, timeout=timeout_s, check=False).returncode == 0  # noqa: S603 - ours
+        except subprocess.TimeoutExpired:
+            return False
 
     def stop(self) -> None:
         """Have it fork nothing more. What it has forked lives on."""

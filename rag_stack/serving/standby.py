@@ -13,6 +13,7 @@ import logging
 import mmap
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -45,6 +46,7 @@ REPLICA_MODULES: Final = (
 )
 # What the parked process takes before anything is forked from it, with room for its imports to peak.
 PROCESS_BYTES: Final = 1_500_000_000
+_READY_S: Final = 300.0
 _LOOK_S: Final = 2.0
 _KEEP_S: Final = 5.0
 _LOG: Final = logging.getLogger("ray.serve")
@@ -59,6 +61,7 @@ class Standby:
         self._server: ForkServerProcess | None = None
         self._maps: list[mmap.mmap] = []
         self._starts = 0
+        self._ready = False
 
     async def run(self) -> None:
         """Until cancelled, or the actor ends."""
@@ -71,9 +74,12 @@ class Standby:
     def state(self) -> dict[str, Any]:
         """Plain values: the parked process, how often one was started, and what is resident for it."""
         server = self._server
+        pid = None if server is None or server.ended() else server.pid
         return {
-            "pid": None if server is None or server.ended() else server.pid,
+            "pid": pid,
+            "ready": pid is not None and self._ready,
             "starts": self._starts,
+            "memory_bytes": 0 if pid is None else _memory_bytes(pid),
             "weights_bytes": sum(len(each) for each in self._maps),
         }
 
@@ -81,9 +87,11 @@ class Standby:
         if (room := available_bytes()) < PROCESS_BYTES:
             _LOG.warning("no standby on this node: %d bytes are available and it may take %d", room, PROCESS_BYTES)
             return
+        self._ready = False
         environ = {**os.environ, **platform_environment(platform(), os.environ)}
         self._server = ForkServerProcess(self._name, (*ENGINE_MODULES, *REPLICA_MODULES), environ=environ)
         self._starts += 1
+        self._ready = self._server.wait_ready(timeout_s=_READY_S)
 
     def _hold_weights(self) -> None:
         """Read the files, and map them: pages that a process maps are the last that the kernel lets go."""
@@ -101,6 +109,14 @@ class Standby:
                 if resident_bytes(path) == path.stat().st_size:
                     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
                     self._maps.append(mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ))
+
+
+def _memory_bytes(pid: int) -> int:
+    """What is resident of a process; 0 when it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 class StandbyKeeper:

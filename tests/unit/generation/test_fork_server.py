@@ -64,9 +64,9 @@ def told_by(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def test_what_is_launched_has_the_imports_and_else_all_that_is_its_own(
-    server: ForkServerProcess, tmp_path: Path
+    server: ForkServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     process = launched(server.name, TELL, env=environment(MINE="1"))
     told = told_by(process)
     assert process.wait(WAIT_S) == 0
@@ -211,7 +211,9 @@ def test_a_ray_worker_comes_from_the_standby_of_its_node(server: ForkServerProce
 
 def test_any_other_command_is_for_python(server: ForkServerProcess) -> None:
     command = [str(LAUNCH), "-c", "print('whole')"]
-    answer = subprocess.run(command, env=environment() | {SOCKET: server.name}, capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        command, env=environment() | {SOCKET: server.name}, capture_output=True, text=True, check=True
+    )
     assert (answer.stdout, answer.stderr) == ("whole\n", "")
 
 
