@@ -134,8 +134,8 @@ def _follow(pid: int, server: socket.socket, parent: int) -> None:
 
     for number in _PASSED_ON:
         signal.signal(number, pass_on)
-    readable, _, _ = select.select([server, parent], [], [])
-    if server not in readable:
+    readable, _, _ = select.select([server.fileno(), parent], [], [])
+    if server.fileno() not in readable:
         os._exit(1)
     try:
         status = int(receive(server)[0]["exit"])

@@ -1,9 +1,12 @@
 """A replica's own clock: stages that follow each other, the engine's among them, the weights as a load."""
 
 import os
+import time
 
 import pytest
 
+from rag_stack.generation.birth import Birth
+from rag_stack.generation.launcher import FORKED
 from rag_stack.metrics import ARTIFACT_LOAD_BYTES, ARTIFACT_LOAD_SECONDS, MemoryRecorder
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.start_report import stage_name
@@ -59,3 +62,18 @@ def test_the_weights_are_a_load_for_each_worker(start: ReplicaStart, recorder: M
         "worker: load weights",
         "replica: connect engine",
     ]
+
+
+def test_a_replica_that_a_standby_forked_begins_with_its_launch(
+    recorder: MemoryRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = time.time()
+    birth = Birth(launched_s=now_s - 2, forked_s=now_s - 1.5, began_s=now_s - 900, ended_s=now_s - 890)
+    monkeypatch.setenv(FORKED, birth.to_text())
+    start = ReplicaStart(recorder, imports_s=(birth.began_s, birth.ended_s))
+    start.beside.add("import vLLM", birth.began_s, birth.ended_s)
+    start.lap("set up replica")
+    report = start.report()
+    assert report.started_s == birth.launched_s
+    assert [span.name for span in report.spans] == ["fork", "start Ray worker", "set up replica"]
+    assert report.breakdown().unnamed_s == pytest.approx(0, abs=1e-6)

@@ -1,12 +1,14 @@
 """How a start is told: stages of several processes that add up, as metrics and as what a client sees."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from rag_stack.generation.birth import Birth
 from rag_stack.metrics import START_SECONDS, MemoryRecorder
 from rag_stack.serving.start_report import StartReport, engine_spans, stage_name
-from rag_stack.timeline import Span
+from rag_stack.timeline import Span, break_down
 
 WORKER = (
     Span("set up worker", 30, 31, "worker"),
@@ -40,6 +42,31 @@ def test_a_worker_inside_the_core_has_no_process_of_its_own() -> None:
     spans = named(engine_spans([worker_report(12, 3)], asked_s=10, ready_s=36))
     assert spans["worker: import vLLM"] == (12, 30)
     assert "engine core: import vLLM" not in spans
+
+
+def test_forked_processes_show_what_they_waited_for_and_the_import_beside() -> None:
+    core = Birth(launched_s=12, forked_s=14, began_s=2, ended_s=13.5)
+    worker = Birth(launched_s=16, forked_s=16.5, began_s=2, ended_s=13.5, parent=core)
+    report = worker_report(16.5, 14) | {"birth": asdict(worker)}
+    spans = engine_spans([report], asked_s=10, ready_s=36)
+    at = named(spans)
+    assert at["replica: configure engine"] == (10, 12)
+    assert at["engine core: fork"] == (12, 14)
+    assert at["engine core: set up engine core"] == (14, 16)
+    assert at["worker: fork"] == (16, 16.5)
+    assert at["worker: take over settings"] == (16.5, 30)
+    assert at["fork server: import vLLM"] == (2, 13.5)
+    assert [span.name for span in spans if span.beside] == ["import vLLM"]
+    whole = break_down(spans, start_s=10, end_s=36)
+    assert whole.unnamed_s == pytest.approx(0)
+
+
+def test_a_worker_forked_by_a_core_that_began_as_a_python_knows_only_of_itself() -> None:
+    """Its parent was refused: some variable had changed."""
+    worker = Birth(launched_s=16, forked_s=17, began_s=2, ended_s=9)
+    at = named(engine_spans([worker_report(17) | {"birth": asdict(worker)}], asked_s=10, ready_s=36))
+    assert at["replica: configure engine"] == (10, 16)
+    assert "engine core: fork" not in at
 
 
 def test_the_slowest_of_several_workers_is_shown() -> None:
