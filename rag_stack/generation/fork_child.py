@@ -1,5 +1,6 @@
 """In a process that the fork server forked: everything that would be otherwise in a new Python."""
 
+import atexit
 import fcntl
 import multiprocessing
 import os
@@ -8,11 +9,12 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from rag_stack.generation.birth import Birth, born
 from rag_stack.generation.fork_server import Copy
@@ -23,8 +25,8 @@ from rag_stack.generation.launcher import FORKED
 _OUT_OF_THE_WAY: Final = 512
 
 
-def become(copy: Copy) -> int:
-    """Run what the launcher was started for; returns its exit status. Call it once, in the child's first thread."""
+def become(copy: Copy) -> NoReturn:
+    """Run what the launcher was started for, and end as it does. Call it in the child's first thread."""
     _take_files(copy)
     request = copy.request
     with suppress(OSError):
@@ -38,7 +40,34 @@ def become(copy: Copy) -> int:
     _reseed()
     # A child of this one is forked as well.
     multiprocessing.set_executable(str(LAUNCH))
-    return _run(request.argv)
+    _end(_status(request.argv))
+
+
+def _status(argv: Sequence[str]) -> int:
+    """What the exit status of a Python with these arguments would be."""
+    try:
+        _run(argv)
+    except SystemExit as exc:
+        if exc.code is None or isinstance(exc.code, int):
+            return exc.code or 0
+        print(exc.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        # As Python does for whatever nobody has caught.
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _end(status: int) -> NoReturn:
+    """As Python ends, but for taking thousands of modules apart, of which every page would first be copied."""
+    with suppress(BaseException):
+        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing does at the end of a fork
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status & 0xFF)
 
 
 def _take_files(copy: Copy) -> None:
@@ -100,7 +129,7 @@ def _reseed() -> None:
         numpy.random.seed()
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str]) -> None:
     """As `python ARGV` would, as far as launchers ask for it: `... -c CODE ...`, or a script."""
     if "-c" in argv:
         place = argv.index("-c")
@@ -109,8 +138,7 @@ def _run(argv: Sequence[str]) -> int:
         main.__dict__["__builtins__"] = __builtins__
         sys.modules["__main__"] = main
         exec(compile(argv[place + 1], "<string>", "exec"), main.__dict__)  # noqa: S102 - what Python does with `-c`
-        return 0
+        return
     sys.argv = list(argv)
     sys.path.insert(0, str(Path(argv[0]).parent))
     runpy.run_path(argv[0], run_name="__main__")
-    return 0

@@ -36,7 +36,14 @@ _FIXED: Final = (
     "NCCL_",
 )
 # Of those, what is read when it is used.
-_LATE: Final = frozenset({"VLLM_WORKER_MULTIPROC_METHOD", "VLLM_SSM_CONV_STATE_LAYOUT", "VLLM_CPU_OMP_THREADS_BIND"})
+_LATE: Final = frozenset(
+    {
+        "VLLM_CACHE_ROOT",
+        "VLLM_CPU_OMP_THREADS_BIND",
+        "VLLM_SSM_CONV_STATE_LAYOUT",
+        "VLLM_WORKER_MULTIPROC_METHOD",
+    }
+)
 # How OpenMP binds its threads is settled when its library is loaded; these ways of saying it are not followed here.
 _BINDING: Final = ("KMP_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND")
 
@@ -190,7 +197,7 @@ def unclean() -> str | None:
 
 
 def main(listener: int, modules: Sequence[str]) -> int:
-    """Serve, or be a child; returns the exit status. `listener` is a socket's number."""
+    """Serve until nobody wants it any more; returns the exit status. `listener` is a socket's number."""
     # A module of its own, for what only children do, and imported once they would.
     from rag_stack.generation.fork_child import become
 
@@ -201,8 +208,9 @@ def main(listener: int, modules: Sequence[str]) -> int:
         # Whatever a library raises: the launchers that wait are let go, and start without.
         print(f"rag_stack: engine processes start without a fork server: {type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
-    copy = server.run()
-    return 0 if copy is None else become(copy)
+    if (copy := server.run()) is not None:
+        become(copy)
+    return 0
 
 
 def _request(message: Mapping[str, Any], connection: socket.socket) -> Request:

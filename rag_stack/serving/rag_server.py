@@ -14,6 +14,7 @@ from ray.serve.llm.deployment import LLMServer
 from starlette.types import ASGIApp
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
+from rag_stack.generation.compile_cache import keep_compiled
 from rag_stack.generation.engine_settings import times_its_start
 from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
 from rag_stack.metrics import Recorder
@@ -74,6 +75,7 @@ class RagServer(LLMServer):  # type: ignore[misc]
         self._recorder = recorder
         self._start = ReplicaStart(recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
         self._pinned = PinnedRelease.model_validate(llm_config.experimental_configs[RELEASE_KEY])
+        keep_compiled(self._pinned.release)
         self._replica = Replica(self._pinned, recorder=recorder, start=self._start, check_engine=super().check_health)
         artifacts = self._pinned.release.artifacts
         tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))

@@ -31,9 +31,7 @@ from rag_stack.generation.weights import WEIGHTS, check_files, read_ahead
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.node_agent import cluster_peers
-from rag_stack.serving.opening import fetch_model
 from rag_stack.serving.wake import engine_environment, platform, standby_name
-from rag_stack.timeline import Timeline
 
 NAMESPACE: Final = "rag_stack.standby.1"
 # What a replica imports beyond its engine, down to what it would import only when it builds its application.
@@ -95,10 +93,12 @@ class Standby:
 
     def _hold_weights(self) -> None:
         """Read the files, and map them: pages that a process maps are the last that the kernel lets go."""
-        release = self._release
+        release, model = self._release, self._release.model
         tiers = open_tiers(release.artifacts, MemoryRecorder(), peers=cluster_peers(release.artifacts))
         try:
-            local = fetch_model(tiers, release.model, timeline=Timeline(), check=check_files)
+            manifest = tiers.resolve("models", model.name, model.version, digest=model.digest)
+            check_files(manifest)
+            local = tiers.ensure_local(manifest)
         except ArtifactError as exc:
             _LOG.warning("the standby holds no weights: %s", exc)
             return
