@@ -8,6 +8,7 @@ a Python of its own.
 
 import gc
 import importlib
+import json
 import os
 import selectors
 import signal
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rag_stack.generation.launcher import peer, receive, send
+from rag_stack.generation.launcher import ASKED, peer, receive, send
 
 _READ_S: Final = 10.0
 # Read by libraries when they are imported, or loaded: a process that wants another value must import them itself.
@@ -78,6 +79,7 @@ class ForkServer:
         self._children: dict[int, socket.socket] = {}
         self._imports_s = (0.0, 0.0)
         self._env = dict(os.environ)
+        self._asked: Mapping[str, str | None] = json.loads(self._env.get(ASKED, "{}"))
 
     def preload(self, modules: Sequence[str]) -> None:
         """Import, and raise RuntimeError unless what came of it can be forked."""
@@ -155,7 +157,8 @@ class ForkServer:
         before, after, wanted = self._env, os.environ, request.env
         names = {name for env in (before, wanted) for name in env if name.startswith(_FIXED)} - _LATE
         # Imports set some themselves, here as in the process that asks.
-        changed = sorted(n for n in names if wanted.get(n) not in (before.get(n), after.get(n)))
+        known = {n: {before.get(n), after.get(n), self._asked.get(n, before.get(n))} for n in names}
+        changed = sorted(n for n in names if wanted.get(n) not in known[n])
         return f"{', '.join(changed)} changed since the fork server started" if changed else None
 
     def _leave(self) -> None:

@@ -1,6 +1,7 @@
 """Starts a fork server for the engine's processes, and has multiprocessing ask it for them. Imports nothing heavy."""
 
 import importlib.util
+import json
 import multiprocessing
 import os
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from rag_stack.generation.launcher import FORKED, PYTHON, SOCKET
+from rag_stack.generation.launcher import ASKED, FORKED, PYTHON, SOCKET
 
 # `cpu` or `gpu`: have engine processes forked, on that platform. Absent: every one is started as a new Python.
 FORK: Final = "RAG_STACK_FORK"
@@ -33,10 +34,18 @@ _SINGLE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "b
 
 
 class ForkServerProcess:
-    """A fork server as its owner sees it: it ends with its owner, or with `stop`."""
+    """A fork server as its owner sees it: it ends with its owner, or with `stop`.
 
-    def __init__(self, name: str, modules: Sequence[str], *, environ: Mapping[str, str]) -> None:
+    Its environment is `environ`, as that of what it forks is to be, and `more`.
+    """
+
+    def __init__(
+        self, name: str, modules: Sequence[str], *, environ: Mapping[str, str], more: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
+        # It also serves those that do without `more`, and starts no server of its own.
+        asked = {variable: environ.get(variable) for variable in more or ()}
+        own = {**_SINGLE_THREAD, **(more or {}), ASKED: json.dumps(asked), FORK: ""}
         path = os.pathsep.join(entry for entry in sys.path if entry)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             # Here and now, so that who connects before it has started waits for it.
@@ -47,7 +56,7 @@ class ForkServerProcess:
                 [sys.executable, "-c", _PROGRAM, str(number), *modules],
                 stdin=subprocess.PIPE,
                 pass_fds=(number,),
-                env={**environ, **_SINGLE_THREAD, "PYTHONPATH": path},
+                env={**environ, **own, "PYTHONPATH": path},
             )
 
     @property
@@ -88,7 +97,11 @@ def start(environ: MutableMapping[str, str] = os.environ) -> ForkServerProcess |
     if platform not in ("cpu", "gpu") or SOCKET in environ or not os.access(LAUNCH, os.X_OK):
         return None
     name = f"rag-stack-fork-{uuid.uuid4().hex}"
-    server = ForkServerProcess(name, ENGINE_MODULES, environ={**environ, **platform_environment(platform, environ)})
+    try:
+        server = ForkServerProcess(name, ENGINE_MODULES, environ=environ, more=platform_environment(platform, environ))
+    except OSError as exc:
+        print(f"rag_stack: engine processes start without a fork server: {exc}", file=sys.stderr, flush=True)
+        return None
     use(name, environ)
     return server
 

@@ -25,6 +25,8 @@ SOCKET: Final = "RAG_STACK_FORK_SOCKET"
 STANDBY: Final = "RAG_STACK_STANDBY_SOCKET"
 # The Python that runs this, and that it becomes when nothing forks for it.
 PYTHON: Final = "RAG_STACK_PYTHON"
+# Only in a fork server's environment: what others have in place of some of its variables, in JSON.
+ASKED: Final = "RAG_STACK_FORK_ASKED"
 # Only in the environment of a process that was forked: what it may know of that, in JSON.
 FORKED: Final = "RAG_STACK_FORKED"
 _NODE: Final = "--node-id="

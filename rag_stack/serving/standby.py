@@ -86,8 +86,8 @@ class Standby:
             _LOG.warning("no standby on this node: %d bytes are available and it may take %d", room, PROCESS_BYTES)
             return
         self._ready = False
-        environ = {**os.environ, **platform_environment(platform(), os.environ)}
-        self._server = ForkServerProcess(self._name, (*ENGINE_MODULES, *REPLICA_MODULES), environ=environ)
+        modules, more = (*ENGINE_MODULES, *REPLICA_MODULES), platform_environment(platform(), os.environ)
+        self._server = ForkServerProcess(self._name, modules, environ=os.environ, more=more)
         self._starts += 1
         self._ready = self._server.wait_ready(timeout_s=_READY_S)
 

@@ -35,9 +35,11 @@ def server() -> Iterator[ForkServerProcess]:
     yield from serving(MODULE)
 
 
-def serving(*modules: str, path: Path | None = None) -> Iterator[ForkServerProcess]:
+def serving(
+    *modules: str, path: Path | None = None, more: Mapping[str, str] | None = None
+) -> Iterator[ForkServerProcess]:
     environ = environment() | ({"PYTHONPATH": str(path)} if path else {})
-    process = ForkServerProcess(f"rag-stack-test-{uuid.uuid4().hex}", modules, environ=environ)
+    process = ForkServerProcess(f"rag-stack-test-{uuid.uuid4().hex}", modules, environ=environ, more=more)
     yield process
     process.stop()
 
@@ -162,6 +164,20 @@ def test_a_variable_that_imports_have_read_must_be_the_same(server: ForkServerPr
     assert not told["preloaded"]
     assert FORKED not in told["env"]
     assert "VLLM_TARGET_DEVICE changed" in printed
+
+
+@pytest.mark.parametrize("value", [None, "platform's", "another"])
+def test_what_the_platform_adds_may_be_there_or_not(value: str | None) -> None:
+    server = next(servers := serving(MODULE, more={"VLLM_ADDED": "platform's"}))
+    env = environment() | ({} if value is None else {"VLLM_ADDED": value})
+    assert told_by(launched(server.name, TELL, env=env))["preloaded"] == (value != "another")
+    assert list(servers) == []
+
+
+def test_it_tells_when_it_forks(server: ForkServerProcess) -> None:
+    assert server.wait_ready(timeout_s=WAIT_S)
+    server.stop()
+    assert not server.wait_ready(timeout_s=WAIT_S)
 
 
 def test_without_a_server_it_is_a_python(server: ForkServerProcess) -> None:
