@@ -12,7 +12,7 @@ import asyncio
 import logging
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +45,8 @@ REPLICA_MODULES: Final = (
 # What the parked process takes before anything is forked from it, with room for its imports to peak.
 PROCESS_BYTES: Final = 1_500_000_000
 _READY_S: Final = 300.0
-_LOOK_S: Final = 2.0
+_LOOK_S: Final = 1.0
+_AGAIN_S: Final = 60.0
 _KEEP_S: Final = 5.0
 _LOG: Final = logging.getLogger("ray.serve")
 
@@ -53,9 +54,12 @@ _LOG: Final = logging.getLogger("ray.serve")
 class Standby:
     """A node's: holds the fork server, begins it again when it ends, and keeps the weights' pages in memory."""
 
-    def __init__(self, name: str, release: Release) -> None:
+    def __init__(
+        self, name: str, release: Release, *, modules: Sequence[str] = (*ENGINE_MODULES, *REPLICA_MODULES)
+    ) -> None:
         self._name = name
         self._release = release
+        self._modules = modules
         self._server: ForkServerProcess | None = None
         self._maps: list[mmap.mmap] = []
         self._starts = 0
@@ -66,8 +70,10 @@ class Standby:
         await asyncio.to_thread(self._hold_weights)
         while True:
             if self._server is None or self._server.ended():
-                await asyncio.to_thread(self._park)
-            await asyncio.sleep(_LOOK_S)
+                self._ready = False
+                self._ready = await asyncio.to_thread(self._park)
+            # One that cannot be parked now costs an import at each attempt.
+            await asyncio.sleep(_LOOK_S if self._ready else _AGAIN_S)
 
     def state(self) -> dict[str, Any]:
         """Plain values: the parked process, how often one was started, and what is resident for it."""
@@ -81,15 +87,20 @@ class Standby:
             "weights_bytes": sum(len(each) for each in self._maps),
         }
 
-    def _park(self) -> None:
+    def stop(self) -> None:
+        """End the parked process; what it has forked lives on."""
+        if self._server is not None:
+            self._server.stop()
+
+    def _park(self) -> bool:
+        """Whether there is one that forks. Blocking."""
         if (room := available_bytes()) < PROCESS_BYTES:
             _LOG.warning("no standby on this node: %d bytes are available and it may take %d", room, PROCESS_BYTES)
-            return
-        self._ready = False
-        modules, more = (*ENGINE_MODULES, *REPLICA_MODULES), platform_environment(platform(), os.environ)
-        self._server = ForkServerProcess(self._name, modules, environ=os.environ, more=more)
+            return False
+        more = platform_environment(platform(), os.environ)
+        self._server = ForkServerProcess(self._name, self._modules, environ=os.environ, more=more)
         self._starts += 1
-        self._ready = self._server.wait_ready(timeout_s=_READY_S)
+        return self._server.wait_ready(timeout_s=_READY_S)
 
     def _hold_weights(self) -> None:
         """Read the files, and map them: pages that a process maps are the last that the kernel lets go."""
@@ -137,7 +148,9 @@ class StandbyKeeper:
             await asyncio.sleep(_KEEP_S)
 
     def _keep(self) -> None:
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        # Where a replica could be; a head that only coordinates has neither.
+        needed = platform().upper()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(needed)}
         for node in self._standbys.keys() - alive:
             del self._standbys[node], self._runs[node]
         over = {n for n, ref in self._runs.items() if ray.wait([ref], timeout=0)[0]}

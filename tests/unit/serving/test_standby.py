@@ -1,0 +1,69 @@
+"""A node's standby without its actor: one parked process, begun again when it dies, and the weights in memory."""
+
+import asyncio
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.object_store import open_store
+from rag_stack.config import ArtifactChoice, ArtifactsConfig, Release
+from rag_stack.serving.standby import Standby
+
+WEIGHTS = b"w" * 100_000
+WAIT_S = 60.0
+
+
+@pytest.fixture
+async def standby(tmp_path: Path) -> AsyncIterator[Standby]:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(WEIGHTS)
+    (model / "config.json").write_text("{}")
+    artifacts = ArtifactsConfig(root=f"file://{tmp_path}/store", cache=tmp_path / "cache")
+    catalog = Catalog(open_store(artifacts.root))
+    catalog.promote(catalog.publish(model, kind="models", name="llm", metadata={}).ref)
+    choice = ArtifactChoice(name="llm")
+    release = Release(name="town", artifacts=artifacts, model=choice, embedder=choice)
+    made = Standby(f"rag-stack-test-{uuid.uuid4().hex}", release, modules=("colorsys",))
+    running = asyncio.create_task(made.run())
+    yield made
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    made.stop()
+
+
+async def ready(standby: Standby, *, starts: int) -> dict[str, Any]:
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            state = standby.state()
+            if state["ready"] and state["starts"] == starts:
+                return state
+            await asyncio.sleep(0.05)
+
+
+async def test_it_parks_a_process_and_holds_the_weights(standby: Standby) -> None:
+    state = await ready(standby, starts=1)
+    assert state["weights_bytes"] == len(WEIGHTS)
+    assert state["memory_bytes"] == pytest.approx(psutil.Process(state["pid"]).memory_info().rss, rel=0.1)
+
+
+async def test_one_that_dies_is_begun_again(standby: Standby) -> None:
+    first = await ready(standby, starts=1)
+    os.kill(first["pid"], signal.SIGKILL)
+    second = await ready(standby, starts=2)
+    assert second["pid"] != first["pid"]
+
+
+async def test_it_ends_with_its_holder(standby: Standby) -> None:
+    parked = psutil.Process((await ready(standby, starts=1))["pid"])
+    standby.stop()
+    assert not parked.is_running()
