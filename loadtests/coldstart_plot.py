@@ -13,6 +13,7 @@ _TITLES = {"empty": "Empty node cache", "cached": "Filled node cache"}
 _COLOURS = {
     "command": "#8c8c8c",
     "replica": "#d1603d",
+    "fork server": "#c9a227",
     "engine core": "#4c8fbd",
     "worker": "#3f8f5f",
     "client": "#b58cc2",

@@ -171,7 +171,7 @@ def test_start_and_retrieval_are_metrics(stack: Stack) -> None:
 
 
 def test_the_model_tells_how_its_start_went(stack: Stack, client: openai.OpenAI) -> None:
-    """The stages of three processes add up to the whole, and next to nothing of it is unnamed."""
+    """The stages of four processes add up to the whole, and next to nothing of it is unnamed."""
     load: dict[str, Any] = client.models.retrieve(MODEL).load  # type: ignore[attr-defined]
     for whole in (load, load["command"]):
         waited = sum(stage["critical_seconds"] for stage in whole["stages"])
@@ -182,7 +182,11 @@ def test_the_model_tells_how_its_start_went(stack: Stack, client: openai.OpenAI)
     weights = stages["worker", "load weights"]
     assert weights["source"] == "read_ahead"
     assert weights["size_bytes"] > 200_000_000
-    assert {process for process, _ in stages} == {"replica", "engine core", "worker"}
+    assert {process for process, _ in stages} == {"replica", "fork server", "engine core", "worker"}
+    # The engine's processes were forked: no import of theirs, but that of the fork server, beside the replica's own.
+    assert ("worker", "import vLLM") not in stages
+    assert stages["worker", "fork"]["seconds"] < stages["fork server", "import vLLM"]["seconds"]
+    assert stages["fork server", "import vLLM"]["beside"]
     assert load["stages"][0]["name"] == "start Ray worker"
     assert load["stages"][-1]["name"] == "first token"
     assert stages["replica", "open python"]["beside"]
