@@ -17,10 +17,12 @@ from typing import Any, Final
 STATE: Final = "rag_stack"
 
 _TICK_S: Final = 0.5
-_WINDOW_S: Final = (20.0, 300.0)
+_TREND_LOADS: Final = 3.0  # a trend is looked for in so many load times
+_TREND_S: Final = (40.0, 600.0)
 _NEWEST_S: Final = 3.0
 _GAP_S: Final = 5.0  # without a look for so long, what happened meanwhile is not known
-_SERVICE_WINDOW_S: Final = 120.0
+_SERVICE_S: Final = 120.0
+_FINE_S: Final = (20.0, 5.0)  # all samples of so long are kept, and one each so long before that
 _SIGMAS: Final = 3.0  # what differs by less is noise of arrivals that come by themselves
 _TREND_LIMIT: Final = 2.0  # a trend may double the rate, no more
 _TOLERANCE: Final = 0.1  # of a replica
@@ -29,6 +31,8 @@ _GOOD_SHARE: Final = 0.9
 _STRAIN_S: Final = 30.0
 _RELIEF: Final = (1.25, 2.0)  # a step, and the most
 _LOADS_KEPT: Final = 20
+_PATIENCE_LOADS: Final = 10.0  # load times for which a replica may be kept for a burst that comes back
+_BURST: Final = 0.75  # what comes back is a burst where less than this share of it was left
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class Sample:
     arrived: float
     served: float
     good: float
+    held_s: float  # running requests times seconds
     loading: bool
 
 
@@ -94,6 +99,8 @@ class State:
     asked_s: tuple[float, ...] = ()  # of each replica that loads, when it was asked for
     loads_s: tuple[float, ...] = ()
     wanted: tuple[tuple[float, int], ...] = ()  # when, how many; only what may still be a maximum
+    patience_s: float = 0.0
+    missed_s: float = 0.0
     target: int = 0
     running: int = 0
     busy_s: float | None = None  # when there was anything to do, last
@@ -119,11 +126,12 @@ def decide(rules: Rules, seen: Observation, state: State) -> Decision:
     demand = _demand(rules, seen, state, load_s=load_s)
     surge = min(rules.max_surge, max((math.ceil(load.surge) for load in seen.loads.values()), default=0))
     wanted = min(rules.max_replicas, max(rules.min_replicas, 1, math.ceil(demand - _TOLERANCE)))
+    state = _keep(state, seen, wanted, surge=surge, load_s=load_s)
     # One that has not had time to load has not had time to show that it is too many.
-    state = _keep(state, seen, wanted, surge=surge, for_s=max(rules.down_after_s, load_s))
+    keep_s = max(rules.down_after_s, load_s, state.patience_s)
     # What runs has its place, however few come after it.
     needed = math.ceil(state.samples[-1].running / rules.requests_per_replica - _TOLERANCE)
-    base = max(*(count for _, count in state.wanted), min(needed, seen.target - surge))
+    base = max(wanted, _most(state, since_s=seen.now_s - keep_s), min(needed, seen.target - surge))
     if _idle(rules, seen, state):
         base = 0
     return Decision(base + surge if base else 0, demand, load_s, state)
@@ -174,15 +182,15 @@ def _learn(seen: Observation, state: State) -> State:
         arrived=(last.arrived if last else 0.0) + sum(max(0.0, new.arrived - old.arrived) for new, old in before),
         served=(last.served if last else 0.0) + sum(max(0.0, new.served - old.served) for new, old in before),
         good=(last.good if last else 0.0) + sum(max(0.0, new.good - old.good) for new, old in before),
+        held_s=last.held_s + last.running * (seen.now_s - last.at_s) if last else 0.0,
         loading=seen.running < seen.target,
     )
-    kept = tuple(s for s in state.samples if s.at_s >= seen.now_s - max(_SERVICE_WINDOW_S, _WINDOW_S[1]))
     busy = sample.running + sample.waiting > 0 or (last is not None and sample.arrived > last.arrived)
     woken = seen.target > state.target
     asked_s, loads_s = _starts(seen, state)
     return replace(
         state,
-        samples=(*kept, sample),
+        samples=_thinned((*state.samples, sample)),
         seen=seen.loads,
         asked_s=asked_s,
         loads_s=loads_s,
@@ -190,6 +198,22 @@ def _learn(seen: Observation, state: State) -> State:
         running=seen.running,
         busy_s=seen.now_s if busy or woken else state.busy_s,
     )
+
+
+def _thinned(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    """What is not new any more at a coarser step, until it is too old. The counters lose nothing by it."""
+    now_s = samples[-1].at_s
+    fine_s, step_s = _FINE_S
+    old = (
+        sample
+        for before, sample in pairwise((None, *samples))
+        if sample is not None
+        and (
+            sample.at_s >= now_s - fine_s
+            or (sample.at_s >= now_s - _TREND_S[1] and (not before or before.at_s // step_s != sample.at_s // step_s))
+        )
+    )
+    return tuple(old)
 
 
 def _starts(seen: Observation, state: State) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -219,7 +243,7 @@ def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> 
     running = now.running / rules.requests_per_replica
     if per_request_s is None:
         return max(kv, (running + queue) * state.relief)
-    rate = _rate_at(state.samples, now.at_s + load_s, window_s=min(max(_WINDOW_S[0], load_s), _WINDOW_S[1]))
+    rate = _rate_at(state.samples, now.at_s + load_s, window_s=_within(_TREND_LOADS * load_s, _TREND_S))
     arrivals = rate * per_request_s / rules.requests_per_replica
     # The queue is gone half a load time after the replicas for it have come.
     queue *= min(1.0, per_request_s / max(load_s / 2, per_request_s))
@@ -228,9 +252,8 @@ def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> 
 
 def _service_time(samples: Sequence[Sample]) -> float | None:
     """Seconds for which a request holds the engine, by Little's law; None while too few have ended to tell."""
-    recent = [s for s in samples if s.at_s >= samples[-1].at_s - _SERVICE_WINDOW_S]
-    served = recent[-1].served - recent[0].served
-    held_s = sum((a.running + b.running) / 2 * (b.at_s - a.at_s) for a, b in pairwise(recent))
+    recent = [s for s in samples if s.at_s >= samples[-1].at_s - _SERVICE_S]
+    served, held_s = recent[-1].served - recent[0].served, recent[-1].held_s - recent[0].held_s
     return held_s / served if served >= 10 and held_s > 0 else None
 
 
@@ -277,7 +300,7 @@ def _newest_rate(steps: Sequence[_Step], now_s: float) -> float:
 def _rising_rate(steps: Sequence[_Step], now_s: float, when_s: float) -> float:
     """The line through all of them, where it rises for certain, at most twice what it is now; else 0."""
     whole_s = sum(step.span_s for step in steps)
-    if whole_s < _WINDOW_S[0] / 2:
+    if whole_s < _TREND_S[0] / 2:
         return 0.0
     mean = sum(step.count for step in steps) / whole_s
     middle_s = sum(step.span_s * step.at_s for step in steps) / whole_s
@@ -321,12 +344,32 @@ def _relieve(rules: Rules, seen: Observation, state: State, *, load_s: float) ->
     return replace(state, relief=min(_RELIEF[1], state.relief * _RELIEF[0]), relieved_s=seen.now_s)
 
 
-def _keep(state: State, seen: Observation, wanted: int, *, surge: int, for_s: float) -> State:
-    """The last `for_s` seconds' wishes; one that was followed by a greater one cannot be their maximum any more."""
-    kept = [(at, count) for at, count in state.wanted if at > seen.now_s - for_s and count > wanted]
-    if not state.wanted and seen.target - surge > wanted:  # what is there was wanted by whoever decided before
-        kept = [(seen.now_s, seen.target - surge)]
-    return replace(state, wanted=(*kept, (seen.now_s, wanted)))
+def _keep(state: State, seen: Observation, wanted: int, *, surge: int, load_s: float) -> State:
+    """Note what is wanted now; what was followed by as much or more cannot be a maximum any more.
+
+    A burst that comes back within ten load times, and finds that its replicas have gone, was met too late twice: from
+    then on replicas are kept for as long as it took to come back, until none has come back for twice ten load times.
+    """
+    now_s, furthest_s = seen.now_s, _PATIENCE_LOADS * load_s
+    before = [(at, count) for at, count in state.wanted if at > now_s - furthest_s]
+    if not state.wanted:  # what is there was wanted by whoever decided before
+        before = [(now_s, seen.target - surge)]
+    patience_s, missed_s = state.patience_s, state.missed_s
+    last_s = max((at for at, count in before if count >= wanted), default=None)
+    if last_s is not None and seen.target - surge <= _BURST * wanted:
+        patience_s, missed_s = min(furthest_s, max(patience_s, 1.25 * (now_s - last_s))), now_s
+    elif now_s - missed_s > 2 * furthest_s:
+        patience_s = 0.0
+    kept = [(at, count) for at, count in before if count > wanted]
+    return replace(state, wanted=(*kept, (now_s, wanted)), patience_s=patience_s, missed_s=missed_s)
+
+
+def _most(state: State, *, since_s: float) -> int:
+    return max((count for at, count in state.wanted if at > since_s), default=0)
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])
 
 
 def _idle(rules: Rules, seen: Observation, state: State) -> bool:
