@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 STATE: Final = "rag_stack"
 
@@ -31,8 +31,10 @@ _GOOD_SHARE: Final = 0.9
 _STRAIN_S: Final = 30.0
 _RELIEF: Final = (1.25, 2.0)  # a step, and the most
 _LOADS_KEPT: Final = 20
-_PATIENCE_LOADS: Final = 10.0  # load times for which a replica may be kept for a burst that comes back
-_BURST: Final = 0.75  # what comes back is a burst where less than this share of it was left
+_LATE_LOADS: Final = 10.0  # load times of idling that having come too late once is worth
+_LATE_SHARE: Final = 0.75  # who runs no more than this share of what is needed, and two too few, comes too late
+
+_Counts: TypeAlias = tuple[tuple[float, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,8 @@ class State:
     seen: Mapping[str, Load] = field(default_factory=dict)
     asked_s: tuple[float, ...] = ()  # of each replica that loads, when it was asked for
     loads_s: tuple[float, ...] = ()
-    wanted: tuple[tuple[float, int], ...] = ()  # when, how many; only what may still be a maximum
-    patience_s: float = 0.0
-    missed_s: float = 0.0
+    wanted: _Counts = ()  # when, how many; only what may still be a maximum
+    missed: _Counts = ()  # the same of what arrivals needed and did not have
     target: int = 0
     running: int = 0
     busy_s: float | None = None  # when there was anything to do, last
@@ -123,15 +124,24 @@ def decide(rules: Rules, seen: Observation, state: State) -> Decision:
     state = _learn(seen, state)
     load_s = _load_time(rules, seen, state)
     state = _relieve(rules, seen, state, load_s=load_s)
-    demand = _demand(rules, seen, state, load_s=load_s)
+    arrivals, demand = _demand(rules, seen, state, load_s=load_s)
     surge = min(rules.max_surge, max((math.ceil(load.surge) for load in seen.loads.values()), default=0))
-    wanted = min(rules.max_replicas, max(rules.min_replicas, 1, math.ceil(demand - _TOLERANCE)))
-    state = _keep(state, seen, wanted, surge=surge, load_s=load_s)
+    wanted, steady = _bounded(rules, demand), _bounded(rules, arrivals)
     # One that has not had time to load has not had time to show that it is too many.
-    keep_s = max(rules.down_after_s, load_s, state.patience_s)
+    kept = _since(state.wanted, seen.now_s - max(rules.down_after_s, load_s))
+    if not state.wanted:  # what is there was wanted by whoever decided before
+        kept = ((seen.now_s, seen.target - surge),)
+    # A burst that was met too late is waited for: its replicas stay for what it costs to be late again.
+    missed = _since(state.missed, seen.now_s - _LATE_LOADS * load_s)
+    late = seen.running <= min(_LATE_SHARE * steady, steady - 2)
+    state = replace(
+        state,
+        wanted=_pushed(kept, seen.now_s, wanted),
+        missed=_pushed(missed, seen.now_s, steady) if late or (_top(missed) > 1 and steady >= _top(missed)) else missed,
+    )
     # What runs has its place, however few come after it.
     needed = math.ceil(state.samples[-1].running / rules.requests_per_replica - _TOLERANCE)
-    base = max(wanted, _most(state, since_s=seen.now_s - keep_s), min(needed, seen.target - surge))
+    base = max(_top(state.wanted), _top(state.missed), min(needed, seen.target - surge))
     if _idle(rules, seen, state):
         base = 0
     return Decision(base + surge if base else 0, demand, load_s, state)
@@ -231,8 +241,8 @@ def _load_time(rules: Rules, seen: Observation, state: State) -> float:
     return _p90(measured) if measured else rules.load_s
 
 
-def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> float:
-    """In replicas: the most of what arrivals, the queue, keys and values, and running requests come to."""
+def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> tuple[float, float]:
+    """In replicas: what arrivals come to; and the queue with it, or keys and values where they are more."""
     now = state.samples[-1]
     kv = sum(load.kv_usage for load in seen.loads.values()) / _KV_FULL
     per_request_s = _service_time(state.samples)
@@ -242,12 +252,13 @@ def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> 
         queue = max(queue, tokens / rules.waiting_tokens_per_replica)
     running = now.running / rules.requests_per_replica
     if per_request_s is None:
-        return max(kv, (running + queue) * state.relief)
+        return running * state.relief, max(kv, (running + queue) * state.relief)
     rate = _rate_at(state.samples, now.at_s + load_s, window_s=_within(_TREND_LOADS * load_s, _TREND_S))
     arrivals = rate * per_request_s / rules.requests_per_replica
-    # The queue is gone half a load time after the replicas for it have come.
-    queue *= min(1.0, per_request_s / max(load_s / 2, per_request_s))
-    return max(kv, (arrivals + queue) * state.relief)
+    # The queue is gone half a load time after the replicas for it have come; more than half as many again do not help,
+    # since what waits in a replica stays there.
+    queue = min(queue * min(1.0, per_request_s / max(load_s / 2, per_request_s)), arrivals / 2 + 1)
+    return arrivals * state.relief, max(kv, (arrivals + queue) * state.relief)
 
 
 def _service_time(samples: Sequence[Sample]) -> float | None:
@@ -344,28 +355,21 @@ def _relieve(rules: Rules, seen: Observation, state: State, *, load_s: float) ->
     return replace(state, relief=min(_RELIEF[1], state.relief * _RELIEF[0]), relieved_s=seen.now_s)
 
 
-def _keep(state: State, seen: Observation, wanted: int, *, surge: int, load_s: float) -> State:
-    """Note what is wanted now; what was followed by as much or more cannot be a maximum any more.
-
-    A burst that comes back within ten load times, and finds that its replicas have gone, was met too late twice: from
-    then on replicas are kept for as long as it took to come back, until none has come back for twice ten load times.
-    """
-    now_s, furthest_s = seen.now_s, _PATIENCE_LOADS * load_s
-    before = [(at, count) for at, count in state.wanted if at > now_s - furthest_s]
-    if not state.wanted:  # what is there was wanted by whoever decided before
-        before = [(now_s, seen.target - surge)]
-    patience_s, missed_s = state.patience_s, state.missed_s
-    last_s = max((at for at, count in before if count >= wanted), default=None)
-    if last_s is not None and seen.target - surge <= _BURST * wanted:
-        patience_s, missed_s = min(furthest_s, max(patience_s, 1.25 * (now_s - last_s))), now_s
-    elif now_s - missed_s > 2 * furthest_s:
-        patience_s = 0.0
-    kept = [(at, count) for at, count in before if count > wanted]
-    return replace(state, wanted=(*kept, (now_s, wanted)), patience_s=patience_s, missed_s=missed_s)
+def _bounded(rules: Rules, demand: float) -> int:
+    return min(rules.max_replicas, max(rules.min_replicas, 1, math.ceil(demand - _TOLERANCE)))
 
 
-def _most(state: State, *, since_s: float) -> int:
-    return max((count for at, count in state.wanted if at > since_s), default=0)
+def _since(counts: _Counts, since_s: float) -> _Counts:
+    return tuple((at, count) for at, count in counts if at > since_s)
+
+
+def _pushed(counts: _Counts, now_s: float, count: int) -> _Counts:
+    """What was followed by as much or more cannot be the maximum any more."""
+    return (*((at, before) for at, before in counts if before > count), (now_s, count))
+
+
+def _top(counts: _Counts) -> int:
+    return counts[0][1] if counts else 0
 
 
 def _within(value: float, bounds: tuple[float, float]) -> float:
