@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 STATE: Final = "rag_stack"
 
@@ -22,9 +22,9 @@ _TREND_S: Final = (40.0, 600.0)
 _NEWEST_S: Final = 3.0
 _GAP_S: Final = 5.0  # without a look for so long, what happened meanwhile is not known
 _SERVICE_S: Final = 120.0
-_FINE_S: Final = (20.0, 5.0)  # all samples of so long are kept, and one each so long before that
+_FINE_S: Final = (12.0, 10.0)  # all samples of so long are kept, and one each so long before that
 _SIGMAS: Final = 3.0  # what differs by less is noise of arrivals that come by themselves
-_TREND_LIMIT: Final = 2.0  # a trend may double the rate, no more
+_TREND_LIMIT: Final = 1.5  # a trend adds half of the rate at the most
 _TOLERANCE: Final = 0.1  # of a replica
 _KV_FULL: Final = 0.9
 _GOOD_SHARE: Final = 0.9
@@ -214,16 +214,14 @@ def _thinned(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
     """What is not new any more at a coarser step, until it is too old. The counters lose nothing by it."""
     now_s = samples[-1].at_s
     fine_s, step_s = _FINE_S
-    old = (
-        sample
-        for before, sample in pairwise((None, *samples))
-        if sample is not None
-        and (
-            sample.at_s >= now_s - fine_s
-            or (sample.at_s >= now_s - _TREND_S[1] and (not before or before.at_s // step_s != sample.at_s // step_s))
-        )
-    )
-    return tuple(old)
+    kept: list[Sample] = []
+    for sample in samples:
+        new = sample.at_s >= now_s - fine_s
+        if new or (
+            sample.at_s >= now_s - _TREND_S[1] and not (kept and kept[-1].at_s // step_s == sample.at_s // step_s)
+        ):
+            kept.append(sample)
+    return tuple(kept)
 
 
 def _starts(seen: Observation, state: State) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -242,7 +240,7 @@ def _load_time(rules: Rules, seen: Observation, state: State) -> float:
 
 
 def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> tuple[float, float]:
-    """In replicas: what arrivals come to; and the queue with it, or keys and values where they are more."""
+    """In replicas: what arrivals come to; and what they will, with the queue, or keys and values if those are more."""
     now = state.samples[-1]
     kv = sum(load.kv_usage for load in seen.loads.values()) / _KV_FULL
     per_request_s = _service_time(state.samples)
@@ -253,12 +251,14 @@ def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> 
     running = now.running / rules.requests_per_replica
     if per_request_s is None:
         return running * state.relief, max(kv, (running + queue) * state.relief)
-    rate = _rate_at(state.samples, now.at_s + load_s, window_s=_within(_TREND_LOADS * load_s, _TREND_S))
-    arrivals = rate * per_request_s / rules.requests_per_replica
+    window_s = _within(_TREND_LOADS * load_s, _TREND_S)
+    newest, ahead = _rates(state.samples, now.at_s + load_s, window_s=window_s)
+    arrivals = newest * per_request_s / rules.requests_per_replica
+    coming = max(newest, ahead) * per_request_s / rules.requests_per_replica
     # The queue is gone half a load time after the replicas for it have come; more than half as many again do not help,
     # since what waits in a replica stays there.
-    queue = min(queue * min(1.0, per_request_s / max(load_s / 2, per_request_s)), arrivals / 2 + 1)
-    return arrivals * state.relief, max(kv, (arrivals + queue) * state.relief)
+    queue = min(queue * min(1.0, per_request_s / max(load_s / 2, per_request_s)), coming / 2 + 1)
+    return arrivals * state.relief, max(kv, (coming + queue) * state.relief)
 
 
 def _service_time(samples: Sequence[Sample]) -> float | None:
@@ -268,8 +268,8 @@ def _service_time(samples: Sequence[Sample]) -> float | None:
     return held_s / served if served >= 10 and held_s > 0 else None
 
 
-def _rate_at(samples: Sequence[Sample], when_s: float, *, window_s: float) -> float:
-    """Arrivals a second at a time to come: as they have been of late, or more where they rise.
+def _rates(samples: Sequence[Sample], when_s: float, *, window_s: float) -> tuple[float, float]:
+    """Arrivals a second: as they have been of late, and at a time to come where they rise, else 0.
 
     Arrivals are counted, so their noise is known: the variance of a count is the count. What differs by less than
     three deviations is noise.
@@ -279,11 +279,10 @@ def _rate_at(samples: Sequence[Sample], when_s: float, *, window_s: float) -> fl
         _Step(b.at_s - a.at_s, (a.at_s + b.at_s) / 2, b.arrived - a.arrived)
         for a, b in pairwise(s for s in samples if s.at_s >= now_s - window_s)
     ]
-    return max(_newest_rate(steps, now_s), _rising_rate(steps, now_s, when_s))
+    return _newest_rate(steps, now_s), _rising_rate(steps, now_s, when_s)
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     """From one sample to the next: how long, when, and how many came."""
 
     span_s: float
@@ -309,7 +308,7 @@ def _newest_rate(steps: Sequence[_Step], now_s: float) -> float:
 
 
 def _rising_rate(steps: Sequence[_Step], now_s: float, when_s: float) -> float:
-    """The line through all of them, where it rises for certain, at most twice what it is now; else 0."""
+    """The line through all of them, where it rises for certain, at most half as much again as now; else 0."""
     whole_s = sum(step.span_s for step in steps)
     if whole_s < _TREND_S[0] / 2:
         return 0.0
@@ -324,8 +323,11 @@ def _rising_rate(steps: Sequence[_Step], now_s: float, when_s: float) -> float:
 
 
 def _sum(steps: Sequence[_Step], after_s: float, until_s: float) -> tuple[float, float]:
-    within = [step for step in steps if after_s < step.at_s <= until_s]
-    return sum(step.count for step in within), sum(step.span_s for step in within)
+    count = span_s = 0.0
+    for step in steps:
+        if after_s < step.at_s <= until_s:
+            count, span_s = count + step.count, span_s + step.span_s
+    return count, span_s
 
 
 def _differ(count: float, span_s: float, other: float, other_s: float) -> bool:
