@@ -19,14 +19,21 @@ class Trace:
 def bursty(
     *, duration_s: float, base: float, peak: float, burst_s: float, gap_s: float, ramp_s: float, seed: int
 ) -> Trace:
-    """`base` requests a second, and `peak` in bursts; a burst takes `ramp_s` to build up and to go."""
+    """`base` requests a second, and `peak` in bursts of half to one and a half times `burst_s`.
+
+    Between them are half to one and a half times `gap_s`; a burst takes `ramp_s` to build up and to go.
+    """
+    draw = random.Random(f"bursts {seed}")
+    bursts: list[tuple[float, float]] = []
+    begin_s = gap_s * (0.5 + draw.random())
+    while begin_s < duration_s:
+        end_s = begin_s + burst_s * (0.5 + draw.random())
+        bursts.append((begin_s, end_s))
+        begin_s = end_s + gap_s * (0.5 + draw.random())
 
     def rate(at_s: float) -> float:
-        since_s = (at_s - gap_s) % (burst_s + gap_s)
-        if at_s < gap_s or since_s > burst_s:
-            return base
-        edge = min(since_s, burst_s - since_s) / ramp_s if ramp_s else 1.0
-        return base + (peak - base) * min(1.0, edge)
+        edge_s = max((min(at_s - begin_s, end_s - at_s) for begin_s, end_s in bursts), default=0.0)
+        return base + (peak - base) * min(1.0, max(0.0, edge_s / ramp_s))
 
     return Trace("bursty", duration_s, _arrivals(rate, duration_s, max(base, peak), seed), rate)
 

@@ -141,7 +141,7 @@ def decide(rules: Rules, seen: Observation, state: State) -> Decision:
     )
     # What runs has its place, however few come after it.
     needed = math.ceil(state.samples[-1].running / rules.requests_per_replica - _TOLERANCE)
-    base = max(_top(state.wanted), _top(state.missed), min(needed, seen.target - surge))
+    base = max(_top(state.wanted), _top(state.missed), min(needed, seen.target - surge, rules.max_replicas))
     if _idle(rules, seen, state):
         base = 0
     return Decision(base + surge if base else 0, demand, load_s, state)
@@ -279,7 +279,8 @@ def _rates(samples: Sequence[Sample], when_s: float, *, window_s: float) -> tupl
         _Step(b.at_s - a.at_s, (a.at_s + b.at_s) / 2, b.arrived - a.arrived)
         for a, b in pairwise(s for s in samples if s.at_s >= now_s - window_s)
     ]
-    return _newest_rate(steps, now_s), _rising_rate(steps, now_s, when_s)
+    newest = _newest_rate(steps, now_s)
+    return newest, min(_rising_rate(steps, now_s, when_s), _TREND_LIMIT * newest)
 
 
 class _Step(NamedTuple):
@@ -308,18 +309,30 @@ def _newest_rate(steps: Sequence[_Step], now_s: float) -> float:
 
 
 def _rising_rate(steps: Sequence[_Step], now_s: float, when_s: float) -> float:
-    """The line through all of them, where it rises for certain, at most half as much again as now; else 0."""
-    whole_s = sum(step.span_s for step in steps)
-    if whole_s < _TREND_S[0] / 2:
+    """The line through all of them, where it rises for certain, at most half as much again as now; else 0.
+
+    A step rises too, but its newer half does not: the line goes on no steeper than that.
+    """
+    if sum(step.span_s for step in steps) < _TREND_S[0] / 2:
         return 0.0
+    mean, middle_s, slope, deviation = _line(steps)
+    if slope <= _SIGMAS * deviation:
+        return 0.0
+    _, _, newer, _ = _line(steps[len(steps) // 2 :])
+    level = mean + slope * (now_s - middle_s)
+    return min(level + max(0.0, min(slope, newer)) * (when_s - now_s), _TREND_LIMIT * level)
+
+
+def _line(steps: Sequence[_Step]) -> tuple[float, float, float, float]:
+    """Least squares: the mean rate, the time at which the line has it, the slope and its standard deviation."""
+    whole_s = sum(step.span_s for step in steps)
     mean = sum(step.count for step in steps) / whole_s
     middle_s = sum(step.span_s * step.at_s for step in steps) / whole_s
     spread = sum(step.span_s * (step.at_s - middle_s) ** 2 for step in steps)
+    if spread <= 0:
+        return mean, middle_s, 0.0, math.inf
     slope = sum((step.count - mean * step.span_s) * (step.at_s - middle_s) for step in steps) / spread
-    if slope <= _SIGMAS * math.sqrt(mean / spread):
-        return 0.0
-    level = mean + slope * (now_s - middle_s)
-    return min(level + slope * (when_s - now_s), _TREND_LIMIT * level)
+    return mean, middle_s, slope, math.sqrt(mean / spread)
 
 
 def _sum(steps: Sequence[_Step], after_s: float, until_s: float) -> tuple[float, float]:
