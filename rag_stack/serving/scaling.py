@@ -5,26 +5,24 @@ comes to whether or not a queue has formed, so that a queue which grows while re
 The queue itself, memory for keys and values, and answers later than the target add to it. What is wanted is for the
 moment at which a replica asked for now would serve.
 
-Serve's controller gets this module by value, so it imports nothing of ours and nothing of Ray's.
+Serve's controller runs this: it imports nothing that takes long, and nothing of Ray's.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
+
+from rag_stack.serving.arrival_rate import rates
 
 STATE: Final = "rag_stack"
 
 _TICK_S: Final = 0.5
 _TREND_LOADS: Final = 3.0  # a trend is looked for in so many load times
 _TREND_S: Final = (40.0, 600.0)
-_NEWEST_S: Final = 3.0
 _GAP_S: Final = 5.0  # without a look for so long, what happened meanwhile is not known
 _SERVICE_S: Final = 120.0
 _FINE_S: Final = (12.0, 10.0)  # all samples of so long are kept, and one each so long before that
-_SIGMAS: Final = 3.0  # what differs by less is noise of arrivals that come by themselves
-_TREND_LIMIT: Final = 1.5  # a trend adds half of the rate at the most
 _TOLERANCE: Final = 0.1  # of a replica
 _KV_FULL: Final = 0.9
 _GOOD_SHARE: Final = 0.9
@@ -252,7 +250,8 @@ def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> 
     if per_request_s is None:
         return running * state.relief, max(kv, (running + queue) * state.relief)
     window_s = _within(_TREND_LOADS * load_s, _TREND_S)
-    newest, ahead = _rates(state.samples, now.at_s + load_s, window_s=window_s)
+    arrived = [(s.at_s, s.arrived) for s in state.samples if s.at_s >= now.at_s - window_s]
+    newest, ahead = rates(arrived, now.at_s + load_s)
     arrivals = newest * per_request_s / rules.requests_per_replica
     coming = max(newest, ahead) * per_request_s / rules.requests_per_replica
     # The queue is gone half a load time after the replicas for it have come; more than half as many again do not help,
@@ -266,88 +265,6 @@ def _service_time(samples: Sequence[Sample]) -> float | None:
     recent = [s for s in samples if s.at_s >= samples[-1].at_s - _SERVICE_S]
     served, held_s = recent[-1].served - recent[0].served, recent[-1].held_s - recent[0].held_s
     return held_s / served if served >= 10 and held_s > 0 else None
-
-
-def _rates(samples: Sequence[Sample], when_s: float, *, window_s: float) -> tuple[float, float]:
-    """Arrivals a second: as they have been of late, and at a time to come where they rise, else 0.
-
-    Arrivals are counted, so their noise is known: the variance of a count is the count. What differs by less than
-    three deviations is noise.
-    """
-    now_s = samples[-1].at_s
-    steps = [
-        _Step(b.at_s - a.at_s, (a.at_s + b.at_s) / 2, b.arrived - a.arrived)
-        for a, b in pairwise(s for s in samples if s.at_s >= now_s - window_s)
-    ]
-    newest = _newest_rate(steps, now_s)
-    return newest, min(_rising_rate(steps, now_s, when_s), _TREND_LIMIT * newest)
-
-
-class _Step(NamedTuple):
-    """From one sample to the next: how long, when, and how many came."""
-
-    span_s: float
-    at_s: float
-    count: float
-
-
-def _newest_rate(steps: Sequence[_Step], now_s: float) -> float:
-    """The mean over the longest stretch up to now in which it has not changed, six seconds at least.
-
-    Of two halves of these six that differ the lower counts: many requests at once are a queue, and no rate.
-    """
-    count, span_s = _sum(steps, now_s - _NEWEST_S, now_s)
-    older, older_s = _sum(steps, now_s - 2 * _NEWEST_S, now_s - _NEWEST_S)
-    if not older_s or _differ(count, span_s, older, older_s):
-        return min(count / max(span_s, _NEWEST_S), older / max(older_s, _NEWEST_S))
-    count, span_s, reach_s = count + older, span_s + older_s, 2 * _NEWEST_S
-    while True:
-        older, older_s = _sum(steps, now_s - 2 * reach_s, now_s - reach_s)
-        if not older_s or _differ(count, span_s, older, older_s):
-            return count / span_s
-        count, span_s, reach_s = count + older, span_s + older_s, 2 * reach_s
-
-
-def _rising_rate(steps: Sequence[_Step], now_s: float, when_s: float) -> float:
-    """The line through all of them, where it rises for certain, at most half as much again as now; else 0.
-
-    A step rises too, but its newer half does not: the line goes on no steeper than that.
-    """
-    if sum(step.span_s for step in steps) < _TREND_S[0] / 2:
-        return 0.0
-    mean, middle_s, slope, deviation = _line(steps)
-    if slope <= _SIGMAS * deviation:
-        return 0.0
-    _, _, newer, _ = _line(steps[len(steps) // 2 :])
-    level = mean + slope * (now_s - middle_s)
-    return min(level + max(0.0, min(slope, newer)) * (when_s - now_s), _TREND_LIMIT * level)
-
-
-def _line(steps: Sequence[_Step]) -> tuple[float, float, float, float]:
-    """Least squares: the mean rate, the time at which the line has it, the slope and its standard deviation."""
-    whole_s = sum(step.span_s for step in steps)
-    mean = sum(step.count for step in steps) / whole_s
-    middle_s = sum(step.span_s * step.at_s for step in steps) / whole_s
-    spread = sum(step.span_s * (step.at_s - middle_s) ** 2 for step in steps)
-    if spread <= 0:
-        return mean, middle_s, 0.0, math.inf
-    slope = sum((step.count - mean * step.span_s) * (step.at_s - middle_s) for step in steps) / spread
-    return mean, middle_s, slope, math.sqrt(mean / spread)
-
-
-def _sum(steps: Sequence[_Step], after_s: float, until_s: float) -> tuple[float, float]:
-    count = span_s = 0.0
-    for step in steps:
-        if after_s < step.at_s <= until_s:
-            count, span_s = count + step.count, span_s + step.span_s
-    return count, span_s
-
-
-def _differ(count: float, span_s: float, other: float, other_s: float) -> bool:
-    """Whether two counts are of different rates, by more than three deviations of what equal rates would give."""
-    both, whole_s = count + other, span_s + other_s
-    deviation = math.sqrt(both * span_s * other_s) / whole_s
-    return abs(count - both * span_s / whole_s) > _SIGMAS * deviation + 1
 
 
 def _relieve(rules: Rules, seen: Observation, state: State, *, load_s: float) -> State:
