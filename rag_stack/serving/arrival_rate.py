@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 _NEWEST_S: Final = 3.0
 _SHORTEST_S: Final = 20.0  # nothing shorter shows a trend
 _SIGMAS: Final = 3.0  # what differs by less is noise of arrivals that come by themselves
+_COARSE_S: Final = 5.0
+_OFF: Final = 2.0  # variances from the line, where noise alone has one
 _TREND_LIMIT: Final = 1.5  # a trend adds half of the rate at the most
 
 
@@ -22,7 +24,7 @@ def rates(arrived: Sequence[tuple[float, float]], when_s: float) -> tuple[float,
     now_s = arrived[-1][0]
     steps = [_Step(b - a, (a + b) / 2, after - before) for (a, before), (b, after) in pairwise(arrived)]
     newest = _newest_rate(steps, now_s)
-    return newest, min(_rising_rate(steps, now_s, when_s), _TREND_LIMIT * newest)
+    return newest, min(_rising_rate(_coarse(steps), now_s, when_s), _TREND_LIMIT * newest)
 
 
 class _Step(NamedTuple):
@@ -51,30 +53,41 @@ def _newest_rate(steps: Sequence[_Step], now_s: float) -> float:
 
 
 def _rising_rate(steps: Sequence[_Step], now_s: float, when_s: float) -> float:
-    """The line through all of them, where it rises for certain, at most half as much again as now; else 0.
+    """The line through all of them, where they lie on one that rises, at most half as much again as now; else 0.
 
-    A step rises too, but its newer half does not: the line goes on no steeper than that.
+    A step, too, makes a line rise, and goes no further: what is no further from the line than noise is a trend.
     """
-    if sum(step.span_s for step in steps) < _SHORTEST_S:
-        return 0.0
-    mean, middle_s, slope, deviation = _line(steps)
-    if slope <= _SIGMAS * deviation:
-        return 0.0
-    _, _, newer, _ = _line([step for step in steps if step.at_s >= middle_s])
-    level = mean + slope * (now_s - middle_s)
-    return min(level + max(0.0, min(slope, newer)) * (when_s - now_s), _TREND_LIMIT * level)
-
-
-def _line(steps: Sequence[_Step]) -> tuple[float, float, float, float]:
-    """Least squares: the mean rate, the time at which the line has it, the slope and its standard deviation."""
     whole_s = sum(step.span_s for step in steps)
-    mean = sum(step.came for step in steps) / whole_s
+    came = sum(step.came for step in steps)
+    if whole_s < _SHORTEST_S or not came:
+        return 0.0
+    mean = came / whole_s
     middle_s = sum(step.span_s * step.at_s for step in steps) / whole_s
     spread = sum(step.span_s * (step.at_s - middle_s) ** 2 for step in steps)
-    if spread <= 0:
-        return mean, middle_s, 0.0, math.inf
     slope = sum((step.came - mean * step.span_s) * (step.at_s - middle_s) for step in steps) / spread
-    return mean, middle_s, slope, math.sqrt(mean / spread)
+    if slope <= _SIGMAS * math.sqrt(mean / spread):
+        return 0.0
+    off = 0.0
+    for step in steps:
+        expected = max(0.5, (mean + slope * (step.at_s - middle_s)) * step.span_s)
+        off += (step.came - expected) ** 2 / expected
+    if off > _OFF * len(steps):
+        return 0.0
+    level = mean + slope * (now_s - middle_s)
+    return min(level + slope * (when_s - now_s), _TREND_LIMIT * level)
+
+
+def _coarse(steps: Sequence[_Step]) -> list[_Step]:
+    """Steps of five seconds or more: in shorter ones it shows when replicas report."""
+    coarse: list[_Step] = []
+    begin_s = span_s = came = 0.0
+    for step in steps:
+        begin_s = begin_s if span_s else step.at_s - step.span_s / 2
+        span_s, came = span_s + step.span_s, came + step.came
+        if span_s >= _COARSE_S:
+            coarse.append(_Step(span_s, begin_s + span_s / 2, came))
+            span_s = came = 0.0
+    return coarse
 
 
 def _sum(steps: Sequence[_Step], after_s: float, until_s: float) -> tuple[float, float]:

@@ -261,10 +261,16 @@ def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> 
 
 
 def _service_time(samples: Sequence[Sample]) -> float | None:
-    """Seconds for which a request holds the engine, by Little's law; None while too few have ended to tell."""
+    """Seconds for which a request holds the engine, by Little's law; None while too few have ended to tell.
+
+    Those that have not ended are in the one sum and not in the other: the time looked at must be some answers long.
+    """
     recent = [s for s in samples if s.at_s >= samples[-1].at_s - _SERVICE_S]
     served, held_s = recent[-1].served - recent[0].served, recent[-1].held_s - recent[0].held_s
-    return held_s / served if served >= 10 and held_s > 0 else None
+    span_s = recent[-1].at_s - recent[0].at_s
+    if served < 10 or held_s <= 0 or span_s < max(20.0, min(_SERVICE_S * 0.9, 4 * held_s / served)):
+        return None
+    return held_s / served
 
 
 def _relieve(rules: Rules, seen: Observation, state: State, *, load_s: float) -> State:
