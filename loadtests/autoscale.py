@@ -121,9 +121,9 @@ def _release(more: Mapping[str, Any]) -> Release:
 
 def _live_traces(*, quick: bool) -> tuple[Trace, ...]:
     """Up to three of four replicas' worth."""
-    burst = bursty(duration_s=240, base=0.4, peak=2.0, burst_s=90, gap_s=40, ramp_s=10, seed=5)
     if quick:
-        return (burst,)
+        return (bursty(duration_s=120, base=0.4, peak=2.0, burst_s=120, gap_s=20, ramp_s=5, seed=5),)
+    burst = bursty(duration_s=240, base=0.4, peak=2.0, burst_s=90, gap_s=40, ramp_s=10, seed=5)
     return burst, diurnal(duration_s=240, low=0.3, high=2.0, days=1, seed=2)
 
 
@@ -169,7 +169,9 @@ def _measure(release: Release, data: Path, *, quick: bool) -> tuple[list[Run], S
                 starts += live.starts
                 first_s += [ttft for ttft in live.outcome.ttft_s if ttft <= 1.0]
                 runs.append(Run("live", arm, trace, live.outcome))
-                print(f"{trace.name} {arm}: {live.outcome.good} in time, {live.failed} failed, starts {live.starts}")
+                took = [(at_once, round(seconds, 1)) for at_once, seconds in live.starts]
+                told = f"{live.outcome.good} of {live.outcome.requests} in time, {live.failed} failed"
+                print(f"live {trace.name} {arm}: {told}, starts {took}", flush=True)
     stages = Stages(
         slots=_SCRIPT.slots,
         first_token_s=median(first_s),

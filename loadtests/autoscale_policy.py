@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from ray.serve._private.common import TimeStampedValue
 from ray.serve._private.metrics_utils import aggregate_timeseries, merge_instantaneous_total
@@ -15,12 +15,6 @@ from ray.serve.autoscaling_policy import (
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from rag_stack.serving.scaling import Load, Observation, Rules, State, decide
-
-
-class Scaler(Protocol):
-    """Asked at each tick; `loads` are the replicas that serve, as they are at this instant."""
-
-    def decide(self, now_s: float, *, target: int, loads: Mapping[str, Load]) -> int: ...
 
 
 @dataclass

@@ -7,12 +7,18 @@ replicas at once did.
 
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from loadtests.autoscale_policy import Scaler
 from loadtests.autoscale_trace import Trace
 from rag_stack.serving.scaling import Load
+
+
+class Scaler(Protocol):
+    """Asked at each tick; `loads` are the replicas that serve, as they are at this instant."""
+
+    def decide(self, now_s: float, *, target: int, loads: Mapping[str, Load]) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

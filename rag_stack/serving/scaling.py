@@ -254,9 +254,9 @@ def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> 
     newest, ahead = rates(arrived, now.at_s + load_s)
     arrivals = newest * per_request_s / rules.requests_per_replica
     coming = max(newest, ahead) * per_request_s / rules.requests_per_replica
-    # The queue is gone half a load time after the replicas for it have come; more than half as many again do not help,
+    # The queue is gone half a load time after the replicas for it have come; more than a quarter as many again do not help,
     # since what waits in a replica stays there.
-    queue = min(queue * min(1.0, per_request_s / max(load_s / 2, per_request_s)), coming / 2 + 1)
+    queue = min(queue * min(1.0, per_request_s / max(load_s / 2, per_request_s)), coming / 4 + 1)
     return arrivals * state.relief, max(kv, (coming + queue) * state.relief)
 
 
