@@ -132,10 +132,11 @@ def decide(rules: Rules, seen: Observation, state: State) -> Decision:
     # A burst that was met too late is waited for: its replicas stay for what it costs to be late again.
     missed = _since(state.missed, seen.now_s - _LATE_LOADS * load_s)
     late = seen.running <= min(_LATE_SHARE * steady, steady - 2)
+    again = bool(missed) and steady >= _LATE_SHARE * _top(missed)
     state = replace(
         state,
         wanted=_pushed(kept, seen.now_s, wanted),
-        missed=_pushed(missed, seen.now_s, steady) if late or (_top(missed) > 1 and steady >= _top(missed)) else missed,
+        missed=_pushed(missed, seen.now_s, steady) if late or again else missed,
     )
     # What runs has its place, however few come after it.
     needed = math.ceil(state.samples[-1].running / rules.requests_per_replica - _TOLERANCE)
@@ -254,8 +255,8 @@ def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> 
     newest, ahead = rates(arrived, now.at_s + load_s)
     arrivals = newest * per_request_s / rules.requests_per_replica
     coming = max(newest, ahead) * per_request_s / rules.requests_per_replica
-    # The queue is gone half a load time after the replicas for it have come; more than a quarter as many again do not help,
-    # since what waits in a replica stays there.
+    # The queue is gone half a load time after the replicas for it have come; more than a quarter as many again do not
+    # help, since what waits in a replica stays there.
     queue = min(queue * min(1.0, per_request_s / max(load_s / 2, per_request_s)), coming / 4 + 1)
     return arrivals * state.relief, max(kv, (coming + queue) * state.relief)
 
