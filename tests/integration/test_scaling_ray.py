@@ -1,4 +1,4 @@
-"""Serve's own controller asks the release's policy, which hears of the work that replicas report and of nothing else."""
+"""Serve's own controller asks the release's policy, which hears of the work that replicas report."""
 
 import os
 import subprocess
@@ -40,7 +40,8 @@ def until(count: int, limit_s: float) -> None:
         time.sleep(0.2)
 
 ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
-options = {name: value for name, value in engine_options(RELEASE, load_s=3.0).items() if name != "request_router_config"}
+options = engine_options(RELEASE, load_s=3.0)
+del options["request_router_config"]
 app = serve.deployment(Reporting, ray_actor_options={"num_cpus": 0}, **options).bind()
 handle = serve.run(app, route_prefix=None)
 until(1, 60)
