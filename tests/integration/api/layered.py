@@ -171,6 +171,7 @@ def layer(
         keys=KeyRing([digest(key) for key in settings.keys]),
         recorder=recorder,
         release="test-release",
+        release_version="0123456789ab",
         max_body_bytes=MAX_BODY_BYTES,
     ).around(engine)
 
