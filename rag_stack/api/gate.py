@@ -27,7 +27,7 @@ class Gate:
     """Lets a request in when its key is known, names it, and answers for what goes wrong behind the gate.
 
     `routes` is the whole allow-list: what stands in none of them is a 404. `lifespan` is the app whose start-up and
-    shut-down events run, where that is another one than ours. `release` is the value of `x-rag-release` on every answer,
+    shut-down events run, where that is another one than ours. `release` is what `x-rag-release` says on every answer,
     refusals too.
     """
 

@@ -1,8 +1,8 @@
 """What retrieval a request asks for.
 
-There are five ways to ask, and the first match wins:
+There are five ways to ask, and the first match wins, unless the body says `rag_retrieval: "none"`: then nothing is
+searched, and the messages go to the engine as they are.
 
-0. `rag_retrieval: "none"`: no search, and the messages go to the engine as they are, whatever else asks for one
 1. `tools: [{"type": "file_search", "vector_store_ids": [...]}]`
 2. `vector_store_ids: [...]` at the top
 3. `model: "<model>@<store>"`, for user interfaces that can only choose a model
