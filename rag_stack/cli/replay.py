@@ -18,7 +18,6 @@ from rag_stack.errors import EngineError, InvalidRequestError, RagStackError, Un
 from rag_stack.protocol import ReplayRecord
 
 _TIMEOUT_S: Final = 900.0
-_HEADER: Final = "x-rag-release"
 
 
 def replay(
@@ -87,7 +86,7 @@ def _ask(record: ReplayRecord, server: str | None) -> tuple[dict[str, Any], str]
         raise EngineError(f"{url} answered {reply.status_code} and no JSON; is it a rag_stack server?") from exc
     if reply.status_code >= 400 or not isinstance(answer, dict):
         raise RagStackError(f"{url} answered {reply.status_code}: {reply.text[:300]}")
-    return answer, reply.headers.get(_HEADER, "").partition("@")[2]
+    return answer, str((answer.get("rag") or {}).get("release_version") or "")
 
 
 def _text(answer: dict[str, Any]) -> str:
