@@ -238,6 +238,6 @@ class Rollout:
 
 def _another_runs(name: str, plan: RolloutPlan) -> ConflictError:
     return ConflictError(
-        f"a rollout of {name!r} from {plan.old} to {plan.new} is {plan.state}: wait until it is through, take it back "
-        "with `rag-stack release rollback`, or put this one in its place with --replace"
+        f"a rollout of {name!r} from {plan.old} to {plan.new} is {plan.state}: wait until it is through, which takes a "
+        "server that runs, take it back with `rag-stack release rollback`, or put this one in its place with --replace"
     )
