@@ -9,6 +9,7 @@ from rag_stack.serving import imports
 import asyncio
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -38,7 +39,13 @@ class ScriptedServer:
         self._start = ReplicaStart(recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
         release = PinnedRelease.model_validate(pinned)
         self._engine = ScriptedEngine(Script.from_json(script), model=release.release.model.name)
-        self._replica = Replica(release, recorder=recorder, start=self._start, check_engine=self._check_engine)
+        self._replica = Replica(
+            release,
+            recorder=recorder,
+            start=self._start,
+            check_engine=self._check_engine,
+            slots=self._engine.script.slots,
+        )
         artifacts = release.release.artifacts
         tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
         self._start.lap("set up replica")
@@ -67,6 +74,10 @@ class ScriptedServer:
         """What the autoscaling policy learns of this replica."""
         return self._replica.autoscaling_stats()
 
+    async def __del__(self) -> None:
+        """Serve awaits it when the replica has drained."""
+        await self._replica.close()
+
     async def turn(self, switch: str) -> int:
         """A fault: `die` as a killed engine core, `stick` and `unstick` as one that hangs. Returns the pid."""
         match switch:
@@ -86,13 +97,15 @@ class ScriptedServer:
             raise RuntimeError("the engine is dead")
 
 
-def scripted_target(pinned: PinnedRelease, script: Script, *, num_cpus: float = 0.5) -> serve.RunTarget:
-    """The engine application, ready for `serve.run_many`."""
+def scripted_target(
+    pinned: PinnedRelease, script: Script, *, num_cpus: float = 0.5, options: Mapping[str, Any] | None = None
+) -> serve.RunTarget:
+    """The engine application, ready for `serve.run_many`; `options` take the place of the release's own."""
     deployment = serve.deployment(
         serve.ingress()(ScriptedServer),
         name="ScriptedServer",
         ray_actor_options={"num_cpus": num_cpus, "runtime_env": {"env_vars": offline_environment()}},
-        **engine_options(pinned.release),
+        **(engine_options(pinned.release) | dict(options or {})),
     )
     application = deployment.bind(pinned.model_dump(mode="json"), asdict(script))
     return serve.RunTarget(with_router(application), name=ENGINE_APP, route_prefix="/")

@@ -51,8 +51,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionSnapshot:
-    """Sequences that `run` of `slots`; requests and tokens that wait; refusals since the start; `slot_s` as in Pace."""
+    """Now: `turns` have `running` of the `slots`; what waits; refusals so far; `slot_s` as in Pace."""
 
+    turns: int
     running: int
     slots: int
     waiting: int
@@ -109,6 +110,7 @@ class Admission:
 
     def __init__(self, limits: Limits, *, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
+        self._slots = limits.slots
         self._recorder = recorder
         self._clock = clock
         self._queue: FairQueue[Turn] = FairQueue()
@@ -118,11 +120,16 @@ class Admission:
         self._first_s = math.inf
         self._closed: RagStackError | None = None
 
+    def set_slots(self, slots: int) -> None:
+        """The engine that has started runs so many sequences; before any request."""
+        self._slots, self._pace = slots, Pace(slots=slots)
+
     def snapshot(self) -> AdmissionSnapshot:
         """Now."""
         return AdmissionSnapshot(
+            turns=len(self._running),
             running=self._taken(),
-            slots=self._limits.slots,
+            slots=self._slots,
             waiting=len(self._queue),
             waiting_tokens=self._queue.tokens,
             refused=self._refused,
@@ -252,10 +259,10 @@ class Admission:
         )
 
     def _fits(self, ask: Ask) -> bool:
-        return self._taken() + self._sequences(ask) <= self._limits.slots
+        return self._taken() + self._sequences(ask) <= self._slots
 
     def _sequences(self, ask: Ask) -> int:
-        return min(ask.sequences, self._limits.slots)
+        return min(ask.sequences, self._slots)
 
     def _taken(self) -> int:
         return sum(self._running.values())

@@ -63,7 +63,7 @@ class Traffic:
         self._admission = admission
         self._clock = clock
         self._running = self._waiting = self._answered = self._failed = self._aborted = self._good = self._chunks = 0
-        self._refused = 0
+        self._refused = self._blocked = 0
         self._progress_s = clock()
         self._ttft_s: deque[float] = deque(maxlen=_KEPT)
 
@@ -89,8 +89,8 @@ class Traffic:
 
     def silent_s(self) -> float:
         """Seconds for which nothing has come out of the engine though it was given work; 0 while it has none."""
-        at_work = self._admission.snapshot().running if self._admission else self._running + self._waiting
-        return self._clock() - self._progress_s if at_work else 0.0
+        under_way = self._admission.snapshot().turns if self._admission else self._running + self._waiting
+        return self._clock() - self._progress_s if under_way > self._blocked else 0.0
 
     def progressed(self) -> None:
         """The engine is known to have made something of its work, though nothing has come out."""
@@ -114,7 +114,12 @@ class Traffic:
         self._waiting += 1
 
         async def send_counted(message: Message) -> None:
-            await send(message)
+            # A client that does not read holds up its own answer, and not the engine.
+            self._blocked += 1
+            try:
+                await send(message)
+            finally:
+                self._blocked -= 1
             self._see(message, passage)
 
         try:
@@ -134,7 +139,7 @@ class Traffic:
             )
             return
         body = message.get("body", b"")
-        if is_content(body):
+        if passage.status == 200 and is_content(body):
             self._progress_s = self._clock()
             self._chunks += 1
             passage.broken |= body.startswith(_ERROR_FRAME)
