@@ -30,10 +30,12 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import Release
 from rag_stack.metrics import MemoryRecorder
 
-MODEL = "smollm2-135m-instruct"
-TARGET_S = 2.0
-# A mean answer holds one of eight slots for 0.8 s: ten answers a second, and more frames than a busy machine notices.
-SCRIPT = Script(slots=8, prefill_s=0.02, token_s=0.05)
+# Only its tokenizer is read: the engine is scripted.
+MODEL = "all-minilm-l6-v2"
+TARGET_S = 5.0
+# A mean answer holds one of eight slots for 3.2 s: two and a half answers a second, whose frames are no work to speak
+# of, so that the engine is what there is too little of, and not the processor.
+SCRIPT = Script(slots=8, prefill_s=0.1, token_s=0.2)
 TOKENS = (8, 16, 24)
 POLITE = ("polite-1", "polite-2", "polite-3")
 FLOOD = "flood"
@@ -46,7 +48,7 @@ Sample = Mapping[str, Value]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write, and return the exit code."""
     options = _parser().parse_args(arguments)
-    seconds, rounds = (6.0, 1) if options.quick else (options.seconds, options.rounds)
+    seconds, rounds = (10.0, 1) if options.quick else (options.seconds, options.rounds)
     with tempfile.TemporaryDirectory(prefix="overload-") as folder, served(Path(folder)) as url:
         capacity = asyncio.run(_capacity(url, seconds=seconds))
         print(f"capacity {capacity:.2f} answers/s", flush=True)
@@ -133,13 +135,13 @@ def served(directory: Path) -> Iterator[str]:
             "name": "overload",
             "artifacts": {"root": f"file://{directory}/store", "cache": str(directory / "cache")},
             "model": {"name": MODEL},
-            "embedder": {"name": "all-minilm-l6-v2"},
+            "embedder": {"name": MODEL},
             "engine": {"max_model_len": 2048},
             "scaling": {"ttft_target_s": TARGET_S},
             "server": {"api_key_sha256": [hashlib.sha256(key.encode()).hexdigest() for key in (*POLITE, FLOOD)]},
         }
     )
-    publish_models(open_tiers(release.artifacts, MemoryRecorder()).catalog, generator=True, tell=lambda _: None)
+    publish_models(open_tiers(release.artifacts, MemoryRecorder()).catalog, generator=False, tell=lambda _: None)
     files = {"release.json": release.model_dump_json(), "script.json": json.dumps(asdict(SCRIPT))}
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8")
@@ -187,7 +189,7 @@ def _short(value: Value) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtests.overload", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each arm in each round")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of each arm in each round")
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--results", type=Path, default=report.RESULTS)
     return parser

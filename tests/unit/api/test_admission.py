@@ -162,7 +162,7 @@ async def test_who_floods_loses_its_own_newest_when_another_comes() -> None:
 
 async def test_who_could_not_begin_within_the_target_is_refused_at_once() -> None:
     clock = Clock()
-    admission = admission_of(clock, queue=100, target_s=5.0)
+    admission = admission_of(clock, queue=100, target_s=6.0)
     await measured(admission, clock, held_s=2.0)
     async with requests(admission, "a", "a", "a", "a") as (_, second, third, fourth):
         assert not second.task.done(), "two seconds"
