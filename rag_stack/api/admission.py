@@ -31,6 +31,8 @@ from rag_stack.metrics import ADMISSION_QUEUE, ADMISSION_REFUSED, ADMISSION_TOKE
 
 Reason = Literal["full", "pushed out", "late", "engine"]
 _HEARTBEAT_S: Final = 10.0
+# What was held for a start is let go at once; what comes later than this has come by itself.
+_HELD_WITHIN_S: Final = 3.0
 # The share of the target that may pass before the first token leaves here.
 _MOST: Final = 0.75
 
@@ -234,7 +236,7 @@ class Admission:
     def _holds(self, turn: Turn) -> bool:
         """Whether the turn is of those that a start was waited for with: they come as soon as there is a replica."""
         self._first_s = min(self._first_s, turn.arrived_s)
-        return self._limits.held_s > 0 and turn.arrived_s - self._first_s <= self._limits.target_s
+        return self._limits.held_s > 0 and turn.arrived_s - self._first_s <= _HELD_WITHIN_S
 
     def _begin(self, turn: Turn) -> None:
         self._first_s = min(self._first_s, turn.arrived_s)

@@ -180,7 +180,7 @@ async def test_who_has_waited_too_long_is_refused_though_it_was_let_into_the_que
 async def test_what_was_held_for_a_start_is_let_in_whatever_its_deadline() -> None:
     clock = Clock()
     admission = admission_of(clock, queue=1, held=10, held_s=900.0)
-    await measured(admission, clock, held_s=3.0)
+    await measured(admission, clock, held_s=2.5)
     async with requests(admission, *"aaaaaaaa") as made:
         assert not any(request.task.done() for request in made)
         clock.now_s += 10.0
