@@ -40,7 +40,13 @@ class ScriptedServer:
         self._start = ReplicaStart(recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
         release = PinnedRelease.model_validate(pinned)
         self._engine = ScriptedEngine(Script.from_json(script), model=release.release.model.name)
-        self._replica = Replica(release, recorder=recorder, start=self._start, check_engine=self._check_engine)
+        self._replica = Replica(
+            release,
+            recorder=recorder,
+            start=self._start,
+            check_engine=self._check_engine,
+            slots=self._engine.script.slots,
+        )
         artifacts = release.release.artifacts
         tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
         self._start.lap("set up replica")
@@ -68,6 +74,10 @@ class ScriptedServer:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaling policy learns of this replica."""
         return self._replica.autoscaling_stats()
+
+    async def __del__(self) -> None:
+        """Serve awaits it when the replica has drained."""
+        await self._replica.close()
 
     async def turn(self, switch: str) -> int:
         """A fault: `die` as a killed engine core, `stick` and `unstick` as one that hangs. Returns the pid."""

@@ -14,6 +14,7 @@
       OverloadedError                429  a bounded queue is full: try again after `retry_after_s`
       UnavailableError               503  nothing can serve yet: try again after `retry_after_s`
       EngineError                    502  the engine answered something that is not the OpenAI protocol
+        EngineLostError              503  the engine died or hangs: its replica is replaced, try again
       ConfigError                         a release file or index spec is wrong
       ArtifactError                       what is stored is not what was published
         ArtifactNotFoundError             no such artifact, or nothing promoted
@@ -148,6 +149,13 @@ class EngineError(RagStackError):
 
     status = 502
     code = "engine_error"
+
+
+class EngineLostError(EngineError):
+    """The engine died, or has work and gives no tokens; its replica is replaced. Another try may reach another one."""
+
+    status = 503
+    code = "engine_lost"
 
 
 class ConfigError(RagStackError):

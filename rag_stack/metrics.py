@@ -61,6 +61,23 @@ RETRIEVAL_MS = Metric(
     _MS,
 )
 RETRIEVAL_QUEUE = Metric("rag_stack_retrieval_queue_length", "gauge", "Searches that wait for or hold a thread")
+ADMISSION_QUEUE = Metric("rag_stack_admission_queue_length", "gauge", "Requests that wait for the engine")
+ADMISSION_TOKENS = Metric(
+    "rag_stack_admission_queue_tokens", "gauge", "Prompt and answer tokens of the requests that wait for the engine"
+)
+ADMISSION_REFUSED = Metric(
+    "rag_stack_admission_refused_total",
+    "counter",
+    "Requests answered 429 or 503 and not by the engine, by reason (full, pushed out, late, engine)",
+    ("reason",),
+)
+ADMISSION_WAIT_SECONDS = Metric(
+    "rag_stack_admission_wait_seconds",
+    "histogram",
+    "Seconds that a request waited for the engine before it was let in",
+    (),
+    _SECONDS,
+)
 # No version is a label: a store may have thousands over its life.
 SWAPS = Metric(
     "rag_stack_index_swaps_total",
@@ -91,6 +108,10 @@ ALL = (
     REQUESTS,
     RETRIEVAL_MS,
     RETRIEVAL_QUEUE,
+    ADMISSION_QUEUE,
+    ADMISSION_TOKENS,
+    ADMISSION_REFUSED,
+    ADMISSION_WAIT_SECONDS,
     SWAPS,
     SWAP_SECONDS,
     SWAP_LAGGING,

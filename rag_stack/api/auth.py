@@ -8,6 +8,8 @@ from typing import Final
 from rag_stack.errors import AuthenticationError, PermissionDeniedError
 
 ANONYMOUS: Final = "anonymous"
+# Where a request's scope says who calls, once its key has been checked.
+CALLER: Final = "rag_stack.caller"
 _FINGERPRINT_HEX: Final = 8
 
 
@@ -17,10 +19,17 @@ class KeyRing:
     def __init__(self, digests: Sequence[str]) -> None:
         self._digests = tuple(digests)
 
-    def check(self, authorization: str) -> None:
-        """Raise AuthenticationError unless the Authorization header carries a known key."""
-        if self._digests and not _is_known(_key_digest(authorization), self._digests):
+    def check(self, authorization: str) -> str:
+        """Who calls: the key's SHA-256, or `anonymous` where there are no keys, whatever the client sends.
+
+        Raises AuthenticationError unless the Authorization header carries a known key.
+        """
+        if not self._digests:
+            return ANONYMOUS
+        found = _key_digest(authorization)
+        if not _is_known(found, self._digests):
             raise AuthenticationError("the API key is not one that this server knows")
+        return found
 
 
 class AdminKeyRing:

@@ -6,11 +6,11 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rag_stack.api.http import dumps, read_json
-from rag_stack.errors import InvalidRequestError
+from rag_stack.api.auth import CALLER
+from rag_stack.api.http import dumps
 
 # What Starlette's router of ours left in the scope must not reach the engine's router.
-_OURS = frozenset({"app", "endpoint", "path_params", "route", "router"})
+_OURS = frozenset({"app", "endpoint", "path_params", "route", "router", CALLER})
 # All that the engine is told. Keys and cookies are not its business, and other headers steer it: vLLM takes a priority
 # and a data-parallel rank from them.
 _HEADERS = frozenset({b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent", b"x-request-id"})
@@ -19,7 +19,7 @@ _HEADERS = frozenset({b"accept", b"content-type", b"traceparent", b"tracestate",
 async def forward(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, body: Mapping[str, Any]) -> None:
     """Call the engine's app with another body. It hears of a closed client through `receive`, and aborts."""
     data = dumps(body)
-    inner = _inner(scope)
+    inner = inner_scope(scope)
     inner["headers"] = [*inner["headers"], (b"content-length", str(len(data)).encode())]
     sent = False
 
@@ -33,7 +33,7 @@ async def forward(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, b
     await app(inner, receive_body, send)
 
 
-def _inner(scope: Scope) -> Scope:
+def inner_scope(scope: Scope) -> Scope:
     """The scope as the engine may see it."""
     inner = {k: v for k, v in scope.items() if k not in _OURS}
     return {**inner, "headers": [(k, v) for k, v in scope["headers"] if k in _HEADERS]}
@@ -85,24 +85,3 @@ def json_start(start: Message, body: bytes) -> Message:
     headers = [(k, v) for k, v in start.get("headers", []) if k.lower() not in drop]
     length = (b"content-length", str(len(body)).encode())
     return {**start, "headers": [*headers, (b"content-type", b"application/json"), length]}
-
-
-class PassThrough:
-    """A route that the engine answers alone: its body is checked for size and shape, not changed."""
-
-    def __init__(self, engine: ASGIApp, *, max_body_bytes: int) -> None:
-        self._engine = engine
-        self._max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["method"] != "POST":
-            await self._engine(_inner(scope), receive, EngineErrors(send))
-            return
-        body = await read_json(scope, receive, max_bytes=self._max_body_bytes)
-        tools = body.get("tools")
-        if isinstance(tools, list) and any(isinstance(t, Mapping) and t.get("type") == "file_search" for t in tools):
-            raise InvalidRequestError(
-                f"{scope['path']} does not search yet: ask for file_search in /v1/chat/completions", param="tools"
-            )
-        await forward(self._engine, scope, receive, EngineErrors(send), body=body)

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rag_stack.api.auth import KeyRing
+from rag_stack.api.auth import CALLER, KeyRing
 from rag_stack.api.http import ClientDisconnectedError, error_response, header
 from rag_stack.errors import (
     InvalidRequestError,
@@ -61,7 +61,7 @@ class Gate:
         exchange = _Exchange(send, request_id=request_id, named=self._named)
         try:
             if scope["path"] not in self._open_paths:
-                self._keys.check(header(scope, b"authorization"))
+                scope[CALLER] = self._keys.check(header(scope, b"authorization"))
             await self._router(scope, receive, exchange.send)
         except ClientDisconnectedError:
             return

@@ -1,14 +1,16 @@
 """Chat and text completions with retrieval: read, ground, forward, dress."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rag_stack.api import encoding
+from rag_stack.api.admission import Admission
 from rag_stack.api.answer import AnswerSender, Dressing, Kind
 from rag_stack.api.engine import forward
+from rag_stack.api.entrance import ask_of, let_in
 from rag_stack.api.http import read_json, while_connected
 from rag_stack.api.retrieval_request import (
     INCLUDE_MESSAGES,
@@ -21,6 +23,9 @@ from rag_stack.errors import EngineError, InvalidRequestError, RagStackError
 from rag_stack.protocol import MAX_QUERY_CHARS
 from rag_stack.rag.pipeline import Grounding, Pipeline, Question
 from rag_stack.rag.prompt import text_of
+
+# What a search finds, about, where the request does not say.
+_PASSAGES: Final = 4
 
 
 class GroundedEndpoint:
@@ -36,8 +41,10 @@ class GroundedEndpoint:
         release: str,
         release_version: str = "",
         max_body_bytes: int,
+        admission: Admission | None = None,
     ) -> None:
         self._engine = engine
+        self._admission = admission
         self._kind: Kind = kind
         self._reader = reader
         self._pipeline = pipeline
@@ -51,11 +58,29 @@ class GroundedEndpoint:
         # A text completion is a raw prompt: it is grounded when it asks to be, not because the release has a default.
         request = self._reader.read(body, default=self._kind == "chat")
         _check_stream(body)
-        grounding = await while_connected(self._pipeline.ground(self._question(request)), receive)
-        engine_body = self._engine_body(request, grounding)
-        sender = AnswerSender(send, self._dressing(request, grounding, path=scope["path"], engine_body=engine_body))
+        question = self._question(request)
+
+        async def answer(send: Send, timed: Callable[[Send], Send]) -> None:
+            grounding = await while_connected(self._pipeline.ground(question), receive)
+            engine_body = self._engine_body(request, grounding)
+            sender = AnswerSender(send, self._dressing(request, grounding, path=scope["path"], engine_body=engine_body))
+            await self._forward(scope, receive, sender, timed, body=engine_body)
+
+        ask = ask_of(scope, body, passages=(request.top_k or _PASSAGES) if question.query else 0)
+        streams = body.get("stream") is True
+        await let_in(self._admission, ask, receive, send, streams=streams, answer=answer)
+
+    async def _forward(
+        self,
+        scope: Scope,
+        receive: Receive,
+        sender: AnswerSender,
+        timed: Callable[[Send], Send],
+        *,
+        body: dict[str, Any],
+    ) -> None:
         try:
-            await forward(self._engine, scope, receive, sender, body=engine_body)
+            await forward(self._engine, scope, receive, timed(sender), body=body)
         except Exception as exc:
             if not sender.streaming:
                 raise

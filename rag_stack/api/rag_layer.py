@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
+from rag_stack.api.admission import Admission
 from rag_stack.api.answer import Kind
 from rag_stack.api.auth import KeyRing
-from rag_stack.api.engine import PassThrough
 from rag_stack.api.gate import Gate
 from rag_stack.api.grounded import GroundedEndpoint
 from rag_stack.api.health import OPEN_PATHS, Health
 from rag_stack.api.models import Models
+from rag_stack.api.pass_through import PassThrough
 from rag_stack.api.retrieval_request import RequestReader
 from rag_stack.api.vector_stores import VectorStores
 from rag_stack.metrics import Recorder
@@ -53,7 +54,7 @@ DENIED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RagLayer:
-    """What the layer is made of."""
+    """What the layer is made of. Without `admission` all requests go to the engine at once."""
 
     pipeline: Pipeline
     reader: RequestReader
@@ -65,6 +66,7 @@ class RagLayer:
     release: str
     max_body_bytes: int
     release_version: str = ""
+    admission: Admission | None = None
 
     def around(self, engine: ASGIApp) -> ASGIApp:
         """The engine's app with retrieval, citations, keys and the allow-list around it."""
@@ -74,7 +76,7 @@ class RagLayer:
             *self.vector_stores.routes(),
             *self.models.routes(),
             *self.health.routes(),
-            *_passed(engine, max_body_bytes=self.max_body_bytes),
+            *self._passed(engine),
         ]
         return Gate(
             routes,
@@ -94,14 +96,14 @@ class RagLayer:
             release=self.release,
             release_version=self.release_version,
             max_body_bytes=self.max_body_bytes,
+            admission=self.admission,
         )
+
+    def _passed(self, engine: ASGIApp) -> list[BaseRoute]:
+        endpoint = PassThrough(engine, admission=self.admission, max_body_bytes=self.max_body_bytes)
+        return [Route(path, endpoint, methods=[method]) for method, path in PASSED]
 
 
 def release_header(name: str, version: str) -> str:
     """What `x-rag-release` says: `name@version`, the name alone for a release without one."""
     return f"{name}@{version}" if version else name
-
-
-def _passed(engine: ASGIApp, *, max_body_bytes: int) -> list[BaseRoute]:
-    endpoint = PassThrough(engine, max_body_bytes=max_body_bytes)
-    return [Route(path, endpoint, methods=[method]) for method, path in PASSED]

@@ -11,6 +11,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rag_stack.api.admission import Admission, is_content
+
 GENERATES: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 _KEPT: Final = 512
 _ERROR_FRAME: Final = b'data: {"error"'
@@ -22,6 +24,8 @@ class TrafficSnapshot:
 
     `arrived` are all, those too that were refused.
 
+    Of those that wait, `queued` wait for admission, with `queued_tokens`; the others are in the engine, of whose
+    `slots` `busy` are taken (0 slots: not known). `refused` were answered 429.
     `progress_s` is when anything last came out of the engine, by the monotonic clock. `ttft_s` are the newest times to
     the first byte of a stream, oldest first, at most 512; `good` are those within the target.
     """
@@ -36,6 +40,11 @@ class TrafficSnapshot:
     progress_s: float
     ttft_s: tuple[float, ...]
     arrived: int = 0
+    queued: int = 0
+    queued_tokens: int = 0
+    busy: int = 0
+    slots: int = 0
+    refused: int = 0
 
     @property
     def under_way(self) -> int:
@@ -46,17 +55,31 @@ class TrafficSnapshot:
 class Traffic:
     """Counts what passes. One a replica, used from its event loop alone."""
 
-    def __init__(self, *, ttft_target_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        ttft_target_s: float,
+        admission: Admission | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._target_s = ttft_target_s
+        self._admission = admission
         self._clock = clock
         self._running = self._waiting = self._answered = self._failed = self._aborted = self._good = self._chunks = 0
         self._arrived = 0
+        self._refused = self._blocked = 0
         self._progress_s = clock()
         self._ttft_s: deque[float] = deque(maxlen=_KEPT)
 
     def snapshot(self) -> TrafficSnapshot:
         """Now."""
+        queue = self._admission.snapshot() if self._admission else None
         return TrafficSnapshot(
+            queued=queue.waiting if queue else 0,
+            queued_tokens=queue.waiting_tokens if queue else 0,
+            busy=queue.running if queue else 0,
+            slots=queue.slots if queue else 0,
+            refused=self._refused,
             running=self._running,
             waiting=self._waiting,
             answered=self._answered,
@@ -68,6 +91,15 @@ class Traffic:
             ttft_s=tuple(self._ttft_s),
             arrived=self._arrived,
         )
+
+    def silent_s(self) -> float:
+        """Seconds for which nothing has come out of the engine though it was given work; 0 while it has none."""
+        under_way = self._admission.snapshot().turns if self._admission else self._running + self._waiting
+        return self._clock() - self._progress_s if under_way > self._blocked else 0.0
+
+    def progressed(self) -> None:
+        """The engine is known to have made something of its work, though nothing has come out."""
+        self._progress_s = self._clock()
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """The app, counted. Goes outside everything, so that what a client waits for is what is counted."""
@@ -88,7 +120,12 @@ class Traffic:
         self._arrived += 1
 
         async def send_counted(message: Message) -> None:
-            await send(message)
+            # A client that does not read holds up its own answer, and not the engine.
+            self._blocked += 1
+            try:
+                await send(message)
+            finally:
+                self._blocked -= 1
             self._see(message, passage)
 
         try:
@@ -108,7 +145,7 @@ class Traffic:
             )
             return
         body = message.get("body", b"")
-        if body:
+        if passage.status == 200 and is_content(body):
             self._progress_s = self._clock()
             self._chunks += 1
             passage.broken |= body.startswith(_ERROR_FRAME)
@@ -120,7 +157,9 @@ class Traffic:
         passage.complete |= not message.get("more_body", False)
 
     def _end(self, passage: "_Passage") -> None:
-        if passage.status >= 500 or passage.broken:
+        if passage.status == 429:
+            self._refused += 1
+        elif passage.status >= 500 or passage.broken:
             self._failed += 1
         elif not passage.complete:
             self._aborted += 1

@@ -56,7 +56,7 @@ def serve(
     except KeyboardInterrupt:
         pass
     finally:
-        console.print("stopping")
+        console.print(f"stopping: answers under way have {server.drain_s:g} s; Ctrl-C again breaks them off")
         server.stop()
 
 

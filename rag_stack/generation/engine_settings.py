@@ -29,6 +29,8 @@ _LOADER_PACKAGES = {
     "tensorizer": "tensorizer",
     "torchao": "torchao",
 }
+# vLLM 0.29 without `max_num_seqs`: 128 on a CPU, 256 or 1024 on a GPU, by its memory.
+_LEAST_SEQUENCES = 128
 # What times an engine's start, in place of vLLM's own worker; named and not imported, since it is the worker's process
 # that does so.
 WORKER_CLASS = "rag_stack.generation.worker.TimedWorker"
@@ -91,6 +93,12 @@ def weight_bytes(model_directory: Path) -> int:
         if sizes:
             return sum(sizes)
     return 0
+
+
+def max_sequences(engine: Mapping[str, Any]) -> int:
+    """Answers that the engine generates side by side: `max_num_seqs`, or the least of vLLM's own defaults."""
+    given = engine.get("max_num_seqs")
+    return given if isinstance(given, int) and given > 0 else _LEAST_SEQUENCES
 
 
 def context_tokens(engine: Mapping[str, Any], model_directory: Path) -> int:

@@ -65,10 +65,17 @@ class SearchServer:
             recorder=self._recorder,
             fetch_beside=NodeFetch(artifacts),
         )
-        follower = await follow(self._retrieval, self._recorder)
-        self._following = asyncio.create_task(follower.run())
+        self._follower = await follow(self._retrieval, self._recorder)
+        self._following = asyncio.create_task(self._follower.run())
         self._stores = own_stores(pinned, self._retrieval)
         self._ingesting = asyncio.create_task(self._stores.keeper.ingest.run())
+
+    async def __del__(self) -> None:
+        """Serve awaits it when running searches have ended."""
+        from rag_stack.serving.membership import leave
+
+        self._following.cancel()
+        await leave(self._follower)
 
     async def remove_file(self, file_id: str) -> bool:
         """Take a file out of all stores; whether no search finds it any more. See StoreKeeper.remove_everywhere."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from ray import serve
 
 from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.serving import bounds
 from rag_stack.serving.control import (
     ADMIN_APP,
     FILES_APP,
@@ -39,7 +40,8 @@ def control_targets(pinned: PinnedRelease) -> list[serve.RunTarget]:
         deployment = serve.deployment(
             serve.ingress()(server),
             name=server.__name__,
-            max_ongoing_requests=_MAX_ONGOING.get(server, 100),
+            max_ongoing_requests=_MAX_ONGOING.get(server, bounds.CONTROL_ONGOING),
+            **bounds.queued(),
             ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": offline_environment()}},
         )
         targets.append(serve.RunTarget(deployment.bind(pinned), name=name, route_prefix=prefix))

@@ -9,10 +9,12 @@ from ray.serve.config import AutoscalingPolicy, RequestRouterConfig
 from ray.serve.experimental.round_robin_router import RoundRobinRouter
 
 from rag_stack.config import Release
+from rag_stack.serving import bounds
 from rag_stack.serving.scaling import Rules, ScalingPolicy
 
-# One that dies is found by the controller's next question: two seconds, and not the ten by default.
-_HEALTH_PERIOD_S: Final = 2.0
+# A process that dies is found by the controller's next question; an engine that is lost by the third in a row, which
+# Serve asks of every replica and has no setting for.
+_HEALTH_PERIOD_S: Final = 1.0
 _HEALTH_TIMEOUT_S: Final = 30.0
 # HAProxy asks a router of its own node, and the next one when the first does not answer the call.
 _ROUTERS: Final = 2
@@ -26,7 +28,8 @@ def engine_options(release: Release, *, load_s: float = _LOAD_S) -> dict[str, An
     """Serve's options of the engine's deployment. `load_s` is what recorded starts of it took, their P90."""
     return {
         "autoscaling_config": _scaling(release, load_s=load_s),
-        "max_ongoing_requests": 1_000_000,  # the layer's own admission decides, and answers 429 in OpenAI's shape
+        "max_ongoing_requests": bounds.ENGINE_ONGOING,
+        **bounds.queued(release.wake.hold_requests),
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         "graceful_shutdown_timeout_s": release.drain.limit_s,
@@ -42,7 +45,11 @@ def router_config(release: Release) -> RequestRouterConfig:  # noqa: ARG001
 def with_router(engine: serve.Application) -> serve.Application:
     """The engine's application with the routers that HAProxy asks before each POST."""
     router = serve.deployment(
-        LLMRouter, num_replicas=_ROUTERS, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}
+        LLMRouter,
+        num_replicas=_ROUTERS,
+        max_ongoing_requests=bounds.ROUTER_ONGOING,
+        ray_actor_options={"num_cpus": 0},
+        **bounds.queued(),
     )
     # The hook that Ray Serve LLM's own builder uses; it sets no number of replicas.
     return engine._with_ingress_request_router(router.bind(server=engine))

@@ -33,6 +33,9 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         # A new replica is marked up after two checks; five seconds apart they would be most of a short start.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        # Each change of the replicas makes HAProxy begin anew, and what the old one carries is cut off so long after:
+        # 120 s by default, less than an answer may take.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "900",
         # Thirty seconds by default, which a server on a laptop would spend at every Ctrl-C.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }

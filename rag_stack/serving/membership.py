@@ -16,6 +16,7 @@ from rag_stack.serving.opening import OpenRetrieval
 
 # A start is not held up by a coordinator that is absent; it joins when it appears.
 _JOIN_LIMIT_S: Final = 60.0
+_LEAVE_LIMIT_S: Final = 2.0
 _LOG: Final = logging.getLogger("ray.serve")
 
 
@@ -44,6 +45,16 @@ class AskAdmin:
             return None
         self._silent = False
         return orders
+
+
+async def leave(follower: Follower) -> None:
+    """Say that this process ends, so that nobody waits for it. A coordinator that does not answer finds out."""
+    try:
+        async with asyncio.timeout(_LEAVE_LIMIT_S):
+            handle = await asyncio.to_thread(serve.get_app_handle, ADMIN_APP)
+            await handle.leave.remote(follower.name)
+    except (RayServeException, RayError, TimeoutError) as exc:
+        _LOG.info("the coordinator was not told that this process ends: %r", exc)
 
 
 def participant_name() -> str:

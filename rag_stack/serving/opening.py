@@ -33,6 +33,8 @@ from rag_stack.retrieval.rollout import FollowedStore, Target
 from rag_stack.retrieval.shelf import Shelf
 from rag_stack.timeline import Timeline
 
+_UNMAP_LIMIT_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class OpenRetrieval:
@@ -111,6 +113,14 @@ def open_retrieval(
         recorder=recorder,
     )
     return OpenRetrieval(embedder, retriever, shelf, tiers, lambda: _cards(pinned, shelf), following(pinned))
+
+
+def close_retrieval(retrieval: OpenRetrieval) -> None:
+    """End what runs, unmap the indexes and let go of their pins. Blocking: as long as a search takes."""
+    retrieval.retriever.close()
+    for name in retrieval.shelf.names():
+        retrieval.shelf.drop(name)
+    retrieval.shelf.wait_unmapped(_UNMAP_LIMIT_S)
 
 
 def open_indexes(

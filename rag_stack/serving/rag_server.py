@@ -78,7 +78,13 @@ class RagServer(LLMServer):  # type: ignore[misc]
         self._start = ReplicaStart(recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
         self._pinned = PinnedRelease.model_validate(llm_config.experimental_configs[RELEASE_KEY])
         keep_compiled(self._pinned.release)
-        self._replica = Replica(self._pinned, recorder=recorder, start=self._start, check_engine=super().check_health)
+        self._replica = Replica(
+            self._pinned,
+            recorder=recorder,
+            start=self._start,
+            check_engine=super().check_health,
+            tokens=self._tokens,
+        )
         artifacts = self._pinned.release.artifacts
         tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
         self._weights: LocalWeights = llm_config.get_or_create_callback()
@@ -109,11 +115,32 @@ class RagServer(LLMServer):  # type: ignore[misc]
         """What the autoscaling policy learns of this replica."""
         return self._replica.autoscaling_stats(self._load.now())
 
+    async def __del__(self) -> None:
+        """Serve awaits it when the replica has drained."""
+        await self._replica.close()
+        await super().__del__()
+
+    def _tokens(self) -> dict[str, int]:
+        """Tokens of each answer that vLLM works on; its front end keeps them, and tells nobody."""
+        processor = getattr(getattr(self.engine, "_engine_client", None), "output_processor", None)
+        states = dict(getattr(processor, "request_states", {}))
+        return {name: state.detokenizer.num_output_tokens() for name, state in states.items() if state.detokenizer}
+
     async def _start_engine(self) -> None:
         """Start the engine, and nothing else: the base class also starts an actor that collects usage statistics."""
         await self.engine.start()
         self._load.attach(self.engine._engine_client)  # the hook of vLLM itself; Ray passes no logger of ours on
         ready_s = time.time()
+        slots = engine_slots(self.engine)
+        if slots is not None:
+            self._replica.admission.set_slots(slots)
         timed = times_its_start(self._pinned.release.engine)
         self._start.engine_ready(await self.collective_rpc("start_report") if timed else [], ready_s=ready_s)
         await self._weights.loaded(self._recorder)
+
+
+def engine_slots(engine: object) -> int | None:
+    """The `max_num_seqs` that vLLM chose, where it tells: by default it depends on the device's memory."""
+    config = getattr(getattr(engine, "_engine_client", None), "vllm_config", None)
+    slots = getattr(getattr(config, "scheduler_config", None), "max_num_seqs", None)
+    return slots if isinstance(slots, int) else None

@@ -11,26 +11,33 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from rag_stack.api.admission import Admission, Limits
 from rag_stack.api.auth import KeyRing
 from rag_stack.api.health import Readiness
 from rag_stack.api.traffic import Traffic
 from rag_stack.artifacts.tiers import Tiers
+from rag_stack.config import Release
 from rag_stack.generation.engine_load import Held
+from rag_stack.generation.engine_settings import max_sequences
 from rag_stack.metrics import MemoryRecorder, Recorder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.announcement import keep_announcing
+from rag_stack.serving.engine_watch import EngineWatch, Tokens
 from rag_stack.serving.first_token import first_token
 from rag_stack.serving.follow import Follower
-from rag_stack.serving.membership import follow
+from rag_stack.serving.membership import follow, leave
 from rag_stack.serving.node_fetch import NodeFetch
-from rag_stack.serving.opening import OpenRetrieval, build_layer, open_retrieval
+from rag_stack.serving.opening import OpenRetrieval, build_layer, close_retrieval, open_retrieval
 from rag_stack.serving.readiness import StoreTold, store_parts
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
 
 
 class Replica:
-    """One replica. `check_engine` raises when the engine is dead."""
+    """One replica. `check_engine` raises when the engine is dead; `tokens` see EngineWatch.
+
+    `slots` are the answers that the engine generates side by side, where that is not what the release says.
+    """
 
     def __init__(
         self,
@@ -39,17 +46,30 @@ class Replica:
         recorder: Recorder,
         start: ReplicaStart,
         check_engine: Callable[[], Awaitable[None]],
+        slots: int | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         self.pinned = pinned
         self.surge = 0  # replicas beside the others that a rollout asks for
-        self.traffic = Traffic(ttft_target_s=pinned.release.scaling.ttft_target_s)
+        release = pinned.release
+        self.admission = Admission(limits(release, slots=slots), recorder=recorder)
+        self.traffic = Traffic(ttft_target_s=release.scaling.ttft_target_s, admission=self.admission)
         self._recorder = recorder
         self._start = start
-        self._check_engine = check_engine
+        self._watch = EngineWatch(
+            self.traffic,
+            self.admission,
+            stuck_s=release.drain.stuck_s,
+            check_engine=check_engine,
+            tokens=tokens,
+        )
+        self._retrieval: OpenRetrieval | None = None
+        self._follower: Follower | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self, tiers: Tiers) -> None:
         """Open the pinned versions, then whatever has been promoted since; from then on, follow."""
-        self._retrieval: OpenRetrieval = await asyncio.to_thread(
+        self._retrieval = await asyncio.to_thread(
             open_retrieval,
             self.pinned,
             tiers,
@@ -57,11 +77,12 @@ class Replica:
             recorder=self._recorder,
             fetch_beside=NodeFetch(self.pinned.release.artifacts),
         )
-        self._follower: Follower = await follow(self._retrieval, self._recorder)
-        self._following = asyncio.create_task(self._follower.run())
+        self._follower = await follow(self._retrieval, self._recorder)
+        self._tasks.append(asyncio.create_task(self._follower.run()))
 
     async def around(self, engine: ASGIApp, *, model_directory: Path) -> ASGIApp:
-        """The engine's app inside our layer, once it has answered a first question."""
+        """The engine's app inside our layer, once it has answered a first question. After `open`."""
+        assert self._retrieval is not None  # noqa: S101 - the order of a start
         layer = build_layer(
             self.pinned,
             self._retrieval,
@@ -73,12 +94,26 @@ class Replica:
         ours = replace(layer, keys=KeyRing(()), recorder=MemoryRecorder())  # this one is nobody's but ours
         if await first_token(ours.around(engine), self.pinned.release):
             self._start.lap("first token")
-        self._announcing = asyncio.create_task(keep_announcing(self._start.report(), self._recorder))
-        return NamedByServe(self.traffic.around(layer.around(engine)))
+        self._tasks.append(asyncio.create_task(keep_announcing(self._start.report(), self._recorder)))
+        admitting = replace(layer, admission=self.admission)
+        return NamedByServe(self.traffic.around(admitting.around(engine)))
 
     async def check_health(self) -> None:
-        """Raise when this replica should be replaced."""
-        await self._check_engine()
+        """Raise when this replica should be replaced; what waits for its engine is told at once."""
+        await self._watch.check()
+
+    async def close(self) -> None:
+        """The end, once Serve has let the running answers finish: leave the others, stop, unmap, let go of pins.
+
+        The pins of models are the process's own, and go with it.
+        """
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._follower is not None:
+            await leave(self._follower)
+        if self._retrieval is not None:
+            await asyncio.to_thread(close_retrieval, self._retrieval)
 
     def routing_stats(self) -> dict[str, Any]:
         """What the request router learns of this replica, beside what the engine itself reports."""
@@ -106,6 +141,8 @@ class Replica:
 
     async def _readiness(self) -> Readiness:
         await self.check_health()
+        assert self._retrieval is not None  # noqa: S101 - the order of a start
+        assert self._follower is not None  # noqa: S101
         lagging = self._follower.lagging()
         of_release = {store.name for store in self.pinned.release.stores}
         stores = store_parts(
@@ -113,3 +150,15 @@ class Replica:
             for name, state in self._retrieval.shelf.state().items()
         )
         return Readiness(ready=True, parts={"engine": "open", **stores})
+
+
+def limits(release: Release, *, slots: int | None = None) -> Limits:
+    """What a replica of a release takes on."""
+    return Limits(
+        slots=slots or max_sequences(release.engine),
+        queue=release.admission.queue,
+        waiting_tokens=release.admission.waiting_tokens,
+        target_s=release.scaling.ttft_target_s,
+        held=release.wake.hold_requests,
+        held_s=release.wake.hold_s,
+    )

@@ -21,19 +21,29 @@ from rag_stack.timeline import Timeline, process_start
 
 _NEEDED = ("ray", "vllm", "faiss", "torch", "sentence_transformers")
 _COMMAND = "command"
+_LOOK_S = 0.2
+# What a replica takes to end beside its answers.
+_END_S = 10.0
+_LOG = logging.getLogger(__name__)
 
 
 class Server:
     """A local Ray with the release's applications on it, until `stop`."""
 
-    def __init__(self, report: StartReport, url: str, metrics: str) -> None:
+    def __init__(self, report: StartReport, url: str, metrics: str, *, drain_s: float) -> None:
         self.report = report
         self.url = url
         self.metrics = metrics
+        self.drain_s = drain_s
 
     def stop(self) -> None:
-        """Drain the applications and end this Ray."""
-        _shut_down()
+        """Let running answers finish, for `drain_s` at most, and end this Ray. Another Ctrl-C ends it at once."""
+        try:
+            drain(self.drain_s)
+        except KeyboardInterrupt:
+            _LOG.warning("answers under way are broken off")
+        finally:
+            _shut_down()
 
 
 def start(release: Release, *, tell: Callable[[str], None]) -> Server:
@@ -65,7 +75,23 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
     except BaseException:
         _shut_down()
         raise
-    return Server(report, f"http://{pinned.release.server.host}:{pinned.release.server.port}", metrics)
+    url = f"http://{pinned.release.server.host}:{pinned.release.server.port}"
+    return Server(report, url, metrics, drain_s=pinned.release.drain.limit_s)
+
+
+def drain(limit_s: float) -> None:
+    """Take no more questions, and wait until those under way are answered, or the limit is over. Blocking.
+
+    Serve's own shutdown ends HAProxy together with the replicas, and every answer with it: the engine goes first.
+    """
+    from ray import serve
+
+    from rag_stack.serving.control import ENGINE_APP
+
+    until_s = time.monotonic() + limit_s + _END_S
+    serve.delete(ENGINE_APP, _blocking=False)
+    while ENGINE_APP in serve.status().applications and time.monotonic() < until_s:
+        time.sleep(_LOOK_S)
 
 
 def require_engine() -> None:
