@@ -117,6 +117,15 @@ def test_signals_reach_what_was_launched(server: ForkServerProcess, number: sign
     assert process.wait(WAIT_S) == 9
 
 
+def test_it_can_be_named(server: ForkServerProcess) -> None:
+    """As vLLM names its processes, and load tests find them."""
+    code = TELL.replace("import json", "import setproctitle; setproctitle.setproctitle('VLLM::Named'); import json")
+    process = launched(server.name, code + "\nsys.stdin.readline()")
+    pid = told_by(process)["pid"]
+    assert "VLLM::Named" in Path(f"/proc/{pid}/cmdline").read_text()
+    process.communicate("\n", timeout=WAIT_S)
+
+
 def test_one_that_is_killed_tells_its_starter_so(server: ForkServerProcess) -> None:
     process = launched(server.name, TELL + "\nimport time; time.sleep(600)")
     os.kill(told_by(process)["pid"], signal.SIGKILL)
