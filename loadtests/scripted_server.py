@@ -9,7 +9,9 @@ from rag_stack.serving import imports
 import asyncio
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from ray import serve
@@ -86,13 +88,19 @@ class ScriptedServer:
             raise RuntimeError("the engine is dead")
 
 
-def scripted_target(pinned: PinnedRelease, script: Script, *, num_cpus: float = 0.5) -> serve.RunTarget:
-    """The engine application, ready for `serve.run_many`."""
+def scripted_target(
+    pinned: PinnedRelease,
+    script: Script,
+    *,
+    num_cpus: float = 0.5,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> serve.RunTarget:
+    """The engine application, ready for `serve.run_many`; `options` of Serve's go before those of the release."""
     deployment = serve.deployment(
         serve.ingress()(ScriptedServer),
         name="ScriptedServer",
         ray_actor_options={"num_cpus": num_cpus, "runtime_env": {"env_vars": offline_environment()}},
-        **engine_options(pinned.release),
+        **{**engine_options(pinned.release), **options},
     )
     application = deployment.bind(pinned.model_dump(mode="json"), asdict(script))
     return serve.RunTarget(with_router(application), name=ENGINE_APP, route_prefix="/")

@@ -28,6 +28,7 @@
         EmbedderMismatchError             the index was built with another embedder
         IndexTooLargeError                it does not fit in memory beside the one that serves
         DocumentError                     a source document cannot be read (names it)
+      IncompatibleReleaseError       409  a release does not fit together, or cannot take over from the one that serves
       EngineMissingError                  the server's extras are not installed
 
 HTTP status and OpenAI error code belong to the class. Messages say what was expected, what came and what to do.
@@ -237,6 +238,14 @@ class DocumentError(IndexVersionError):
     """A source document cannot be read; the message names it."""
 
     code = "document_error"
+
+
+class IncompatibleReleaseError(RagStackError):
+    """What a release pins does not fit together, or one deployment cannot go from the old to the new one."""
+
+    status = 409
+    type = "conflict_error"
+    code = "incompatible_release"
 
 
 class EngineMissingError(RagStackError):

@@ -58,6 +58,10 @@ class ReplicaStart:
                     size_bytes=span.size_bytes,
                 )
 
+    def seconds(self) -> float:
+        """From the process's start to the end of the last lap."""
+        return max(0.0, self._mark_s - self._started_s)
+
     def report(self) -> StartReport:
         """From the process's start to the end of the last lap."""
         # What a standby imported long before is no part of this start.
