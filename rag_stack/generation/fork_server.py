@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -86,6 +87,9 @@ class ForkServer:
         began_s = time.time()
         for name in modules:
             importlib.import_module(name)
+        # At its first use it looks for the command line in memory, and would not find it in a copy.
+        with suppress(ImportError):
+            importlib.import_module("setproctitle").getproctitle()
         self._imports_s = (began_s, time.time())
         if (reason := unclean()) is not None:
             raise RuntimeError(reason)

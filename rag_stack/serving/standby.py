@@ -40,6 +40,8 @@ REPLICA_MODULES: Final = (
     "ray.serve._private.replica",
     "rag_stack.serving.rag_server",
     "vllm.entrypoints.openai.api_server",
+    "vllm.renderers.hf",
+    "vllm.v1.engine.async_llm",
     "sentence_transformers",
 )
 # What the parked process takes before anything is forked from it, with room for its imports to peak.

@@ -35,11 +35,8 @@ def server() -> Iterator[ForkServerProcess]:
     yield from serving(MODULE)
 
 
-def serving(
-    *modules: str, path: Path | None = None, more: Mapping[str, str] | None = None
-) -> Iterator[ForkServerProcess]:
-    environ = environment() | ({"PYTHONPATH": str(path)} if path else {})
-    process = ForkServerProcess(f"rag-stack-test-{uuid.uuid4().hex}", modules, environ=environ, more=more)
+def serving(*modules: str, more: Mapping[str, str] | None = None) -> Iterator[ForkServerProcess]:
+    process = ForkServerProcess(f"rag-stack-test-{uuid.uuid4().hex}", modules, environ=environment(), more=more)
     yield process
     process.stop()
 
@@ -117,6 +114,15 @@ def test_signals_reach_what_was_launched(server: ForkServerProcess, number: sign
     assert process.wait(WAIT_S) == 9
 
 
+def test_it_can_be_named(server: ForkServerProcess) -> None:
+    """As vLLM names its processes, and load tests find them."""
+    code = TELL.replace("import json", "import setproctitle; setproctitle.setproctitle('VLLM::Named'); import json")
+    process = launched(server.name, code + "\nsys.stdin.readline()")
+    pid = told_by(process)["pid"]
+    assert "VLLM::Named" in Path(f"/proc/{pid}/cmdline").read_text()
+    process.communicate("\n", timeout=WAIT_S)
+
+
 def test_one_that_is_killed_tells_its_starter_so(server: ForkServerProcess) -> None:
     process = launched(server.name, TELL + "\nimport time; time.sleep(600)")
     os.kill(told_by(process)["pid"], signal.SIGKILL)
@@ -191,19 +197,24 @@ def test_without_a_server_it_is_a_python(server: ForkServerProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("code", "told"),
     [
-        "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
-        "raise ValueError('no such library')",
+        ("import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()", "threads"),
+        ("raise ValueError('no such library')", "no such library"),
     ],
 )
-def test_imports_that_make_a_fork_unsafe_end_the_server(code: str, tmp_path: Path) -> None:
+def test_imports_that_make_a_fork_unsafe_end_the_server(
+    code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "unsafe_to_fork.py").write_text(code)
-    server = next(servers := serving("unsafe_to_fork", path=tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    server = next(servers := serving("unsafe_to_fork"))
+    ending = psutil.Process(server.pid)
     process = launched(server.name, TELL)
     assert told_by(process)["pid"] == process.pid
     assert process.wait(WAIT_S) == 0
-    assert server.ended()
+    assert psutil.wait_procs([ending], timeout=WAIT_S)[1] == []
+    assert told in capfd.readouterr().err
     assert list(servers) == []
 
 
