@@ -34,6 +34,8 @@ ARMS: Final = (OURS, DOCUMENTED, TUNED)
 _FASTER: Final = 3.0
 _TTFT_TARGET_S: Final = 2.0
 _AT_ONCE: Final = 3.0
+# What Serve takes for a proxy that does not start is, on a machine that also starts replicas, one that is slow.
+_PATIENT: Final = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 _SCRIPT: Final = Script(start_s=5.0, slots=4, prefill_s=0.1, token_s=0.39, max_tokens=10)
 # Of hundreds of replicas: eight slots, answers of four seconds, and starts as vLLM on a GPU takes them.
 _LARGE: Final = Stages(
@@ -148,7 +150,7 @@ def _measure(release: Release, data: Path, *, quick: bool) -> tuple[list[Run], S
     from loadtests.local_cluster import started
 
     runs, starts, first_s = [], [], []
-    with started(release, data, script=_SCRIPT, num_cpus=4) as cluster:
+    with started(release, data, script=_SCRIPT, num_cpus=4, variables=_PATIENT) as cluster:
         from loadtests.autoscale_live import redeploy, replay, until_settled
         from loadtests.scripted_server import scripted_target
 

@@ -13,8 +13,8 @@ _OFF: Final = 2.0  # variances from the line, where noise alone has one
 _TREND_LIMIT: Final = 1.5  # a trend adds half of the rate at the most
 
 
-def rates(arrived: Sequence[tuple[float, float]], when_s: float) -> tuple[float, float]:
-    """Arrivals a second: as they have been of late, and at `when_s` where they rise, else 0.
+def rates(arrived: Sequence[tuple[float, float]], when_s: float) -> tuple[float, float, float]:
+    """Arrivals a second: as they have been of late, as they were at least, and at `when_s` where they rise, else 0.
 
     `arrived` are times and what had arrived by then.
 
@@ -23,8 +23,13 @@ def rates(arrived: Sequence[tuple[float, float]], when_s: float) -> tuple[float,
     """
     now_s = arrived[-1][0]
     steps = [_Step(b - a, (a + b) / 2, after - before) for (a, before), (b, after) in pairwise(arrived)]
-    newest = _newest_rate(steps, now_s)
-    return newest, min(_rising_rate(_coarse(steps), now_s, when_s), _TREND_LIMIT * newest)
+    came, span_s = _newest(steps, now_s)
+    newest = came / span_s
+    return (
+        newest,
+        (came - math.sqrt(came)) / span_s,
+        min(_rising_rate(_coarse(steps), now_s, when_s), _TREND_LIMIT * newest),
+    )
 
 
 class _Step(NamedTuple):
@@ -35,20 +40,21 @@ class _Step(NamedTuple):
     came: float
 
 
-def _newest_rate(steps: Sequence[_Step], now_s: float) -> float:
-    """The mean over the longest stretch up to now in which it has not changed, six seconds at least.
+def _newest(steps: Sequence[_Step], now_s: float) -> tuple[float, float]:
+    """What came in the longest stretch up to now in which the rate has not changed, six seconds at least.
 
     Of two halves of these six that differ the lower counts: many requests at once are a queue, and no rate.
     """
     count, span_s = _sum(steps, now_s - _NEWEST_S, now_s)
     older, older_s = _sum(steps, now_s - 2 * _NEWEST_S, now_s - _NEWEST_S)
     if not older_s or _differ(count, span_s, older, older_s):
-        return min(count / max(span_s, _NEWEST_S), older / max(older_s, _NEWEST_S))
+        lower = min((count / max(span_s, _NEWEST_S), older / max(older_s, _NEWEST_S)))
+        return lower * _NEWEST_S, _NEWEST_S
     count, span_s, reach_s = count + older, span_s + older_s, 2 * _NEWEST_S
     while True:
         older, older_s = _sum(steps, now_s - 2 * reach_s, now_s - reach_s)
         if not older_s or _differ(count, span_s, older, older_s):
-            return count / span_s
+            return count, span_s
         count, span_s, reach_s = count + older, span_s + older_s, 2 * reach_s
 
 

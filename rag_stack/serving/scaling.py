@@ -239,7 +239,7 @@ def _load_time(rules: Rules, seen: Observation, state: State) -> float:
 
 
 def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> tuple[float, float]:
-    """In replicas: what arrivals come to; and what they will, with the queue, or keys and values if those are more."""
+    """In replicas: what arrivals come to at least; and what they will, with the queue, or keys and values if more."""
     now = state.samples[-1]
     kv = sum(load.kv_usage for load in seen.loads.values()) / _KV_FULL
     per_request_s = _service_time(state.samples)
@@ -252,8 +252,8 @@ def _demand(rules: Rules, seen: Observation, state: State, *, load_s: float) -> 
         return running * state.relief, max(kv, (running + queue) * state.relief)
     window_s = _within(_TREND_LOADS * load_s, _TREND_S)
     arrived = [(s.at_s, s.arrived) for s in state.samples if s.at_s >= now.at_s - window_s]
-    newest, ahead = rates(arrived, now.at_s + load_s)
-    arrivals = newest * per_request_s / rules.requests_per_replica
+    newest, least, ahead = rates(arrived, now.at_s + load_s)
+    arrivals = least * per_request_s / rules.requests_per_replica
     coming = max(newest, ahead) * per_request_s / rules.requests_per_replica
     # The queue is gone half a load time after the replicas for it have come; more than a quarter as many again do not
     # help, since what waits in a replica stays there.
