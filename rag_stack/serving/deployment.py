@@ -12,6 +12,7 @@ from rag_stack.config import Release
 # One that dies is found by the controller's next question: two seconds, and not the ten by default.
 _HEALTH_PERIOD_S: Final = 2.0
 _HEALTH_TIMEOUT_S: Final = 30.0
+_ROUTER_PERIOD_S: Final = 1.0
 # HAProxy asks a router of its own node, and the next one when the first does not answer the call.
 _ROUTERS: Final = 2
 
@@ -36,7 +37,13 @@ def router_config(release: Release) -> RequestRouterConfig:  # noqa: ARG001
 def with_router(engine: serve.Application) -> serve.Application:
     """The engine's application with the routers that HAProxy asks before each POST."""
     router = serve.deployment(
-        LLMRouter, num_replicas=_ROUTERS, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}
+        LLMRouter,
+        num_replicas=_ROUTERS,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0},
+        # With no router left, HAProxy refuses every POST until the controller has noticed.
+        health_check_period_s=_ROUTER_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
     )
     # The hook that Ray Serve LLM's own builder uses; it sets no number of replicas.
     return engine._with_ingress_request_router(router.bind(server=engine))
