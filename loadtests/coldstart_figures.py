@@ -85,9 +85,14 @@ def middle(starts: Sequence[Start], arm: ArmName) -> Start | None:
     return own[(len(own) - 1) // 2] if own else None
 
 
-def _breakdown(card: Mapping[str, Any], *more: Span, until_s: float) -> Breakdown:
+def spans_of(card: Mapping[str, Any]) -> list[Span]:
+    """The stages of a start that GET /v1/models/{id} shows, as spans again."""
     began_s = float(card["started_at"])
-    return break_down([*(_span(stage, began_s) for stage in card["stages"]), *more], start_s=began_s, end_s=until_s)
+    return [_span(stage, began_s) for stage in card["stages"]]
+
+
+def _breakdown(card: Mapping[str, Any], *more: Span, until_s: float) -> Breakdown:
+    return break_down([*spans_of(card), *more], start_s=float(card["started_at"]), end_s=until_s)
 
 
 def _span(stage: Mapping[str, Any], began_s: float) -> Span:

@@ -121,6 +121,9 @@ class WakeConfig(_Frozen):
     hold_s: float = Field(900.0, gt=0, description="nobody is held longer")
     heartbeat_s: float = Field(10.0, gt=0, le=10.0, description="a held client hears something this often")
     standby: bool = Field(False, description="keep one process a node with imports and weights ready")
+    fork: bool | None = Field(
+        None, description="fork an engine's processes from one that has imported already; none: on CPUs alone"
+    )
 
 
 class AdmissionConfig(_Frozen):

@@ -3,14 +3,17 @@
 vLLM takes it by name, through its `worker_cls` setting, in the worker's process. Nothing else imports this module.
 """
 
+import multiprocessing
 import os
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from rag_stack.generation.birth import born
 from rag_stack.generation.engine_settings import loader_name, weight_bytes
 from rag_stack.generation.loader import LOAD_FORMAT, REPLACES
 from rag_stack.timeline import Timeline, process_start
@@ -78,9 +81,15 @@ class TimedWorker(_platform_worker()):  # type: ignore[misc]  # vLLM is untyped 
             return super().compile_or_warm_up_model()
 
     def start_report(self) -> dict[str, Any]:
-        """Its spans so far, and the processes from its own upwards with their starts: plain values."""
+        """Its spans so far, and the processes from its own upwards with their starts: plain values.
+
+        `birth` is in it for a process that a fork server forked.
+        """
         processes = []
-        for pid in (os.getpid(), os.getppid()):
+        parent = multiprocessing.parent_process()
+        for pid in (os.getpid(), os.getppid() if parent is None or parent.pid is None else parent.pid):
             with suppress(OSError):  # a parent that has ended, or that is another user's
                 processes.append({"pid": pid, "started_s": process_start(pid)})
-        return {"spans": [span.to_wire() for span in self._timeline.spans()], "processes": processes}
+        birth = born()
+        spans = [span.to_wire() for span in self._timeline.spans()]
+        return {"spans": spans, "processes": processes, **({"birth": asdict(birth)} if birth else {})}

@@ -11,9 +11,9 @@ from rag_stack.generation.engine_settings import WORKER_CLASS, times_its_start
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.control_apps import control_targets
 from rag_stack.serving.deployment import engine_options, with_router
-from rag_stack.serving.environment import offline_environment
 from rag_stack.serving.prefixes import ENGINE_APP
 from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
+from rag_stack.serving.wake import replica_runtime
 
 
 def build_targets(pinned: PinnedRelease, *, model_directory: Path) -> list[serve.RunTarget]:
@@ -29,7 +29,7 @@ def _engine(pinned: PinnedRelease, model_directory: Path) -> serve.Application:
         model_loading_config={"model_id": release.model.name, "model_source": str(model_directory)},
         engine_kwargs=_engine_arguments(release),
         callback_config={"callback_class": LocalWeights},
-        runtime_env={"env_vars": {**offline_environment(), **release.engine_env}},
+        runtime_env=replica_runtime(release),
         experimental_configs={RELEASE_KEY: pinned.model_dump(mode="json")},
         deployment_config=engine_options(release),
         **hardware(release),

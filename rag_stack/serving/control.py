@@ -138,6 +138,11 @@ class AdminServer:
             swaps=lambda: [_swap_row(view) for view in self._rollouts.views()],
         )
         self._running = asyncio.create_task(self._rollouts.run())
+        if release.wake.standby:
+            # Imported here: the other control processes share this module and keep none.
+            from rag_stack.serving.standby import StandbyKeeper
+
+            self._standing_by = asyncio.create_task(StandbyKeeper(pinned).run())
 
     async def sync(self, participant: str, report: Report, known: Orders | None) -> Orders:
         """See Rollouts.sync."""

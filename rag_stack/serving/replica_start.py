@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rag_stack.generation.birth import born
 from rag_stack.metrics import Recorder, record_load
 from rag_stack.serving.start_report import StartReport, engine_spans
 from rag_stack.timeline import Span, Timeline, process_start
@@ -13,15 +14,22 @@ from rag_stack.timeline import Span, Timeline, process_start
 class ReplicaStart:
     """The stages one after the other, and beside them those of the retrieval, which opens in a thread.
 
-    `imports_s` is when the process began to import what it needs and when it had done so.
+    `imports_s` is when the process began to import what it needs and when it had done so; one that was forked has not
+    imported anything.
     """
 
     def __init__(self, recorder: Recorder, *, imports_s: tuple[float, float]) -> None:
         self._recorder = recorder
-        self._started_s = process_start(os.getpid())
+        birth = born()
+        self._started_s = process_start(os.getpid()) if birth is None else birth.launched_s
         self._engine: list[Span] = []
         self.timeline = Timeline(process="replica")
         self.beside = Timeline(process="replica", beside=True)
+        if birth is not None:
+            self._mark_s = time.time()
+            self.timeline.add("fork", birth.launched_s, birth.forked_s)
+            self.timeline.add("start Ray worker", birth.forked_s, self._mark_s)
+            return
         began_s, self._mark_s = imports_s
         self.timeline.add("start Ray worker", self._started_s, began_s)
         self.timeline.add("import vLLM", began_s, self._mark_s)
@@ -52,5 +60,7 @@ class ReplicaStart:
 
     def report(self) -> StartReport:
         """From the process's start to the end of the last lap."""
+        # What a standby imported long before is no part of this start.
         spans = (*self.timeline.spans(), *self._engine, *self.beside.spans())
+        spans = tuple(span for span in spans if span.end_s >= self._started_s)
         return StartReport(self._started_s, self._mark_s, spans)

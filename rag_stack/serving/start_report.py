@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from rag_stack.generation.birth import Birth
 from rag_stack.metrics import START_SECONDS, Recorder
 from rag_stack.timeline import UNNAMED, Breakdown, Span, Stage, break_down
 
@@ -68,16 +69,40 @@ def engine_spans(reports: Sequence[Mapping[str, Any]], *, asked_s: float, ready_
     slowest = max(range(len(told)), key=lambda n: max((span.end_s for span in told[n] if span.kind), default=0.0))
     worker = told[slowest]
     first_s, last_s = min(span.start_s for span in worker), max(span.end_s for span in worker)
+    connect = Span("connect engine", last_s, ready_s, "replica")
+    # What the core does between the worker's steps is short and stands in the report as unnamed.
+    if (fields := reports[slowest].get("birth")) is not None:
+        return [*_forked_spans(Birth.from_fields(fields), asked_s=asked_s, first_s=first_s), *worker, connect]
+    processes = reports[slowest]["processes"]
+    return [*_started_spans(processes, asked_s=asked_s, first_s=first_s), *worker, connect]
+
+
+def _started_spans(processes: Sequence[Mapping[str, Any]], *, asked_s: float, first_s: float) -> list[Span]:
+    """Until a worker's first step, where each process began as a new Python."""
     # A worker's parent is the engine's core where each has a process; under another executor it is not of this start.
-    births = sorted(process["started_s"] for process in reports[slowest]["processes"])
+    births = sorted(process["started_s"] for process in processes)
     births = [born_s for born_s in births if asked_s < born_s < first_s]
     spans = [Span("configure engine", asked_s, births[0] if births else first_s, "replica")]
     if len(births) > 1:
         spans.append(Span("import vLLM", births[0], births[-1], "engine core"))
     if births:
         spans.append(Span("import vLLM", births[-1], first_s, "worker"))
-    # What the core does between the worker's steps is short and stands in the report as unnamed.
-    return [*spans, *worker, Span("connect engine", last_s, ready_s, "replica")]
+    return spans
+
+
+def _forked_spans(worker: Birth, *, asked_s: float, first_s: float) -> list[Span]:
+    """Until a worker's first step, where a fork server forked it, and the engine's core if that is told.
+
+    A fork that takes long has waited for the server's import.
+    """
+    core = worker.parent if worker.parent is not None and worker.parent.launched_s >= asked_s else None
+    spans = [Span("configure engine", asked_s, (core or worker).launched_s, "replica"), worker.import_span()]
+    if core is not None:
+        spans.append(Span("fork", core.launched_s, core.forked_s, "engine core"))
+        spans.append(Span("set up engine core", core.forked_s, worker.launched_s, "engine core"))
+    spans.append(Span("fork", worker.launched_s, worker.forked_s, "worker"))
+    spans.append(Span("take over settings", worker.forked_s, first_s, "worker"))
+    return spans
 
 
 def _card(stage: Stage, *, began_s: float) -> dict[str, Any]:
