@@ -23,7 +23,8 @@ from rag_stack.errors import UnavailableError
 from rag_stack.serving.prefixes import MODELS_APP, OTHER_PREFIXES
 from rag_stack.serving.ray_recorder import RayRecorder
 
-_PROXY: Final = "SERVE_PROXY_ACTOR"
+# HAProxy's managers have the name without the second part.
+_PROXY: Final = "SERVE_PROXY_ACTOR-fallback-"
 _FRESH_S: Final = 1.0
 _FIRST_LIMIT_S: Final = 5.0
 _ASK_LIMIT_S: Final = 5.0
@@ -41,21 +42,29 @@ def _room(app: ASGIApp) -> ASGIApp:
 
 
 class Lookout:
-    """The newest outlook, asked for again once it is a second old."""
+    """The newest outlook, asked for again once it is a second old. `handle` is that of the application, if known."""
 
-    def __init__(self) -> None:
-        self._handle: Any = None
+    def __init__(
+        self,
+        *,
+        handle: Any = None,  # noqa: ANN401 - Serve's handle is untyped
+        first_limit_s: float = _FIRST_LIMIT_S,
+        fresh_s: float = _FRESH_S,
+    ) -> None:
+        self._handle = handle
+        self._first_limit_s = first_limit_s
+        self._fresh_s = fresh_s
         self._outlook: Outlook | None = None
         self._asked_s = 0.0
         self._asking: asyncio.Task[None] | None = None
 
     async def look(self) -> Outlook:
         """What was known last, at once; the first time, when it comes. Raises UnavailableError when it does not."""
-        if (self._asking is None or self._asking.done()) and time.monotonic() - self._asked_s >= _FRESH_S:
+        if (self._asking is None or self._asking.done()) and time.monotonic() - self._asked_s >= self._fresh_s:
             self._asked_s = time.monotonic()
             self._asking = asyncio.create_task(self._ask())
         if self._outlook is None and self._asking is not None:
-            await asyncio.wait({self._asking}, timeout=_FIRST_LIMIT_S)
+            await asyncio.wait({self._asking}, timeout=self._first_limit_s)
         if self._outlook is None:
             raise UnavailableError("what is served is not known yet", retry_after_s=5)
         return self._outlook
