@@ -12,6 +12,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from loadtests.local_cluster import LocalCluster, started
 from loadtests.scripted_engine import Script
@@ -41,6 +42,9 @@ class Seen:
 
 def main(directory: Path, max_replicas: int, start_s: float, idle_s: float) -> None:
     """Publish, start, and do what is asked until stdin ends."""
+    # What Ray or one of its processes prints must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     release = _release(directory, max_replicas, idle_s)
     tiers = open_tiers(release.artifacts, MemoryRecorder())
     embedder = publish_models(tiers.catalog, generator=True, tell=lambda _: None)
@@ -52,10 +56,10 @@ def main(directory: Path, max_replicas: int, start_s: float, idle_s: float) -> N
         seen, over = Seen(), threading.Event()
         watcher = threading.Thread(target=_watch, args=(seen, over), daemon=True)
         watcher.start()
-        _tell({"url": cluster.url, "model": MODEL, "store": STORE})
+        _tell(answers, {"url": cluster.url, "model": MODEL, "store": STORE})
         try:
             for line in sys.stdin:
-                _tell(_do(line.split(), cluster, seen))
+                _tell(answers, _do(line.split(), cluster, seen))
         finally:
             over.set()
             watcher.join()
@@ -112,13 +116,14 @@ def _release(directory: Path, max_replicas: int, idle_s: float) -> Release:
             "server": {"port": free_port()},
             "engine": {"max_model_len": 2048},
             "scaling": {"min_replicas": 0, "max_replicas": max_replicas, "idle_s": idle_s, "down_after_s": idle_s},
-            "wake": {"heartbeat_s": 1.0, "hold_requests": 100, "hold_s": 120},
+            "wake": {"heartbeat_s": 1.0, "hold_requests": 100, "hold_s": 600},
         }
     )
 
 
-def _tell(fields: dict[str, object]) -> None:
-    print(json.dumps(fields), flush=True)
+def _tell(answers: TextIO, fields: dict[str, object]) -> None:
+    answers.write(f"{json.dumps(fields)}\n")
+    answers.flush()
 
 
 if __name__ == "__main__":
