@@ -47,8 +47,8 @@ def main(directory: Path, max_replicas: int, start_s: float, idle_s: float) -> N
     os.dup2(2, 1)
     release = _release(directory, max_replicas, idle_s)
     tiers = open_tiers(release.artifacts, MemoryRecorder())
-    embedder = publish_models(tiers.catalog, generator=True, tell=lambda _: None)
-    if tiers.catalog.promoted("indexes", INDEX) is None:
+    if tiers.catalog.promoted("indexes", INDEX) is None:  # or all is there from another run
+        embedder = publish_models(tiers.catalog, generator=True, tell=lambda _: None)
         publish_versions(tiers.catalog, directory / "built", ["one"], embedder=embedder, rows=2000)
         tiers.catalog.promote(ArtifactRef("indexes", INDEX, "one"))
     script = Script(start_s=start_s, slots=16, token_s=0.01, max_tokens=8)

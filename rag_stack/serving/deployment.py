@@ -35,7 +35,12 @@ def router_config(release: Release) -> RequestRouterConfig:  # noqa: ARG001
 
 
 def with_router(engine: serve.Application) -> serve.Application:
-    """The engine's application with the routers that HAProxy asks before each POST."""
+    """The engine's application with the routers that HAProxy asks before each POST.
+
+    Also before those of the control applications, since the engine's prefix is `/` and HAProxy takes the longest prefix
+    that has a router. Giving each of them a router of its own would keep them out of this one's way, and put one more
+    process in their own: two routers and a short health check it is. While the engine sleeps, no router is asked.
+    """
     router = serve.deployment(
         LLMRouter,
         num_replicas=_ROUTERS,
