@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from loadtests.scripted_engine import Json, Script, ScriptedEngine
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.releases.pinned import PinnedRelease
-from rag_stack.serving.control import ENGINE_APP
+from rag_stack.serving.prefixes import ENGINE_APP
 from rag_stack.serving.deployment import engine_options, with_router
 from rag_stack.serving.environment import offline_environment
 from rag_stack.serving.node_agent import cluster_peers

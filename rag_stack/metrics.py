@@ -98,6 +98,9 @@ SWAP_LAGGING = Metric(
     "1 while this process serves an older index version than it should, else 0",
     ("store",),
 )
+HELD = Metric("rag_stack_held_requests", "gauge", "Requests held while no replica serves")
+HELD_BYTES = Metric("rag_stack_held_bytes", "gauge", "Bytes of the bodies of held requests")
+HELD_REFUSED = Metric("rag_stack_held_refused_total", "counter", "Requests for which there was no place", ("reason",))
 CITATIONS = Metric("rag_stack_citations_total", "counter", "Citations given", ("method",))
 
 ALL = (
@@ -115,6 +118,9 @@ ALL = (
     SWAPS,
     SWAP_SECONDS,
     SWAP_LAGGING,
+    HELD,
+    HELD_BYTES,
+    HELD_REFUSED,
     CITATIONS,
 )
 

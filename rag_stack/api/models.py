@@ -33,12 +33,16 @@ class Starts:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The handlers. `stores` gives those there are now, `load` how the model's last start went (None: not known)."""
+    """The handlers. `stores` gives those there are now, `load` how the model's last start went (None: not known).
+
+    `engine` gives how the engine is: its state and, in seconds, the estimate of when it serves.
+    """
 
     model: str
     stores: Callable[[], Sequence[str]]
     created_at: int
     load: Callable[[], Mapping[str, Any] | None] = lambda: None
+    engine: Callable[[], Mapping[str, Any]] = dict
 
     def routes(self) -> list[Route]:
         """What this owns."""
@@ -52,12 +56,12 @@ class Models:
         return JSONResponse({"object": "list", "data": [self._card(name) for name in self._names()]})
 
     async def get_model(self, request: Request) -> JSONResponse:
-        """One of them, with the stages of its last start in the extra key `load` once it has started."""
+        """One of them, asleep or not: `state`, `estimate_seconds`, and the stages of its last start as `load`."""
         name = request.path_params["model"]
         if name not in self._names():
             raise NotFoundError(f"the model {name!r} does not exist; there are {self._names()}", param="model")
         load = self.load()
-        return JSONResponse(self._card(name) | ({} if load is None else {"load": dict(load)}))
+        return JSONResponse(self._card(name) | dict(self.engine()) | ({} if load is None else {"load": dict(load)}))
 
     def _names(self) -> list[str]:
         return [self.model, *(f"{self.model}@{store}" for store in self.stores())]

@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from rag_stack.metrics import Recorder
-from rag_stack.serving.control import MODELS_APP
+from rag_stack.serving.prefixes import MODELS_APP
 from rag_stack.serving.start_report import StartReport
 
 _TURN_S = 5.0

@@ -9,9 +9,9 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 from rag_stack.config import Release
 from rag_stack.generation.engine_settings import WORKER_CLASS, times_its_start
 from rag_stack.releases.pinned import PinnedRelease
-from rag_stack.serving.control import ENGINE_APP
 from rag_stack.serving.control_apps import control_targets
 from rag_stack.serving.deployment import engine_options, with_router
+from rag_stack.serving.prefixes import ENGINE_APP
 from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
 from rag_stack.serving.wake import replica_runtime
 

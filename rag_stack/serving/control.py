@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 from ray import serve
@@ -22,19 +23,17 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.errors import UnavailableError
 from rag_stack.metrics import Recorder
 from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.releases.start_history import LoadTime
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
 from rag_stack.serving.holding import Holding
+from rag_stack.serving.prefixes import ADMIN_APP, ENGINE_APP, SEARCH_APP
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.readiness import StoreTold, store_parts
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollouts import Rollouts, Settled
+from rag_stack.serving.wake_watch import WakeWatch, ask_serve, told_of
 from rag_stack.timeline import Timeline
 
-ENGINE_APP = "engine"
-SEARCH_APP = "vector_stores"
-MODELS_APP = "models"
-ADMIN_APP = "admin"
-FILES_APP = "files"
 # What a look at a pointer costs: nothing on a disk, a request elsewhere.
 _POLL_S: Final = {"file": 1.0}
 _POLL_OTHERS_S: Final = 2.0
@@ -188,22 +187,47 @@ class AdminServer:
 
 
 class ModelsServer:
-    """/v1/models: known models stay listed at zero replicas, with how their last start went."""
+    """/v1/models: known models stay listed at zero replicas, with how the engine is and how its last start went."""
 
-    def __init__(self, pinned: PinnedRelease) -> None:
+    async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
         self._pinned = pinned
         self._starts = Starts()
+        self._watch = WakeWatch(pinned, ask=partial(ask_serve, ENGINE_APP))
+        self._watching = asyncio.create_task(self._watch.run())
 
-    def keep_load(self, starter: Starter, card: dict[str, Any]) -> None:
+    async def keep_load(self, starter: Starter, card: dict[str, Any]) -> None:
         """Take over what a replica, or the command that started this server, reports of its start."""
         self._starts.keep(starter, card)
+        if starter == "replica":
+            await self._watch.keep(card)
+
+    async def outlook(self) -> dict[str, Any]:
+        """What the waiting room has to know: the release, how the engine is, and in how many seconds it may serve."""
+        estimate_s = self._watch.estimate_s(now_s=time.monotonic())
+        release = self._pinned.release.model_dump(mode="json")
+        return {"release": release, "state": self._watch.state, "estimate_s": estimate_s}
+
+    async def load_time(self) -> LoadTime | None:
+        """How long starts of this release take."""
+        return self._watch.load_time()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The models' routes behind the gate."""
         release = self._pinned.release
         names = tuple(store.name for store in release.stores)
-        models = Models(release.model.name, lambda: names, self._pinned.created_at, load=self._starts.load)
+        models = Models(
+            release.model.name,
+            lambda: names,
+            self._pinned.created_at,
+            load=self._starts.load,
+            engine=self._watch.card,
+        )
         return _served(models.routes(), self._pinned, recorder=RayRecorder())
+
+    async def check_health(self) -> None:
+        """Serve starts this again when the loop that looks at the engine has ended."""
+        if self._watching.done():
+            raise RuntimeError(f"the watch has stopped: {self._watching.exception()!r}")
 
 
 class HealthServer:
@@ -238,10 +262,15 @@ def _served(routes: Sequence[BaseRoute], pinned: PinnedRelease, *, recorder: Rec
 
 
 async def _cluster_readiness(stores: Sequence[StoreView]) -> Readiness:
-    """What Serve's controller says of the applications; asking it wakes nobody up, as a request would."""
+    """What Serve's controller says of the applications; asking it wakes nobody up, as a request would.
+
+    An engine that sleeps is ready: a request is held until it serves.
+    """
     applications = (await asyncio.to_thread(serve.status)).applications
     parts = {name: str(applications[name].status.value) for name in (ENGINE_APP, SEARCH_APP) if name in applications}
     ready = len(parts) == 2 and set(parts.values()) == {"RUNNING"}
+    if parts.get(ENGINE_APP) == "RUNNING" and (state := told_of(applications[ENGINE_APP]).state) != "ready":
+        parts[ENGINE_APP] = state
     told = store_parts(
         StoreTold(view.store.name, view.version, len(view.lagging), of_release=view.store.of_release) for view in stores
     )

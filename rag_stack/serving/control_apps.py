@@ -7,10 +7,6 @@ from ray import serve
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving import bounds
 from rag_stack.serving.control import (
-    ADMIN_APP,
-    FILES_APP,
-    MODELS_APP,
-    SEARCH_APP,
     AdminServer,
     FilesServer,
     HealthServer,
@@ -18,14 +14,23 @@ from rag_stack.serving.control import (
     SearchServer,
 )
 from rag_stack.serving.environment import offline_environment
+from rag_stack.serving.prefixes import (
+    ADMIN_APP,
+    FILES_APP,
+    HEALTH_APP,
+    MODELS_APP,
+    PREFIXES,
+    READY_APP,
+    SEARCH_APP,
+)
 
-_CONTROL: tuple[tuple[str, str, type], ...] = (
-    (ADMIN_APP, "/admin", AdminServer),
-    (SEARCH_APP, "/v1/vector_stores", SearchServer),
-    (FILES_APP, "/v1/files", FilesServer),
-    (MODELS_APP, "/v1/models", ModelsServer),
-    ("health", "/health", HealthServer),
-    ("ready", "/ready", HealthServer),
+_CONTROL: tuple[tuple[str, type], ...] = (
+    (ADMIN_APP, AdminServer),
+    (SEARCH_APP, SearchServer),
+    (FILES_APP, FilesServer),
+    (MODELS_APP, ModelsServer),
+    (HEALTH_APP, HealthServer),
+    (READY_APP, HealthServer),
 )
 # Every process that searches keeps a question to the coordinator open. Removals and updates of files are answered when
 # every process serves without them, up to half a minute later: searches must not wait behind those, and are bounded by
@@ -36,7 +41,7 @@ _MAX_ONGOING: Mapping[type, int] = {AdminServer: 1000, SearchServer: 1000}
 def control_targets(pinned: PinnedRelease) -> list[serve.RunTarget]:
     """The control applications alone: search and administration without an engine."""
     targets = []
-    for name, prefix, server in _CONTROL:
+    for name, server in _CONTROL:
         deployment = serve.deployment(
             serve.ingress()(server),
             name=server.__name__,
@@ -44,5 +49,5 @@ def control_targets(pinned: PinnedRelease) -> list[serve.RunTarget]:
             **bounds.queued(),
             ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": offline_environment()}},
         )
-        targets.append(serve.RunTarget(deployment.bind(pinned), name=name, route_prefix=prefix))
+        targets.append(serve.RunTarget(deployment.bind(pinned), name=name, route_prefix=PREFIXES[name]))
     return targets

@@ -16,6 +16,7 @@ from rag_stack.serving.scaling import Rules, ScalingPolicy
 # Serve asks of every replica and has no setting for.
 _HEALTH_PERIOD_S: Final = 1.0
 _HEALTH_TIMEOUT_S: Final = 30.0
+_ROUTER_PERIOD_S: Final = 1.0
 # HAProxy asks a router of its own node, and the next one when the first does not answer the call.
 _ROUTERS: Final = 2
 # Replicas tell the controller how they fare; ten seconds by default, which is a part of a load time.
@@ -43,12 +44,20 @@ def router_config(release: Release) -> RequestRouterConfig:  # noqa: ARG001
 
 
 def with_router(engine: serve.Application) -> serve.Application:
-    """The engine's application with the routers that HAProxy asks before each POST."""
+    """The engine's application with the routers that HAProxy asks before each POST.
+
+    Also before those of the control applications, since the engine's prefix is `/` and HAProxy takes the longest prefix
+    that has a router. Giving each of them a router of its own would keep them out of this one's way, and put one more
+    process in their own: two routers and a short health check it is. While the engine sleeps, no router is asked.
+    """
     router = serve.deployment(
         LLMRouter,
         num_replicas=_ROUTERS,
         max_ongoing_requests=bounds.ROUTER_ONGOING,
         ray_actor_options={"num_cpus": 0},
+        # With no router left, HAProxy refuses every POST until the controller has noticed.
+        health_check_period_s=_ROUTER_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
         **bounds.queued(),
     )
     # The hook that Ray Serve LLM's own builder uses; it sets no number of replicas.

@@ -10,9 +10,9 @@ from ray.serve.exceptions import RayServeException
 
 from rag_stack.metrics import Recorder
 from rag_stack.retrieval.rollout import Orders, Report
-from rag_stack.serving.control import ADMIN_APP
 from rag_stack.serving.follow import Follower
 from rag_stack.serving.opening import OpenRetrieval
+from rag_stack.serving.prefixes import ADMIN_APP
 
 # A start is not held up by a coordinator that is absent; it joins when it appears.
 _JOIN_LIMIT_S: Final = 60.0

@@ -18,8 +18,8 @@ from rag_stack.index.format import Chunking
 from rag_stack.jobs.store_build import StoreBuild
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.retrieval.rollout import FollowedStore
-from rag_stack.serving.control import ADMIN_APP
 from rag_stack.serving.opening import OpenRetrieval, vector_stores
+from rag_stack.serving.prefixes import ADMIN_APP
 from rag_stack.stores.files import Files
 from rag_stack.stores.ingest import Ingest
 from rag_stack.stores.register import Register

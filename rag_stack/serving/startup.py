@@ -169,7 +169,7 @@ def _run(pinned: PinnedRelease, model_directory: Path, *, timeline: Timeline, st
     from ray import serve
 
     from rag_stack.serving.app import build_targets
-    from rag_stack.serving.control import ENGINE_APP
+    from rag_stack.serving.prefixes import ENGINE_APP
 
     deployed_s = time.time()
     try:
@@ -201,7 +201,7 @@ def _tell_models(report: StartReport) -> None:
     """Have /v1/models show this start; nothing that is served waits for it or needs it."""
     from ray import serve
 
-    from rag_stack.serving.control import MODELS_APP
+    from rag_stack.serving.prefixes import MODELS_APP
 
     serve.get_app_handle(MODELS_APP).keep_load.remote("command", report.to_card())
 

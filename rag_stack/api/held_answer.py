@@ -1,0 +1,111 @@
+"""An answer that may be long in coming: signs of life until it begins, then the answer itself, or what went wrong."""
+
+import asyncio
+from typing import Final
+
+from starlette.types import Message, Send
+
+from rag_stack.api.engine import json_start, shape_error
+from rag_stack.api.http import dumps, error_body, error_response
+from rag_stack.api.sse import DONE
+from rag_stack.errors import RagStackError
+
+_COMMENT: Final = b": the engine starts\n\n"
+_SPACE: Final = b" "
+_LAST_FRAME: Final = b"data: " + DONE + b"\n\n"
+_FAILED: Final = 400
+
+
+class HeldAnswer:
+    """The `send` of the app behind, for one request. `begun` is set once something of the answer itself is out.
+
+    Until the first sign of life nothing is changed, but for errors, which get OpenAI's shape. From then on the status
+    is 200: a failure becomes an error frame in a stream, an error object in the place of any other answer.
+    """
+
+    def __init__(self, send: Send, *, streams: bool) -> None:
+        self.begun = asyncio.Event()
+        self._send = send
+        self.streams = streams
+        self._turn = asyncio.Lock()
+        self._start: Message | None = None
+        self._opened = False
+        self._complete = False
+        self._error = b""
+
+    async def __call__(self, message: Message) -> None:
+        """Take the app's next message."""
+        async with self._turn:
+            if message["type"] == "http.response.start":
+                self._start = message  # kept until its body comes, since a sign of life may come first
+            elif message["type"] == "http.response.body" and self._start is not None and not self._complete:
+                await self._body(message, self._start)
+
+    async def beat(self) -> None:
+        """A sign of life: a comment in a stream, a space before any other answer. Nothing once the answer has begun."""
+        async with self._turn:
+            # Whose start has come with a status or a length of its own has its body at hand.
+            at_hand = self._start is not None and (self._start["status"] >= _FAILED or not self.streams)
+            if self.begun.is_set() or self._complete or (at_hand and not self._opened):
+                return
+            if not self._opened:
+                await self._send(self._start or _start(streams=self.streams))
+                self._opened = True
+            await self._send(_part(_COMMENT if self.streams else _SPACE))
+
+    async def fail(self, error: RagStackError) -> None:
+        """Say why there is no answer, or no more of it. Nothing after an answer's end."""
+        async with self._turn:
+            if self._complete:
+                return
+            self._complete = True
+            if not self._opened and not self.begun.is_set():
+                await error_response(error)({"type": "http"}, _nothing, self._send)
+            elif self.streams or not self.begun.is_set():
+                await self._send(self._last(dumps(error_body(error))))
+            # Half a JSON answer cannot be mended: the connection that closes early is what tells.
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer has come to its end."""
+        return self._complete
+
+    async def _body(self, message: Message, start: Message) -> None:
+        self._complete = not message.get("more_body", False)
+        if start["status"] >= _FAILED:
+            self._error += message.get("body", b"")
+            if self._complete:
+                await self._tell(start)
+            return
+        if not self._opened and not self.begun.is_set():
+            await self._send(start)
+        self.begun.set()
+        await self._send(message)
+
+    async def _tell(self, start: Message) -> None:
+        """The app's own error, whole."""
+        body = dumps(shape_error(self._error, status=start["status"]))
+        if self._opened:
+            await self._send(self._last(body))
+        else:
+            await self._send(json_start(start, body))
+            await self._send({"type": "http.response.body", "body": body})
+        self.begun.set()
+
+    def _last(self, error: bytes) -> Message:
+        body = b"data: " + error + b"\n\n" + _LAST_FRAME if self.streams else error
+        return {"type": "http.response.body", "body": body, "more_body": False}
+
+
+def _start(*, streams: bool) -> Message:
+    content_type = b"text/event-stream; charset=utf-8" if streams else b"application/json"
+    headers = [(b"content-type", content_type), (b"cache-control", b"no-cache")]
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def _part(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}

@@ -1,0 +1,59 @@
+"""What is told of the engine between its sleep and its first answer."""
+
+from pathlib import Path
+
+import pytest
+
+from rag_stack.config import Release
+from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.serving.wake_watch import EngineTold, WakeWatch
+
+ASLEEP = EngineTold(0, 0, failed=False)
+STARTING = EngineTold(0, 1, failed=False)
+READY = EngineTold(1, 1, failed=False)
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> WakeWatch:
+    return _watch(tmp_path)
+
+
+def _watch(root: Path) -> WakeWatch:
+    told = {"name": "r", "model": {"name": "m"}, "embedder": {"name": "e"}, "artifacts": {"root": f"file://{root}"}}
+    pinned = PinnedRelease(release=Release.model_validate(told), created_at=0)
+    return WakeWatch(pinned, ask=lambda: ASLEEP)
+
+
+def card(ready_at: float, seconds: float) -> dict[str, object]:
+    return {"ready_at": ready_at, "seconds": seconds, "stages": []}
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [(ASLEEP, "asleep"), (STARTING, "starting"), (READY, "ready"), (EngineTold(0, 1, failed=True), "failed")],
+)
+def test_the_state_is_one_word(watch: WakeWatch, told: EngineTold, state: str) -> None:
+    watch.see(told, now_s=0)
+    assert watch.card()["state"] == state
+
+
+async def test_the_estimate_runs_down_while_it_starts(watch: WakeWatch) -> None:
+    assert watch.estimate_s(now_s=0) == 60.0
+    for number, seconds in enumerate((10.0, 20.0, 40.0)):
+        await watch.keep(card(number, seconds))
+    assert watch.card() == {"state": "asleep", "estimate_seconds": 20.0, "start_seconds": {"p50": 20.0, "p90": 40.0}}
+    watch.see(STARTING, now_s=100)
+    watch.see(STARTING, now_s=105)
+    assert [watch.estimate_s(now_s=now_s) for now_s in (105, 125, 150)] == [15.0, 15.0, 5.0]
+    watch.see(READY, now_s=151)
+    assert watch.estimate_s(now_s=151) == 0.0
+    watch.see(ASLEEP, now_s=200)
+    watch.see(STARTING, now_s=300)
+    assert watch.estimate_s(now_s=300) == 20.0
+
+
+async def test_another_process_knows_what_this_one_was_told(watch: WakeWatch, tmp_path: Path) -> None:
+    await watch.keep(card(1, 12.5))
+    other = _watch(tmp_path)
+    await other.read()
+    assert other.load_time() == watch.load_time() is not None
