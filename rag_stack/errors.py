@@ -29,6 +29,7 @@
         IndexTooLargeError                it does not fit in memory beside the one that serves
         DocumentError                     a source document cannot be read (names it)
       EngineMissingError                  the server's extras are not installed
+      ReleaseRefusedError                 a replica does not serve a release: a canary failed, or it is to go
 
 HTTP status and OpenAI error code belong to the class. Messages say what was expected, what came and what to do.
 """
@@ -243,3 +244,9 @@ class EngineMissingError(RagStackError):
     """The server's extras are not installed."""
 
     code = "engine_missing"
+
+
+class ReleaseRefusedError(RagStackError):
+    """A replica does not serve a release: a canary question was not answered as expected, or the release goes."""
+
+    code = "release_refused"

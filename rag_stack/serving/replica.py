@@ -24,23 +24,27 @@ from rag_stack.serving.membership import follow
 from rag_stack.serving.node_fetch import NodeFetch
 from rag_stack.serving.opening import OpenRetrieval, build_layer, open_retrieval
 from rag_stack.serving.readiness import StoreTold, store_parts
+from rag_stack.serving.release_header import NamedByRelease
+from rag_stack.serving.release_member import ReleaseMember
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
 
 
 class Replica:
-    """One replica. `check_engine` raises when the engine is dead."""
+    """One replica of a release, as `member` has taken it. `check_engine` raises when the engine is dead."""
 
     def __init__(
         self,
         pinned: PinnedRelease,
         *,
+        member: ReleaseMember,
         recorder: Recorder,
         start: ReplicaStart,
         check_engine: Callable[[], Awaitable[None]],
     ) -> None:
         self.pinned = pinned
         self.traffic = Traffic(ttft_target_s=pinned.release.scaling.ttft_target_s)
+        self._member = member
         self._recorder = recorder
         self._start = start
         self._check_engine = check_engine
@@ -59,7 +63,7 @@ class Replica:
         self._following = asyncio.create_task(self._follower.run())
 
     async def around(self, engine: ASGIApp, *, model_directory: Path) -> ASGIApp:
-        """The engine's app inside our layer, once it has answered a first question."""
+        """The engine's app inside our layer, once it has answered a first question and the release's canaries."""
         layer = build_layer(
             self.pinned,
             self._retrieval,
@@ -71,20 +75,26 @@ class Replica:
         ours = replace(layer, keys=KeyRing(()), recorder=MemoryRecorder())  # this one is nobody's but ours
         if await first_token(ours.around(engine), self.pinned.release):
             self._start.lap("first token")
+        await self._member.prove(ours.around(engine), self.pinned)
         self._announcing = asyncio.create_task(keep_announcing(self._start.report(), self._recorder))
-        return NamedByServe(self.traffic.around(layer.around(engine)))
+        self._belonging = asyncio.create_task(self._member.follow(self.traffic))
+        app = self.traffic.around(layer.around(engine))
+        return NamedByServe(
+            NamedByRelease(app, name=self.pinned.release.name, version=self.pinned.version)
+        )
 
     async def check_health(self) -> None:
         """Raise when this replica should be replaced."""
         await self._check_engine()
+        await self._member.check_health()
 
     def routing_stats(self) -> dict[str, Any]:
         """What the request router learns of this replica, beside what the engine itself reports."""
-        return {}
+        return self._member.standing().to_stats()
 
     def autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaling policy learns of this replica."""
-        return {}
+        return {"surge": float(self._member.surge)}
 
     async def _readiness(self) -> Readiness:
         await self.check_health()
