@@ -19,7 +19,7 @@ from rag_stack.api.auth import AdminKeyRing
 from rag_stack.api.http import header, read_json
 from rag_stack.api.validation import validated
 from rag_stack.artifacts.catalog import Catalog, Expected
-from rag_stack.artifacts.manifest import POINTER_NAME, ArtifactRef
+from rag_stack.artifacts.manifest import RESERVED_NAMES, ArtifactRef
 from rag_stack.artifacts.promotion import MAX_REASON_CHARS, Pointer
 from rag_stack.artifacts.retention import KEEP, OLDER_THAN_S, Retention, seconds_of
 from rag_stack.config import Name, is_name
@@ -306,7 +306,7 @@ def _name(request: Request) -> str:
 
 
 def _check_version(version: str | None, *, param: str) -> None:
-    if version is not None and (not is_name(version) or version == POINTER_NAME):
+    if version is not None and (not is_name(version) or version in RESERVED_NAMES):
         raise InvalidRequestError(f"`{param}` is no version: {version[:40]!r}", param=param)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from rag_stack.artifacts.manifest import (
     MANIFEST_NAME,
     POINTER_NAME,
+    RESERVED_NAMES,
     ArtifactKind,
     ArtifactRef,
     FileEntry,
@@ -47,7 +48,11 @@ from rag_stack.errors import (
     RollbackError,
 )
 
-_PUBLISHED_BY: Final[Mapping[str, str]] = {"models": "rag-stack model import", "indexes": "rag-stack index build"}
+_PUBLISHED_BY: Final[Mapping[str, str]] = {
+    "models": "rag-stack model import",
+    "indexes": "rag-stack index build",
+    "releases": "rag-stack release apply",
+}
 _VERSION_HEX = 12
 # Below a version while it is being published: whose content that is.
 _CLAIM_NAME: Final = ".publishing"
@@ -137,7 +142,7 @@ class Catalog:
     def versions(self, kind: ArtifactKind, name: str) -> list[str]:
         """The published versions of a name, sorted; an interrupted publish is none."""
         check_address(kind, name)
-        found = [v for v in self.store.list_names(f"{kind}/{name}") if is_name(v) and v != POINTER_NAME]
+        found = [v for v in self.store.list_names(f"{kind}/{name}") if is_name(v) and v not in RESERVED_NAMES]
         return [v for v in found if self.store.exists(manifest_key(ArtifactRef(kind, name, v)))]
 
     def published_at(self, ref: ArtifactRef) -> datetime:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
@@ -16,11 +16,15 @@ from rag_stack.artifacts.local_file import translated
 from rag_stack.config import describe, is_name
 from rag_stack.errors import ArtifactCorruptError, ArtifactError, ArtifactOutdatedError
 
-ArtifactKind: TypeAlias = Literal["models", "indexes"]
+ArtifactKind: TypeAlias = Literal["models", "indexes", "releases"]
+KINDS: Final = get_args(ArtifactKind)
 
 SCHEMA_VERSION: Final = 2
 MANIFEST_NAME: Final = "manifest.json"
 POINTER_NAME: Final = "PROMOTED"
+ROLLOUT_NAME: Final = "ROLLOUT"
+# What lies beside the versions of a name, and can be none.
+RESERVED_NAMES: Final = (POINTER_NAME, ROLLOUT_NAME)
 # A chunk is held in memory while it moves.
 _MAX_CHUNK_BYTES: Final = 256 * 1024 * 1024
 
@@ -51,7 +55,7 @@ class ArtifactRef:
 
     def __post_init__(self) -> None:
         check_address(self.kind, self.name)
-        if not is_name(self.version) or self.version == POINTER_NAME:
+        if not is_name(self.version) or self.version in RESERVED_NAMES:
             raise ArtifactError(_wrong_name("version", self.version))
 
     def __str__(self) -> str:
@@ -166,8 +170,8 @@ def _check_schema(version: object) -> None:
 
 def check_address(kind: str, name: str) -> None:
     """Raise ArtifactError unless `kind` and `name` can address artifacts."""
-    if kind not in ("models", "indexes"):
-        raise ArtifactError(f"artifact kind must be 'models' or 'indexes', got {kind!r}")
+    if kind not in KINDS:
+        raise ArtifactError(f"artifact kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if not is_name(name):
         raise ArtifactError(_wrong_name("name", name))
 
@@ -237,5 +241,5 @@ def _published_path(path: Path, directory: Path) -> str:
 def _wrong_name(what: str, text: str) -> str:
     return (
         f"artifact {what} {text!r} must be 1 to 128 letters, digits, '.', '_' or '-', begin with a letter or digit, "
-        f"and not be {POINTER_NAME!r}"
+        f"and not be {' or '.join(map(repr, RESERVED_NAMES))}"
     )

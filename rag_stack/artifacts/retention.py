@@ -5,16 +5,24 @@ the machines that publish, serve and collect may be wrong.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import chain
 from typing import Any, Final
 
 from rag_stack.artifacts.catalog import Catalog, claim_key, manifest_key
 from rag_stack.artifacts.deletion import Deletion
 from rag_stack.artifacts.hold import Hold, Holds
-from rag_stack.artifacts.manifest import POINTER_NAME, ArtifactKind, ArtifactRef, check_address
+from rag_stack.artifacts.manifest import (
+    RESERVED_NAMES,
+    ROLLOUT_NAME,
+    ArtifactKind,
+    ArtifactRef,
+    Manifest,
+    check_address,
+    parse_json_object,
+)
 from rag_stack.artifacts.object_store import ObjectEntry
 from rag_stack.artifacts.promotion import PointerState
 from rag_stack.config import is_name
@@ -27,6 +35,8 @@ from rag_stack.errors import (
 )
 
 KEEP: Final = 5
+# Where the manifest of a release lists what it pins.
+PINS_KEY: Final = "pins"
 OLDER_THAN_S: Final = 7 * 86400.0
 # A build that has published a version and is about to promote it.
 _GRACE_S: Final = 3600.0
@@ -117,13 +127,20 @@ class Retention:
         then this pin may have come too late.
         """
         self._pins.put(release, refs)
+        self.require(refs)
+
+    def require(self, refs: Sequence[ArtifactRef]) -> None:
+        """Raise for what is not there, or not for long any more, after it was written down that it is needed.
+
+        Raises ArtifactNotFoundError, or PromotionConflictError while a version is being deleted.
+        """
         for kind, name in sorted({(ref.kind, ref.name) for ref in refs}):
             condemned = self.catalog.state(kind, name)[0].condemned
             for ref in refs:
                 if (ref.kind, ref.name) == (kind, name) and ref.version in condemned:
                     raise PromotionConflictError(
-                        f"{str(ref)!r} is being deleted by `rag-stack index gc`; release {release!r} holds it now, so "
-                        "start again: if it is not there then, publish it again"
+                        f"{str(ref)!r} is being deleted by `rag-stack index gc`; it is held now, so start again: "
+                        "if it is not there then, publish it again"
                     )
         for ref in refs:
             if not self._store.exists(manifest_key(ref)):
@@ -172,7 +189,8 @@ class Retention:
         """Delete the versions of a name, or of all names, that nobody needs, and what killed publishers left.
 
         Kept are: what is promoted and what a rollback would bring back, the `keep` versions promoted last, what a
-        release pins or a process leases, a model that an index was built with, and all that is younger than
+        release pins or a process leases, what a release version names, a model that an index was built with, and all
+        that is younger than
         `older_than_s`, but at least the grace period. Leases that have run out are removed. Blocking. Raises
         ArtifactError, on a store that cannot compare and set too: nothing is promoted there either.
         """
@@ -196,7 +214,9 @@ class Retention:
 
     def _refs(self, kind: ArtifactKind, name: str) -> list[ArtifactRef]:
         found = self._store.list_names(f"{kind}/{name}")
-        return [ArtifactRef(kind, name, version) for version in found if is_name(version) and version != POINTER_NAME]
+        return [
+            ArtifactRef(kind, name, version) for version in found if is_name(version) and version not in RESERVED_NAMES
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +268,10 @@ class _Run:
             reasons += [*self._promotions(ref, state), *self._held(ref, holds)]
             if self._age(manifest) <= self._older_than:
                 reasons.append(f"younger than {duration(self._older_than)}")
+        if ref.kind == "releases":
+            reasons += self._planned(ref)
+        elif not reasons and manifest is not None:
+            reasons += self._released(ref)
         if not reasons and ref.kind == "models" and manifest is not None:
             reasons += self._embeds(ref)
         return tuple(reasons)
@@ -289,22 +313,39 @@ class _Run:
         youngest = min((self._age(entry) for entry in entries), default=least + least)
         return [] if youngest > least else [f"left by a publish, and younger than {duration(least)}"]
 
+    def _planned(self, ref: ArtifactRef) -> list[str]:
+        """A rollout goes from one version to another, of which one at most is promoted."""
+        key = f"{ref.kind}/{ref.name}/{ROLLOUT_NAME}"
+        try:
+            plan = parse_json_object(self._store.read_bytes(key), what=key)
+        except ArtifactNotFoundError:
+            return []
+        return ["in the plan of a rollout"] if ref.version in (plan.get("old"), plan.get("new")) else []
+
+    def _released(self, ref: ArtifactRef) -> list[str]:
+        """A release version needs what it pins for as long as it is there itself."""
+        for release in self._manifests("releases"):
+            if str(ref) in release.metadata.get(PINS_KEY, ()):
+                return [f"pinned by {release.ref}"]
+        return []
+
+    def _manifests(self, kind: ArtifactKind) -> Iterator[Manifest]:
+        """All that can be read; what cannot does not stop a collection."""
+        for name in self._catalog.names(kind):
+            for version in self._catalog.versions(kind, name):
+                with suppress(ArtifactNotFoundError, ArtifactCorruptError, ArtifactOutdatedError):
+                    yield self._catalog.manifest(ArtifactRef(kind, name, version))
+
     def _embeds(self, ref: ArtifactRef) -> list[str]:
         """An index version can be searched only with the model that made its vectors."""
         try:
             digest = self._catalog.manifest(ref).digest
         except (ArtifactNotFoundError, ArtifactCorruptError, ArtifactOutdatedError):
             return []
-        names = self._catalog.names("indexes")
-        versions = chain.from_iterable(((name, v) for v in self._catalog.versions("indexes", name)) for name in names)
-        for name, version in versions:
-            index = ArtifactRef("indexes", name, version)
-            try:
-                embedder = self._catalog.manifest(index).metadata.get("embedder")
-            except (ArtifactNotFoundError, ArtifactCorruptError, ArtifactOutdatedError):
-                continue
+        for index in self._manifests("indexes"):
+            embedder = index.metadata.get("embedder")
             if isinstance(embedder, dict) and embedder.get("digest") == digest:
-                return [f"{index} was built with it"]
+                return [f"{index.ref} was built with it"]
         return []
 
     def _age(self, entry: ObjectEntry) -> timedelta:

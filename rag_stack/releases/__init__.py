@@ -1,4 +1,7 @@
 """Releases as published versions: what is pinned together, what serves, and how one takes over from another.
 
-pinned      a release with every version and digest filled in
+pinned      a release with every version and digest filled in, and what of it belongs to a deployment instead
+published   its versions in the catalog
+plan        the one object that moves in a rollout: which version serves, which takes over, and its share
+progress    what comes next, from the plan and what was seen
 """

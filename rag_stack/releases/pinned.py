@@ -1,29 +1,47 @@
-"""A release with every version and digest filled in: what all replicas of one deployment agree on."""
+"""A release with every version and digest filled in: what all replicas of one deployment agree on.
 
+What belongs to a release, and what to the deployment that serves it: a release is what a replica takes at its start and
+what decides an answer (weights, embedder, indexes, retrieval, prompt, engine settings, admission). The deployment's are
+`DEPLOYMENT_FIELDS`: where things are, how many replicas there are, how they come and go. They are the same for all
+versions of a release that one cluster serves, no version contains them, and a change of them needs a restart.
+"""
+
+import hashlib
 import time
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from rag_stack.artifacts.manifest import ArtifactKind
+from rag_stack.artifacts.manifest import ArtifactKind, canonical_json
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.config import ArtifactChoice, Release, StoreConfig
+
+DEPLOYMENT_FIELDS: Final = ("artifacts", "swap", "scaling", "wake", "drain", "rollout", "server")
+_VERSION_HEX: Final = 12
 
 
 class PinnedRelease(BaseModel):
     """A release that names exact versions and their digests. `created_at`, Unix seconds, is when it was pinned.
 
     `followed` are the stores whose release named no version: theirs is the one to begin with, and what is promoted
-    later takes its place. All others stay at what the release names.
+    later takes its place. All others stay at what the release names. `version` is made from `content`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     release: Release
     created_at: int
     followed: tuple[str, ...] = ()
+    version: str = ""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What makes this release the one it is, as JSON: without what belongs to a deployment, or to a moment."""
+        release = self.release.model_dump(mode="json", exclude=set(DEPLOYMENT_FIELDS))
+        return {"release": release, "followed": list(self.followed)}
 
 
 def pin(release: Release, tiers: Tiers) -> PinnedRelease:
-    """Fill in the promoted version wherever the release names none, and every digest.
+    """Fill in the promoted version wherever the release names none, every digest, and the release's own version.
 
     By the digest a replica finds what its node has without asking the object store. Raises ArtifactNotFoundError or
     ArtifactCorruptError, with what to do.
@@ -44,4 +62,10 @@ def pin(release: Release, tiers: Tiers) -> PinnedRelease:
         "artifacts": artifacts,
     }
     followed = tuple(store.name for store in release.stores if store.version is None and store.digest is None)
-    return PinnedRelease(release=release.model_copy(update=update), created_at=int(time.time()), followed=followed)
+    pinned = PinnedRelease(release=release.model_copy(update=update), created_at=int(time.time()), followed=followed)
+    return pinned.model_copy(update={"version": content_version(pinned)})
+
+
+def content_version(pinned: PinnedRelease) -> str:
+    """The version of a release: a prefix of its content's digest, so that the same content has the same one."""
+    return hashlib.sha256(canonical_json(pinned.content)).hexdigest()[:_VERSION_HEX]

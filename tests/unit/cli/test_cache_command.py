@@ -177,7 +177,7 @@ def test_gc_says_what_it_freed(directory: Path) -> None:
     [
         (["warm"], "say what to warm: KIND/NAME[/VERSION]"),
         (["warm", "words"], "'words' is no address"),
-        (["warm", "engines/words"], "kind must be 'models' or 'indexes'"),
+        (["warm", "engines/words"], "kind must be one of models, indexes, releases"),
         (["warm", "models/nobody"], "nothing is promoted as models/nobody"),
         (["warm", "--release", "/nowhere.yaml"], "cannot read the release"),
         (["gc", "--all", "--limit-bytes", "1"], "exclude each other"),
