@@ -4,6 +4,7 @@
 from rag_stack.serving import imports
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,22 @@ from ray.serve.llm.deployment import LLMServer
 from starlette.types import ASGIApp
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
-from rag_stack.generation.engine_settings import times_its_start
+from rag_stack.errors import ReleaseRefusedError
+from rag_stack.generation.engine_settings import engine_arguments, times_its_start
 from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
 from rag_stack.metrics import Recorder
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.opening import fetch_model
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
+from rag_stack.serving.release_member import member_of_this_replica, telling_failure
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
 
 # Where the release travels inside LLMConfig; Ray Serve LLM binds its server class to that alone.
 RELEASE_KEY = "rag_stack_release"
+# What a replica is given before it knows its release depends on these.
+PLACED = ("tensor_parallel_size", "pipeline_parallel_size")
 _IMPORTED_S = time.time()
 
 
@@ -54,6 +59,8 @@ class LocalWeights(CallbackBase):  # type: ignore[misc]  # Ray is untyped here
             fetch_model, self._tiers, release.model, timeline=self._start.timeline, check=check_files
         )
         self.directory = local.path
+        # Where the deployment's command found its release's model, this replica's release may have another.
+        self.llm_config.get_engine_config().hf_model_id = str(local.path)
         self._ahead = read_ahead(local.path, release.engine)
 
     async def on_after_node_init(self) -> None:
@@ -73,21 +80,34 @@ class RagServer(LLMServer):  # type: ignore[misc]
         recorder = RayRecorder()
         self._recorder = recorder
         self._start = ReplicaStart(recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
-        self._pinned = PinnedRelease.model_validate(llm_config.experimental_configs[RELEASE_KEY])
-        self._replica = Replica(self._pinned, recorder=recorder, start=self._start, check_engine=super().check_health)
-        artifacts = self._pinned.release.artifacts
+        deployed = PinnedRelease.model_validate(llm_config.experimental_configs[RELEASE_KEY])
+        artifacts = deployed.release.artifacts
         tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
-        self._weights: LocalWeights = llm_config.get_or_create_callback()
-        self._weights.prepare(self._start, tiers)
-        self._start.lap("set up replica")
-        # Side by side: the index and the embedder open while the engine's processes import and load.
-        await asyncio.gather(self._replica.open(tiers), super().__init__(llm_config))
+        self._member = member_of_this_replica()
+        self._pinned = await self._member.take(deployed, tiers)
+        async with telling_failure(self._member):
+            llm_config = as_released(llm_config, deployed, self._pinned)
+            # The engine's processes are this one's children.
+            os.environ.update(self._pinned.release.engine_env)
+            self._replica = Replica(
+                self._pinned,
+                member=self._member,
+                recorder=recorder,
+                start=self._start,
+                check_engine=super().check_health,
+            )
+            self._weights: LocalWeights = llm_config.get_or_create_callback()
+            self._weights.prepare(self._start, tiers)
+            self._start.lap("set up replica")
+            # Side by side: the index and the embedder open while the engine's processes import and load.
+            await asyncio.gather(self._replica.open(tiers), super().__init__(llm_config))
         self._start.mark()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """VLLM's app inside our layer, once it has answered a first question."""
-        engine = await super().__serve_build_asgi_app__()
-        return await self._replica.around(engine, model_directory=self._weights.directory)
+        async with telling_failure(self._member):
+            engine = await super().__serve_build_asgi_app__()
+            return await self._replica.around(engine, model_directory=self._weights.directory)
 
     async def start_report(self) -> dict[str, Any]:
         """How this replica's start went."""
@@ -112,3 +132,31 @@ class RagServer(LLMServer):  # type: ignore[misc]
         timed = times_its_start(self._pinned.release.engine)
         self._start.engine_ready(await self.collective_rpc("start_report") if timed else [], ready_s=ready_s)
         await self._weights.loaded(self._recorder)
+
+
+def as_released(config: LLMConfig, deployed: PinnedRelease, taken: PinnedRelease) -> LLMConfig:
+    """The deployment's settings, with those of the release that this replica has taken.
+
+    Raises ReleaseRefusedError for one that needs other processes or devices than the deployment gives its replicas:
+    Serve reserves those before a replica knows its release.
+    """
+    if taken.version == deployed.version:
+        return config
+    for setting in PLACED:
+        was, is_now = (each.release.engine.get(setting, 1) for each in (deployed, taken))
+        if was != is_now:
+            raise ReleaseRefusedError(
+                f"{setting} {is_now} instead of {was}: a deployment's replicas all have the same devices; "
+                "stop the server and start it with this release"
+            )
+    release = taken.release
+    copy = config.model_copy(
+        update={
+            "model_loading_config": config.model_loading_config.model_copy(update={"model_id": release.model.name}),
+            "engine_kwargs": engine_arguments(release.engine),
+            "experimental_configs": {**config.experimental_configs, RELEASE_KEY: taken.model_dump(mode="json")},
+        }
+    )
+    # What was made from the deployment's settings, and is made anew from these.
+    copy._engine_config = copy._callback_instance = None
+    return copy

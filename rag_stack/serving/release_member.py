@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol
 
 from ray import serve
 from ray.exceptions import RayError
@@ -29,8 +30,6 @@ _ASSIGN_LIMIT_S: Final = 60.0
 _TELL_LIMIT_S: Final = 10.0
 _AGAIN_S: Final = 1.0
 _LOG: Final = logging.getLogger("ray.serve")
-
-T = TypeVar("T")
 
 
 class Coordinator(Protocol):
@@ -72,11 +71,10 @@ class ReleaseMember:
         self._results = await ask_canaries(app, pinned.release, self._canaries)
         wrong = next((each for each in self._results if not each.passed), None)
         if wrong is not None:
-            await self.fail(f"canary question {wrong.question!r}: {wrong.detail}")
             raise ReleaseRefusedError(f"{pinned.version}: canary question {wrong.question!r}: {wrong.detail}")
 
     async def fail(self, reason: str) -> None:
-        """Tell the coordinator that this replica does not start; then there is no more to tell."""
+        """Tell the coordinator that this replica does not start: the results of its canaries, too, if it has any."""
         self._state = "failed"
         self._end_starting()
         await self._sync(reason)
@@ -191,10 +189,11 @@ def member_of_this_replica() -> ReleaseMember:
     return ReleaseMember(serve.get_replica_context().replica_id.unique_id, AskAdmin())
 
 
-async def started(member: ReleaseMember, start: Callable[[], Awaitable[T]]) -> T:
-    """The result of `start`; if it raises, the coordinator hears of it before Serve does."""
+@asynccontextmanager
+async def telling_failure(member: ReleaseMember) -> AsyncIterator[None]:
+    """A start that fails in this block: the coordinator hears of it before Serve does, with the reason."""
     try:
-        return await start()
+        yield
     except Exception as exc:
         await member.fail(f"{type(exc).__name__}: {exc}")
         raise
