@@ -101,10 +101,10 @@ class ScalingConfig(_Frozen):
 
     min_replicas: int = Field(1, ge=0, description="0: the engine goes away when idle, and the next request wakes it")
     max_replicas: int = Field(1, ge=1)
-    requests_per_replica: float = Field(8.0, gt=0, description="running and waiting requests that one replica is for")
+    requests_per_replica: float = Field(8.0, gt=0, description="requests at once that one replica is for")
     ttft_target_s: float = Field(5.0, gt=0, description="time to first token that goodput counts against")
     idle_s: float = Field(300.0, gt=0, description="without a request for so long, the last replica goes")
-    down_after_s: float = Field(60.0, ge=0, description="too many replicas for so long, and one goes")
+    down_after_s: float = Field(60.0, ge=0, description="as many stay as were needed at any time in so long")
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:

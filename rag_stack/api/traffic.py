@@ -20,6 +20,8 @@ _ERROR_FRAME: Final = b'data: {"error"'
 class TrafficSnapshot:
     """Requests that generate. `running` have sent a first byte, `waiting` have not; the rest counts since the start.
 
+    `arrived` are all, those too that were refused.
+
     `progress_s` is when anything last came out of the engine, by the monotonic clock. `ttft_s` are the newest times to
     the first byte of a stream, oldest first, at most 512; `good` are those within the target.
     """
@@ -33,6 +35,7 @@ class TrafficSnapshot:
     chunks: int
     progress_s: float
     ttft_s: tuple[float, ...]
+    arrived: int = 0
 
     @property
     def under_way(self) -> int:
@@ -47,6 +50,7 @@ class Traffic:
         self._target_s = ttft_target_s
         self._clock = clock
         self._running = self._waiting = self._answered = self._failed = self._aborted = self._good = self._chunks = 0
+        self._arrived = 0
         self._progress_s = clock()
         self._ttft_s: deque[float] = deque(maxlen=_KEPT)
 
@@ -62,6 +66,7 @@ class Traffic:
             chunks=self._chunks,
             progress_s=self._progress_s,
             ttft_s=tuple(self._ttft_s),
+            arrived=self._arrived,
         )
 
     def around(self, app: ASGIApp) -> ASGIApp:
@@ -80,6 +85,7 @@ class Traffic:
         if not self._running + self._waiting:
             self._progress_s = passage.began_s
         self._waiting += 1
+        self._arrived += 1
 
         async def send_counted(message: Message) -> None:
             await send(message)

@@ -138,7 +138,24 @@ class AdminServer:
             promoted=self._rollouts.promoted,
             swaps=lambda: [_swap_row(view) for view in self._rollouts.views()],
         )
-        self._running = asyncio.create_task(self._rollouts.run())
+        plans = RolloutStore(catalog.store, release.name)
+        self._releases = ReleaseRollout(
+            plans,
+            load=partial(load, catalog, deployment=release),
+            follow=partial(follow_plan, catalog, release.name),
+            replicas=partial(engine_replicas, ENGINE_APP),
+            poll_s=poll_s,
+        )
+        await asyncio.to_thread(begin_plan, catalog, plans, pinned)
+        self._running = asyncio.gather(self._rollouts.run(), self._releases.run())
+
+    async def assign_release(self, replica: str) -> Assignment | None:
+        """See ReleaseRollout.assign."""
+        return await self._releases.assign(replica)
+
+    async def sync_release(self, replica: str, report: ReleaseReport) -> ReleaseOrders | None:
+        """See ReleaseRollout.sync."""
+        return self._releases.sync(replica, report)
 
     async def sync(self, participant: str, report: Report, known: Orders | None) -> Orders:
         """See Rollouts.sync."""
@@ -170,7 +187,7 @@ class AdminServer:
         return NamedByServe(gate)
 
     async def check_health(self) -> None:
-        """Serve starts this again when the loop that looks at the pointers has ended."""
+        """Serve starts this again when one of the loops that look at pointers and plan has ended."""
         if self._running.done():
             raise RuntimeError(f"the coordinator has stopped: {self._running.exception()!r}")
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.errors import ReleaseRefusedError
+from rag_stack.generation.engine_load import EngineLoad
 from rag_stack.generation.engine_settings import engine_arguments, times_its_start
 from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
 from rag_stack.metrics import Recorder
@@ -79,6 +80,7 @@ class RagServer(LLMServer):  # type: ignore[misc]
     async def __init__(self, llm_config: LLMConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         recorder = RayRecorder()
         self._recorder = recorder
+        self._load = EngineLoad()
         self._start = ReplicaStart(recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
         deployed = PinnedRelease.model_validate(llm_config.experimental_configs[RELEASE_KEY])
         artifacts = deployed.release.artifacts
@@ -123,11 +125,12 @@ class RagServer(LLMServer):  # type: ignore[misc]
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaling policy learns of this replica."""
-        return self._replica.autoscaling_stats()
+        return self._replica.autoscaling_stats(self._load.now())
 
     async def _start_engine(self) -> None:
         """Start the engine, and nothing else: the base class also starts an actor that collects usage statistics."""
         await self.engine.start()
+        self._load.attach(self.engine._engine_client)  # the hook of vLLM itself; Ray passes no logger of ours on
         ready_s = time.time()
         timed = times_its_start(self._pinned.release.engine)
         self._start.engine_ready(await self.collective_rpc("start_report") if timed else [], ready_s=ready_s)

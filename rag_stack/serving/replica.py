@@ -15,6 +15,7 @@ from rag_stack.api.auth import KeyRing
 from rag_stack.api.health import Readiness
 from rag_stack.api.traffic import Traffic
 from rag_stack.artifacts.tiers import Tiers
+from rag_stack.generation.engine_load import Held
 from rag_stack.metrics import MemoryRecorder, Recorder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.announcement import keep_announcing
@@ -92,9 +93,25 @@ class Replica:
         """What the request router learns of this replica, beside what the engine itself reports."""
         return self._member.standing().to_stats()
 
-    def autoscaling_stats(self) -> dict[str, float]:
-        """What the autoscaling policy learns of this replica."""
-        return {"surge": float(self._member.surge)}
+    def autoscaling_stats(self, held: Held | None = None) -> dict[str, float]:
+        """What the autoscaling policy learns of this replica; the names are those of `scaling.Load`.
+
+        `held` is what the engine says that it has. An engine that does not say is taken to run as many as a replica is
+        for: what a client of ours has heard of its answer does not tell, since not every answer is a stream.
+        """
+        seen = self.traffic.snapshot()
+        at_once = int(self.pinned.release.scaling.requests_per_replica) if held is None else held.running
+        running = min(seen.under_way, at_once)
+        return {
+            "running": running,
+            "waiting": seen.under_way - running,
+            "kv_usage": held.kv_usage if held is not None and seen.under_way else 0.0,
+            "arrived": seen.arrived,
+            "served": seen.answered + seen.aborted,
+            "good": seen.good,
+            "load_s": self._start.seconds(),
+            "surge": self._member.surge,
+        }
 
     async def _readiness(self) -> Readiness:
         await self.check_health()

@@ -50,6 +50,10 @@ class ReplicaStart:
                     size_bytes=span.size_bytes,
                 )
 
+    def seconds(self) -> float:
+        """From the process's start to the end of the last lap."""
+        return max(0.0, self._mark_s - self._started_s)
+
     def report(self) -> StartReport:
         """From the process's start to the end of the last lap."""
         spans = (*self.timeline.spans(), *self._engine, *self.beside.spans())
