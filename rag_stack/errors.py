@@ -28,6 +28,7 @@
         EmbedderMismatchError             the index was built with another embedder
         IndexTooLargeError                it does not fit in memory beside the one that serves
         DocumentError                     a source document cannot be read (names it)
+      IncompatibleReleaseError       409  a release does not fit together, or cannot take over from the one that serves
       EngineMissingError                  the server's extras are not installed
       ReleaseRefusedError                 a replica does not serve a release: a canary failed, or it is to go
 
@@ -238,6 +239,14 @@ class DocumentError(IndexVersionError):
     """A source document cannot be read; the message names it."""
 
     code = "document_error"
+
+
+class IncompatibleReleaseError(RagStackError):
+    """What a release pins does not fit together, or one deployment cannot go from the old to the new one."""
+
+    status = 409
+    type = "conflict_error"
+    code = "incompatible_release"
 
 
 class EngineMissingError(RagStackError):

@@ -189,10 +189,10 @@ class Retention:
         """Delete the versions of a name, or of all names, that nobody needs, and what killed publishers left.
 
         Kept are: what is promoted and what a rollback would bring back, the `keep` versions promoted last, what a
-        release pins or a process leases, what a release version names, a model that an index was built with, and all
-        that is younger than
-        `older_than_s`, but at least the grace period. Leases that have run out are removed. Blocking. Raises
-        ArtifactError, on a store that cannot compare and set too: nothing is promoted there either.
+        release pins or a process leases, what a release version names, a model that an index was built with, what is in
+        a rollout's plan, and all that is younger than `older_than_s`, but at least the grace period. Leases that have
+        run out are removed. Blocking. Raises ArtifactError, on a store that cannot compare and set too: nothing is
+        promoted there either.
         """
         if keep < 0 or not 0 <= older_than_s <= _MAX_AGE_S:
             raise InvalidRequestError(

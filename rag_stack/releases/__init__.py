@@ -4,4 +4,6 @@ pinned      a release with every version and digest filled in, and what of it be
 published   its versions in the catalog
 plan        the one object that moves in a rollout: which version serves, which takes over, and its share
 progress    what comes next, from the plan and what was seen
+rollout     applying, advancing and rolling back: the plan and the promoted pointer together
+compatibility, difference   whether a release fits together, and what it changes
 """

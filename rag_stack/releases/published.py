@@ -38,20 +38,19 @@ def publish(catalog: Catalog, pinned: PinnedRelease) -> Manifest:
     return manifest
 
 
-def load(catalog: Catalog, version: str, *, deployment: Release) -> PinnedRelease:
-    """A published version of a deployment's release, with everything else as the deployment has it. Blocking.
+def load(catalog: Catalog, name: str, version: str, *, deployment: Release | None = None) -> PinnedRelease:
+    """A published version, with all that is no part of it as the deployment has it, else by default. Blocking.
 
     Raises ArtifactNotFoundError, ArtifactCorruptError, or ArtifactOutdatedError for what this rag_stack cannot read.
     """
-    ref = ArtifactRef("releases", deployment.name, version)
+    ref = ArtifactRef("releases", name, version)
     manifest = catalog.manifest(ref)
     with stored_files(catalog, manifest) as directory:
         content = parse_json_object((directory / RELEASE_FILE).read_bytes(), what=str(ref))
-    own = {name: getattr(deployment, name) for name in DEPLOYMENT_FIELDS}
+    own = {field: getattr(deployment, field) for field in DEPLOYMENT_FIELDS} if deployment else {}
     try:
-        release = Release.model_validate({**content.get("release", {}), **own})
         return PinnedRelease(
-            release=release,
+            release=Release.model_validate({**content.get("release", {}), **own}),
             created_at=int(catalog.published_at(ref).timestamp()),
             followed=content.get("followed", ()),
             version=version,
