@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 from ray import serve
@@ -22,12 +23,19 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.errors import UnavailableError
 from rag_stack.metrics import Recorder
 from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.releases.plan import RolloutStore
+from rag_stack.releases.published import load
+from rag_stack.releases.rollout import Rollout
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
 from rag_stack.serving.holding import Holding
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.readiness import StoreTold, store_parts
+from rag_stack.serving.release_rollout import Assignment, ReleaseRollout
+from rag_stack.serving.release_rollout import Orders as ReleaseOrders
+from rag_stack.serving.release_tally import Report as ReleaseReport
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollouts import Rollouts, Settled
+from rag_stack.serving.serve_replicas import engine_replicas
 from rag_stack.timeline import Timeline
 
 ENGINE_APP = "engine"
@@ -138,18 +146,17 @@ class AdminServer:
             promoted=self._rollouts.promoted,
             swaps=lambda: [_swap_row(view) for view in self._rollouts.views()],
         )
-        plans = RolloutStore(catalog.store, release.name)
         self._releases = ReleaseRollout(
-            plans,
-            load=partial(load, catalog, deployment=release),
-            follow=partial(follow_plan, catalog, release.name),
+            pinned,
+            Rollout(catalog, release.name),
+            RolloutStore(catalog.store, release.name),
+            load=partial(load, catalog, release.name, deployment=release),
             replicas=partial(engine_replicas, ENGINE_APP),
             poll_s=poll_s,
         )
-        await asyncio.to_thread(begin_plan, catalog, plans, pinned)
         self._running = asyncio.gather(self._rollouts.run(), self._releases.run())
 
-    async def assign_release(self, replica: str) -> Assignment | None:
+    async def assign_release(self, replica: str) -> Assignment:
         """See ReleaseRollout.assign."""
         return await self._releases.assign(replica)
 

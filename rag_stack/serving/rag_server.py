@@ -4,7 +4,6 @@
 from rag_stack.serving import imports
 
 import asyncio
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from ray.serve.llm.deployment import LLMServer
 from starlette.types import ASGIApp
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
-from rag_stack.errors import ReleaseRefusedError
 from rag_stack.generation.engine_load import EngineLoad
 from rag_stack.generation.engine_settings import engine_arguments, times_its_start
 from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
 from rag_stack.metrics import Recorder
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.opening import fetch_model
+from rag_stack.releases.compatibility import check_change
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.release_member import member_of_this_replica, telling_failure
@@ -30,8 +29,6 @@ from rag_stack.serving.replica_start import ReplicaStart
 
 # Where the release travels inside LLMConfig; Ray Serve LLM binds its server class to that alone.
 RELEASE_KEY = "rag_stack_release"
-# What a replica is given before it knows its release depends on these.
-PLACED = ("tensor_parallel_size", "pipeline_parallel_size")
 _IMPORTED_S = time.time()
 
 
@@ -89,8 +86,6 @@ class RagServer(LLMServer):  # type: ignore[misc]
         self._pinned = await self._member.take(deployed, tiers)
         async with telling_failure(self._member):
             llm_config = as_released(llm_config, deployed, self._pinned)
-            # The engine's processes are this one's children.
-            os.environ.update(self._pinned.release.engine_env)
             self._replica = Replica(
                 self._pinned,
                 member=self._member,
@@ -140,18 +135,10 @@ class RagServer(LLMServer):  # type: ignore[misc]
 def as_released(config: LLMConfig, deployed: PinnedRelease, taken: PinnedRelease) -> LLMConfig:
     """The deployment's settings, with those of the release that this replica has taken.
 
-    Raises ReleaseRefusedError for one that needs other processes or devices than the deployment gives its replicas:
-    Serve reserves those before a replica knows its release.
+    Raises IncompatibleReleaseError for one that the deployment cannot be: Serve has given the replica its place and its
+    devices before it knows its release.
     """
-    if taken.version == deployed.version:
-        return config
-    for setting in PLACED:
-        was, is_now = (each.release.engine.get(setting, 1) for each in (deployed, taken))
-        if was != is_now:
-            raise ReleaseRefusedError(
-                f"{setting} {is_now} instead of {was}: a deployment's replicas all have the same devices; "
-                "stop the server and start it with this release"
-            )
+    check_change(deployed, taken)
     release = taken.release
     copy = config.model_copy(
         update={

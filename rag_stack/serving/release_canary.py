@@ -18,7 +18,7 @@ _SHOWN: Final = 200
 async def ask_canaries(app: ASGIApp, release: Release, canaries: Sequence[Canary]) -> tuple[CanaryResult, ...]:
     """What came of each question. `app` asks for no key. A question that is not answered has not passed."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://replica", timeout=None) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica", timeout=_LIMIT_S) as client:
         return tuple([await _ask(client, release, canary) for canary in canaries])
 
 
@@ -32,7 +32,7 @@ async def _ask(client: httpx.AsyncClient, release: Release, canary: Canary) -> C
     try:
         async with asyncio.timeout(_LIMIT_S):
             answer = await client.post("/v1/chat/completions", json=body)
-    except TimeoutError:
+    except (TimeoutError, httpx.TimeoutException):
         return CanaryResult(question=canary.question, passed=False, detail=f"no answer within {_LIMIT_S:g} s")
     if answer.status_code != 200:
         detail = f"status {answer.status_code}: {answer.text[:_SHOWN]}"
@@ -55,5 +55,7 @@ def _wrong(canary: Canary, body: Mapping[str, Any]) -> str:
     sources = body.get("rag", {}).get("sources", [])
     found = {source[key] for source in sources for key in ("filename", "file_id")}
     if canary.expect and not found & set(canary.expect):
-        return f"none of {', '.join(canary.expect)} is among the sources: {', '.join(sorted(found)) or 'there are none'}"
+        return (
+            f"none of {', '.join(canary.expect)} is among the sources: {', '.join(sorted(found)) or 'there are none'}"
+        )
     return ""

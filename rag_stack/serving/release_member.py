@@ -1,4 +1,4 @@
-"""A replica's side of a rollout: which release it takes, what it tells the coordinator and the routers, when it goes."""
+"""A replica's side of a rollout: which release it takes, what it tells coordinator and routers, and when it goes."""
 
 import asyncio
 import logging
@@ -205,7 +205,7 @@ def _goal(deployed: PinnedRelease, tiers: Tiers) -> PinnedRelease:
         plan = RolloutStore(tiers.catalog.store, deployed.release.name).read()
         if plan is None or plan.goal == deployed.version:
             return deployed
-        return load(tiers.catalog, plan.goal, deployment=deployed.release)
+        return load(tiers.catalog, deployed.release.name, plan.goal, deployment=deployed.release)
     except ArtifactError as exc:
         _LOG.warning("this replica is what was deployed, since the plan cannot be read: %s", exc)
         return deployed

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol, TypeAlias
 
 from rag_stack.config import Canary
-from rag_stack.errors import ArtifactError, PromotionConflictError
+from rag_stack.errors import RagStackError
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.plan import RolloutPlan, RolloutStore
-from rag_stack.releases.progress import CanaryResult, Decision, Evidence, Seen, decide
+from rag_stack.releases.progress import CanaryResult, Evidence, Seen
+from rag_stack.releases.rollout import Rollout
 from rag_stack.serving.assignment import Live, Stage, release_for, split, surge, to_retire
 from rag_stack.serving.release_choice import Split
 from rag_stack.serving.release_tally import Report, Tally
@@ -69,18 +70,20 @@ class ReleaseRollout:
 
     def __init__(
         self,
+        deployed: PinnedRelease,
+        rollout: Rollout,
         plans: RolloutStore,
         *,
         load: Callable[[str], PinnedRelease],
-        follow: Callable[[RolloutPlan], None],
         replicas: Replicas,
         poll_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`load` reads a published version; `follow` brings the promoted pointer after a plan. Both may block."""
+        """`deployed` is what serves without a plan; `load` reads a published version, and may block."""
+        self._deployed = deployed
+        self._rollout = rollout
         self._plans = plans
         self._load = load
-        self._follow = follow
         self._ask_serve = replicas
         self._poll_s = poll_s
         self._clock = clock
@@ -118,7 +121,7 @@ class ReleaseRollout:
             try:
                 await self.tick()
                 self._mended = True
-            except ArtifactError as exc:
+            except RagStackError as exc:
                 if self._mended:
                     _LOG.warning("the rollout stays where it is: %s", exc)
                 self._mended = False
@@ -135,19 +138,17 @@ class ReleaseRollout:
                 await self._advance(self._plan)
                 self._order(self._plan)
 
-    async def assign(self, name: str) -> Assignment | None:
-        """What a replica that starts takes; None while there is no plan. Raises ArtifactError."""
+    async def assign(self, name: str) -> Assignment:
+        """What a replica that starts takes. Raises RagStackError when that cannot be read."""
         async with self._lock:
             if self._plan is None:
                 await self._read()
             plan = self._plan
-            if plan is None:
-                return None
-            version = release_for(plan, self._live(), base=self._base)
+            version = release_for(plan, self._live(), base=self._base) if plan else self._deployed.version
             pinned = await self._release(version)
             self._hear(name, Report(release=version, state="starting"))
-        proves = plan.state == "canary" and version == plan.new
-        return Assignment(pinned, plan.rollout.canaries if proves else ())
+        proves = plan is not None and plan.state == "canary" and version == plan.new
+        return Assignment(pinned, plan.rollout.canaries if plan and proves else ())
 
     def sync(self, name: str, report: Report) -> Orders | None:
         """Take a report; None until it is known what there is, and then nothing is to be changed."""
@@ -164,6 +165,8 @@ class ReleaseRollout:
         return self._live()
 
     async def _release(self, version: str) -> PinnedRelease:
+        if version == self._deployed.version:
+            return self._deployed
         if version not in self._loaded:
             self._loaded[version] = await asyncio.to_thread(self._load, version)
         return self._loaded[version]
@@ -171,14 +174,20 @@ class ReleaseRollout:
     async def _read(self) -> None:
         if self._clock() - self._read_s < self._poll_s:
             return
-        plan = await asyncio.to_thread(self._plans.read)
+        plan = await asyncio.to_thread(self._settled)
         self._read_s = self._clock()
-        await self._take(plan)
+        self._take(plan)
 
-    async def _take(self, plan: RolloutPlan | None) -> None:
+    def _settled(self) -> RolloutPlan:
+        """The plan, with the promoted pointer where it belongs; the first one is for what was deployed."""
+        if self._rollout.plan() is None:
+            self._rollout.apply(self._deployed, reason="deployed")
+        return self._rollout.settle()
+
+    def _take(self, plan: RolloutPlan) -> None:
         """Another plan, ours or somebody else's."""
         before, self._plan = self._plan, plan
-        if plan is None or plan == before:
+        if plan == before:
             return
         if before is None or (before.began_s, before.new) != (plan.began_s, plan.new):
             self._failed_starts.clear()
@@ -186,7 +195,6 @@ class ReleaseRollout:
         self._tally.start_over()
         self._moved_s = self._clock()
         _LOG.info("rollout %s: %s from %s to %s, share %s", plan.revision, plan.state, plan.old, plan.new, plan.share)
-        await asyncio.to_thread(self._follow, plan)
 
     async def _look(self) -> None:
         """Ask Serve, often while anything moves."""
@@ -215,7 +223,7 @@ class ReleaseRollout:
             self._failed_starts.add(name)
 
     def _measure(self) -> None:
-        """How many replicas serve without a rollout: those that there are, less ours, when nothing has moved a while."""
+        """How many serve without a rollout: those that there are when nothing has moved for a while, less the surge."""
         count = sum(state != "stopping" for state in self._serve.values())
         if count != self._count:
             self._count, self._moved_s = count, self._clock()
@@ -237,30 +245,25 @@ class ReleaseRollout:
                 self._failed_starts.add(name)
 
     async def _advance(self, plan: RolloutPlan) -> None:
-        """Move the plan by what was seen. Without any replica the next start has to show what the release is like."""
+        """Move the plan by what was seen. Without any replica the next start has to show what the release is like.
+
+        `plan` may be older than what is stored: what was seen then is judged by the stored one, and again next time.
+        """
         live = self._live()
         now_s = self._clock()
         if plan.state == "canary" and not (live or self._failed_starts or self._canaries):
             self._waits_for = "a replica to start, for there is none"
             if now_s - plan.began_s > plan.rollout.limit_s / 2:
-                await self._move(plan, replace(plan, began_s=now_s, step_began_s=now_s))
+                later = replace(plan, began_s=now_s, step_began_s=now_s)
+                self._take(await asyncio.to_thread(self._plans.move, plan, later))
             return
         old = self._seen(plan.old, live)
         new = self._seen(plan.new or "", live)
         new = replace(new, failed_starts=len(self._failed_starts), canaries=self._canaries)
-        decision: Decision = decide(plan, Evidence(now_s=now_s, old=old, new=new))
+        evidence = Evidence(now_s=now_s, old=old, new=new)
+        decision = await asyncio.to_thread(self._rollout.advance, evidence)
         self._waits_for = decision.waits_for
-        if decision.plan != plan:
-            await self._move(plan, decision.plan)
-
-    async def _move(self, plan: RolloutPlan, following: RolloutPlan) -> None:
-        try:
-            moved = await asyncio.to_thread(self._plans.move, plan, following)
-        except PromotionConflictError:
-            # A person was faster: theirs is read with the next turn.
-            self._read_s = 0.0
-            return
-        await self._take(moved)
+        self._take(decision.plan)
 
     def _order(self, plan: RolloutPlan) -> None:
         """What everybody is told from now on."""

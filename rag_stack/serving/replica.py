@@ -80,9 +80,7 @@ class Replica:
         self._announcing = asyncio.create_task(keep_announcing(self._start.report(), self._recorder))
         self._belonging = asyncio.create_task(self._member.follow(self.traffic))
         app = self.traffic.around(layer.around(engine))
-        return NamedByServe(
-            NamedByRelease(app, name=self.pinned.release.name, version=self.pinned.version)
-        )
+        return NamedByServe(NamedByRelease(app, name=self.pinned.release.name, version=self.pinned.version))
 
     async def check_health(self) -> None:
         """Raise when this replica should be replaced."""
