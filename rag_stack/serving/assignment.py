@@ -44,8 +44,8 @@ def surge(plan: RolloutPlan, live: Sequence[Live]) -> int:
     replicas that still start before all others.
     """
     running = [each.release for each in live if each.stage in ("ready", "retiring")]
-    leaves = plan.state == "canary" or any(release != plan.goal for release in running)
-    return plan.rollout.surge if running and leaves else 0
+    stays = plan.new if plan.state == "canary" else plan.goal
+    return plan.rollout.surge if any(release != stays for release in running) else 0
 
 
 def to_retire(plan: RolloutPlan, live: Sequence[Live], *, base: int) -> str | None:

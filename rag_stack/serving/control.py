@@ -252,12 +252,20 @@ def _served(routes: Sequence[BaseRoute], pinned: PinnedRelease, *, recorder: Rec
 async def _cluster_readiness(stores: Sequence[StoreView]) -> Readiness:
     """What Serve's controller says of the applications; asking it wakes nobody up, as a request would."""
     applications = (await asyncio.to_thread(serve.status)).applications
-    parts = {name: str(applications[name].status.value) for name in (ENGINE_APP, SEARCH_APP) if name in applications}
+    parts = {name: _state(applications[name]) for name in (ENGINE_APP, SEARCH_APP) if name in applications}
     ready = len(parts) == 2 and set(parts.values()) == {"RUNNING"}
     told = store_parts(
         StoreTold(view.store.name, view.version, len(view.lagging), of_release=view.store.of_release) for view in stores
     )
     return Readiness(ready=ready, parts={name: state.lower() for name, state in parts.items()} | told)
+
+
+def _state(application: Any) -> str:  # noqa: ANN401 - Serve's ApplicationStatusOverview
+    """Serve calls an application unhealthy from a replica's failure, or retirement, until its replacement runs."""
+    status = str(application.status.value)
+    if status == "UNHEALTHY" and all(each.replica_states.get("RUNNING") for each in application.deployments.values()):
+        return "RUNNING"
+    return status
 
 
 def _swap_row(view: StoreView) -> dict[str, Any]:

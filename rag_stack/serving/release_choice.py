@@ -67,11 +67,12 @@ class ReleaseChoice:
         """The replicas in the order in which to try them; all of them, since nobody is refused for a release."""
         told = {name: standing for name in replicas if (standing := self._standings.get(name)) is not None}
         to_next = self._is_for_next(session)
-        wanted = [n for n, s in told.items() if s.takes and (s.release == self._split.next) == to_next]
-        others = [n for n, s in told.items() if s.takes and (s.release == self._split.next) != to_next]
+        takes = {name: standing.release == self._split.next for name, standing in told.items() if standing.takes}
+        wanted = [name for name, is_next in takes.items() if is_next == to_next] or list(takes)
+        others = [name for name in takes if name not in wanted]
         # One that has not reported is new, one that takes none is about to go; either answers better than nobody.
         rest = [n for n in replicas if n not in told] + [n for n, s in told.items() if not s.takes]
-        return [*self._order(wanted, session), *self._order(others, session), *rest]
+        return [*self._order(wanted, session), *others, *rest]
 
     def _is_for_next(self, session: str | None) -> bool:
         if not self._split.next:

@@ -147,6 +147,7 @@ class ReleaseRollout:
             version = release_for(plan, self._live(), base=self._base) if plan else self._deployed.version
             pinned = await self._release(version)
             self._hear(name, Report(release=version, state="starting"))
+            self._moved_s = self._clock()
         proves = plan is not None and plan.state == "canary" and version == plan.new
         return Assignment(pinned, plan.rollout.canaries if plan and proves else ())
 
