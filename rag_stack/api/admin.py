@@ -181,7 +181,7 @@ class Admin:
     async def history(self, request: Request) -> JSONResponse:
         """The last promotions, newest first; `limit` of them (default 100)."""
         self._caller(request)
-        name, limit = _name(request), _limit(request)
+        name, limit = _name(request), limit_of(request)
 
         def look() -> list[dict[str, Any]]:
             found = self._catalog.history("indexes", name, last=limit)
@@ -199,7 +199,7 @@ class Admin:
         if before is None:
             raise InvalidRequestError("`from` is missing: the version to compare with", param="from")
         for param, version in (("from", before), ("to", after)):
-            _check_version(version, param=param)
+            check_version(version, param=param)
 
         def look() -> dict[str, Any]:
             old = self._catalog.manifest(ArtifactRef("indexes", name, before))
@@ -211,7 +211,7 @@ class Admin:
         """Promote a published version whose gates have passed, or any by force."""
         caller, name = self._caller(request), _name(request)
         asked = validated(Promote, await self._body(request))
-        _check_version(asked.version, param="version")
+        check_version(asked.version, param="version")
         expected = Expected.CURRENT if asked.expected_version is None else asked.expected_version
         pointer = await self._found(
             self._quick,
@@ -221,7 +221,7 @@ class Admin:
                 asked.version,
                 force=asked.force,
                 expected_version=expected,
-                by=_by(caller, asked.by),
+                by=caller_and(caller, asked.by),
                 reason=asked.reason,
             ),
         )
@@ -231,7 +231,7 @@ class Admin:
         """Promote what was promoted before, or `to` a version further back."""
         caller, name = self._caller(request), _name(request)
         asked = validated(Rollback, await self._body(request))
-        _check_version(asked.to, param="to")
+        check_version(asked.to, param="to")
         expected = Expected.CURRENT if asked.expected_version is None else asked.expected_version
         pointer = await self._found(
             self._quick,
@@ -239,7 +239,7 @@ class Admin:
                 self._catalog,
                 name,
                 to=asked.to,
-                by=_by(caller, asked.by),
+                by=caller_and(caller, asked.by),
                 reason=asked.reason,
                 expected_version=expected,
             ),
@@ -250,7 +250,7 @@ class Admin:
         """Read a version, check every byte and open it. What is wrong with it is an answer too: `ok` is false then."""
         self._caller(request)
         name, asked = _name(request), validated(Verify, await self._body(request))
-        _check_version(asked.version, param="version")
+        check_version(asked.version, param="version")
 
         def look() -> dict[str, Any]:
             ref = self._catalog.resolve("indexes", name, asked.version).ref
@@ -305,19 +305,22 @@ def _name(request: Request) -> str:
     return name
 
 
-def _check_version(version: str | None, *, param: str) -> None:
+def check_version(version: str | None, *, param: str) -> None:
+    """Raise InvalidRequestError for what can be no version."""
     if version is not None and (not is_name(version) or version in RESERVED_NAMES):
         raise InvalidRequestError(f"`{param}` is no version: {version[:40]!r}", param=param)
 
 
-def _limit(request: Request) -> int:
+def limit_of(request: Request) -> int:
+    """The `limit` of a history. Raises InvalidRequestError."""
     given = request.query_params.get("limit", str(_HISTORY))
     if not (given.isascii() and given.isdigit() and len(given) <= 4 and 1 <= int(given) <= _MAX_HISTORY):
         raise InvalidRequestError(f"`limit` must be 1 to {_MAX_HISTORY}, got {given[:20]!r}", param="limit")
     return int(given)
 
 
-def _by(caller: str, said: str) -> str:
+def caller_and(caller: str, said: str) -> str:
+    """For the history: whose key it was, and who says to use it."""
     return f"{caller} {said}".strip()
 
 

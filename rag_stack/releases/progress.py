@@ -20,6 +20,7 @@ goes back. Whoever calls this counts from `step_began_s` on; after a restart, fr
 from dataclasses import dataclass, replace
 from typing import Final
 
+from rag_stack.artifacts.promotion import MAX_REASON_CHARS
 from rag_stack.config import RolloutConfig
 from rag_stack.releases.plan import FIRST_STEP, MAX_ENDED, Ended, Outcome, RolloutPlan, steady
 
@@ -123,6 +124,8 @@ def go_back(plan: RolloutPlan, *, now_s: float, reason: str, by: str = "", to: s
         left = plan
     else:
         left = replace(plan, old=to, new=plan.goal, step=FIRST_STEP, began_s=now_s, ended=_with_replaced(plan, now_s))
+    # A canary's question may be long, and the promoted pointer keeps no more.
+    reason = reason[:MAX_REASON_CHARS]
     return replace(left, state="rolling_back", share=0.0, step_began_s=now_s, reason=reason, by=by or plan.by)
 
 

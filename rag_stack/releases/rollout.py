@@ -16,6 +16,7 @@ from rag_stack.artifacts.manifest import ArtifactRef
 from rag_stack.artifacts.promotion import Pointer, Promotion, check_told
 from rag_stack.artifacts.retention import Retention
 from rag_stack.errors import (
+    ArtifactOutdatedError,
     ConflictError,
     NotFoundError,
     PromotionConflictError,
@@ -52,7 +53,7 @@ class Rollout:
 
     def __init__(self, catalog: Catalog, name: str, *, clock: Callable[[], float] = time.time) -> None:
         self.name = name
-        self._catalog = catalog
+        self.catalog = catalog
         self._store = RolloutStore(catalog.store, name)
         self._clock = clock
 
@@ -66,11 +67,11 @@ class Rollout:
 
     def pointer(self) -> Pointer | None:
         """What is promoted."""
-        return self._catalog.promoted("releases", self.name)
+        return self.catalog.promoted("releases", self.name)
 
     def promotions(self, *, last: int | None = None) -> list[Promotion]:
         """All promotions, oldest first."""
-        return self._catalog.history("releases", self.name, last=last)
+        return self.catalog.history("releases", self.name, last=last)
 
     def apply(
         self,
@@ -89,27 +90,25 @@ class Rollout:
         """
         by = promoter() if by is None else by
         check_told(by=by, reason=reason)
-        check_release(pinned, self._catalog)
+        check_release(pinned, self.catalog)
         base = self.plan()
         if base is None:
-            publish(self._catalog, pinned)
+            publish(self.catalog, pinned)
             plan = self._move(None, steady(pinned.version, now_s=self._clock(), reason=reason, by=by))
             return Applied("promoted", pinned.version, plan)
-        old = self._goal(base)
+        old, at_once = self._goal(base), at_once or restart
         found = changes(old, pinned) if old else ()
-        if base.state == "canary" and base.new == pinned.version and not (at_once or restart or replacing):
+        if base.state == "canary" and base.new == pinned.version and not (at_once or replacing):
             return Applied("rollout", pinned.version, base, found)
         if base.state != "canary" and (base.goal == pinned.version or (old and only_followed(old, pinned))):
             return Applied("unchanged", base.goal, base, found)
         if old and not restart:
             check_change(old, pinned)
         if base.running and not replacing:
-            raise ConflictError(
-                f"a rollout of {self.name!r} from {base.old} to {base.new} is {base.state}: wait until it is through, "
-                "take it back with `rag-stack release rollback`, or put this one in its place with --replace"
-            )
-        publish(self._catalog, pinned)
-        return self._begin(base, pinned, at_once=at_once or restart, reason=reason, by=by, found=found)
+            raise _another_runs(self.name, base)
+        publish(self.catalog, pinned)
+        plan = self._begin(base, pinned, at_once=at_once, reason=reason, by=by)
+        return Applied("promoted" if plan.goal == pinned.version else "rollout", pinned.version, plan, found)
 
     def advance(self, evidence: Evidence) -> Decision:
         """Move the plan to what follows from what was seen, if anything does, and settle the pointer.
@@ -126,32 +125,40 @@ class Rollout:
             return Decision(self.settle(), exc.message)
 
     def rollback(
-        self, *, to: str | None = None, reason: str = "", by: str | None = None, checked: bool = True
+        self,
+        *,
+        to: str | None = None,
+        reason: str = "",
+        by: str | None = None,
+        expected: str | None = None,
     ) -> RolloutPlan:
         """Take the running rollout back; else promote what was promoted before, or a version further back.
 
-        The replicas follow when there are any. Raises RollbackError when there is no way back, NotFoundError when
-        nothing was ever applied, and, if `checked`, IncompatibleReleaseError for a version that cannot serve.
+        The replicas follow when there are any. `expected` is the version to go back from, if only that will do. Raises
+        RollbackError when there is no way back, NotFoundError when nothing was ever applied, PromotionConflictError
+        when another version is there, and IncompatibleReleaseError for a version that cannot serve.
         """
         by = promoter() if by is None else by
         check_told(by=by, reason=reason)
         plan = self.settle()
         if to is None and not plan.running:
             to = self._before(plan)
+        leaves = plan.new or plan.goal
+        if expected is not None and expected != leaves:
+            raise PromotionConflictError(f"the release {self.name!r} goes back from {leaves!r}, expected {expected!r}")
         target = to or plan.old
-        if target == plan.goal and not plan.running:
-            raise RollbackError(
-                f"{target!r} is what is promoted as releases/{self.name}; there is nothing to go back from"
-            )
-        self._check_way(plan, target, checked=checked)
-        return self._move(plan, go_back(plan, now_s=self._clock(), reason=reason or "asked for", by=by, to=to))
+        if target == plan.goal and plan.state in ("steady", "promoting"):
+            raise RollbackError(f"{target!r} is promoted as releases/{self.name}, so there is no going back to it")
+        self._check_way(plan, target)
+        following = go_back(plan, now_s=self._clock(), reason=reason or "asked for", by=by, to=to)
+        return plan if following == plan else self._move(plan, following)
 
     def settle(self) -> RolloutPlan:
         """Have the promoted pointer name the plan's goal, and return the plan. Raises NotFoundError without one."""
         for _ in range(_ATTEMPTS):
             plan = self.plan()
             if plan is None:
-                where = f"no release {self.name!r} in {self._catalog.store.url}"
+                where = f"no release {self.name!r} in {self.catalog.store.url}"
                 raise NotFoundError(f"{where}; publish one with `rag-stack release apply`", param="name")
             pointer = self.pointer()
             if pointer is not None and pointer.version == plan.goal:
@@ -159,32 +166,30 @@ class Rollout:
             self._point(plan, pointer)
         raise PromotionConflictError(f"others move the release {self.name!r} again and again; try again")
 
-    def _begin(
-        self,
-        base: RolloutPlan,
-        pinned: PinnedRelease,
-        *,
-        at_once: bool,
-        reason: str,
-        by: str,
-        found: tuple[Change, ...],
-    ) -> Applied:
-        told = {"reason": reason, "by": by}
+    def _goal(self, plan: RolloutPlan) -> PinnedRelease | None:
+        """The release that the new one is compared with; None when only another rag_stack can read it."""
+        try:
+            return load(self.catalog, self.name, plan.goal)
+        except ArtifactOutdatedError:
+            return None
+
+    def _begin(self, base: RolloutPlan, pinned: PinnedRelease, *, at_once: bool, reason: str, by: str) -> RolloutPlan:
+        now_s = self._clock()
         if pinned.version == base.goal:
             # The version that a canary was to replace.
-            plan = go_back(base, now_s=self._clock(), reason=reason or "applied again", by=by)
+            plan = go_back(base, now_s=now_s, reason=reason or "the version before was applied again", by=by)
         elif at_once:
-            plan = promote_now(base, pinned.version, now_s=self._clock(), **told)
+            plan = promote_now(base, pinned.version, now_s=now_s, reason=reason, by=by)
         else:
-            plan = begin(base, pinned.version, rollout=pinned.release.rollout, now_s=self._clock(), **told)
+            plan = begin(base, pinned.version, rollout=pinned.release.rollout, now_s=now_s, reason=reason, by=by)
         plan = self._move(base, plan)
         try:
             # It may be an old version that is published already, and just now being deleted.
-            Retention(self._catalog).require([ArtifactRef("releases", self.name, pinned.version)])
+            Retention(self.catalog).require([ArtifactRef("releases", self.name, pinned.version)])
         except PromotionConflictError:
             self._move(plan, go_back(plan, now_s=self._clock(), reason="its version is being deleted", by=by))
             raise
-        return Applied("promoted" if at_once else "rollout", pinned.version, plan, found)
+        return plan
 
     def _move(self, expected: RolloutPlan | None, following: RolloutPlan) -> RolloutPlan:
         # A plan that was made up from the pointer is not stored.
@@ -201,11 +206,11 @@ class Rollout:
             if plan.state == "rolling_back":
                 # Not where it was promoted by other ways than one after the other: then it is promoted again.
                 with suppress(RollbackError):
-                    self._catalog.rollback(
+                    self.catalog.rollback(
                         "releases", self.name, to=plan.goal, expected_version=expected, by=by, reason=reason
                     )
                     return
-            self._catalog.promote(ref, expected_version=expected, by=by, reason=reason)
+            self.catalog.promote(ref, expected_version=expected, by=by, reason=reason)
         except PromotionConflictError:
             now = self.pointer()
             if (now.version if now else None) == expected:
@@ -218,12 +223,21 @@ class Rollout:
             raise RollbackError(f"{told}: apply another file")
         return pointer.previous
 
-    def _check_way(self, plan: RolloutPlan, target: str, *, checked: bool) -> None:
+    def _check_way(self, plan: RolloutPlan, target: str) -> None:
         if target not in {plan.old, *(each.version for each in self.promotions())}:
             raise RollbackError(
                 f"{target!r} was never promoted as releases/{self.name}: apply its file instead of going back to it"
             )
-        if checked:
-            pinned = load(self._catalog, self.name, target)
-            check_release(pinned, self._catalog)
-            check_change(load(self._catalog, self.name, plan.goal), pinned)
+        if plan.running and target == plan.old:
+            return  # it serves
+        pinned = load(self.catalog, self.name, target)
+        check_release(pinned, self.catalog)
+        if goal := self._goal(plan):
+            check_change(goal, pinned)
+
+
+def _another_runs(name: str, plan: RolloutPlan) -> ConflictError:
+    return ConflictError(
+        f"a rollout of {name!r} from {plan.old} to {plan.new} is {plan.state}: wait until it is through, take it back "
+        "with `rag-stack release rollback`, or put this one in its place with --replace"
+    )
