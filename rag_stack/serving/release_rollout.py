@@ -229,10 +229,8 @@ class ReleaseRollout:
         if count != self._count:
             self._count, self._moved_s = count, self._clock()
         resting = all(state == "running" for state in self._serve.values()) and not self._retiring
-        calm = self._plan is None or not self._plan.running
-        if (calm and not self._surge and not self._retiring) or (
-            resting and self._clock() - self._moved_s >= _SETTLED_S
-        ):
+        undisturbed = not self._surge and not self._retiring
+        if undisturbed or (resting and self._clock() - self._moved_s >= _SETTLED_S):
             self._base = count - self._surge
 
     def _hear(self, name: str, report: Report) -> None:
