@@ -36,7 +36,6 @@ from rag_stack.serving.release_tally import Report as ReleaseReport
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollouts import Rollouts, Settled
 from rag_stack.serving.serve_replicas import engine_replicas
-from rag_stack.timeline import Timeline
 
 ENGINE_APP = "engine"
 SEARCH_APP = "vector_stores"
@@ -55,36 +54,24 @@ class SearchServer:
 
     async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
         # Imported here: the other control processes share this module and do no search.
-        from rag_stack.serving.membership import follow
-        from rag_stack.serving.node_agent import cluster_peers
-        from rag_stack.serving.node_fetch import NodeFetch
-        from rag_stack.serving.opening import open_retrieval
-        from rag_stack.serving.owned_stores import own_stores
+        from rag_stack.serving.searched_release import SearchedRelease
 
-        self._pinned = pinned
-        self._recorder = RayRecorder()
-        artifacts = pinned.release.artifacts
-        tiers = open_tiers(artifacts, self._recorder, peers=cluster_peers(artifacts))
-        self._retrieval = await asyncio.to_thread(
-            open_retrieval,
-            pinned,
-            tiers,
-            timeline=Timeline(),
-            recorder=self._recorder,
-            fetch_beside=NodeFetch(artifacts),
-        )
-        follower = await follow(self._retrieval, self._recorder)
-        self._following = asyncio.create_task(follower.run())
-        self._stores = own_stores(pinned, self._retrieval)
-        self._ingesting = asyncio.create_task(self._stores.keeper.ingest.run())
+        self._searched = SearchedRelease(pinned, RayRecorder())
+        await self._searched.open()
+        self._running = asyncio.create_task(self._searched.run())
 
     async def remove_file(self, file_id: str) -> bool:
         """Take a file out of all stores; whether no search finds it any more. See StoreKeeper.remove_everywhere."""
-        return await self._stores.keeper.remove_everywhere(file_id)
+        return await self._searched.stores.keeper.remove_everywhere(file_id)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The stores' routes behind the gate."""
-        return _served(self._stores.routes(), self._pinned, recorder=self._recorder)
+        return self._searched
+
+    async def check_health(self) -> None:
+        """Serve starts this again when it does not follow what is promoted any more."""
+        if self._running.done():
+            raise RuntimeError(f"the search server has stopped following: {self._running.exception()!r}")
 
 
 class FilesServer:
@@ -152,9 +139,24 @@ class AdminServer:
             RolloutStore(catalog.store, release.name),
             load=partial(load, catalog, release.name, deployment=release),
             replicas=partial(engine_replicas, ENGINE_APP),
+            releases=self._follow_stores,
             poll_s=poll_s,
         )
         self._running = asyncio.gather(self._rollouts.run(), self._releases.run())
+
+    def _follow_stores(self, releases: Sequence[PinnedRelease]) -> None:
+        """The followed stores of all releases that are served now, and no more of those that were."""
+        wanted = {
+            FollowedStore(store.name, store.index, of_release=True)
+            for pinned in releases
+            for store in pinned.release.stores
+            if store.name in pinned.followed
+        }
+        now = {view.store for view in self._rollouts.views() if view.store.of_release}
+        for store in now - wanted:
+            self._rollouts.remove_store(store.name)
+        for store in wanted - now:
+            self._rollouts.add_store(store)
 
     async def assign_release(self, replica: str) -> Assignment:
         """See ReleaseRollout.assign."""

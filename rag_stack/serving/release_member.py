@@ -14,14 +14,13 @@ from starlette.types import ASGIApp
 from rag_stack.api.traffic import Traffic
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.config import Canary
-from rag_stack.errors import ArtifactError, ReleaseRefusedError
+from rag_stack.errors import ReleaseRefusedError
 from rag_stack.releases.pinned import PinnedRelease
-from rag_stack.releases.plan import RolloutStore
 from rag_stack.releases.progress import CanaryResult
-from rag_stack.releases.published import load
 from rag_stack.serving.control import ADMIN_APP
 from rag_stack.serving.release_canary import ask_canaries
 from rag_stack.serving.release_choice import Split, Standing
+from rag_stack.serving.release_goal import release_goal
 from rag_stack.serving.release_rollout import Assignment, Orders
 from rag_stack.serving.release_tally import Report, State
 
@@ -60,7 +59,7 @@ class ReleaseMember:
         """What this replica shall be: as the coordinator says, or as the plan is, or as it was deployed."""
         assignment = await self._assigned()
         if assignment is None:
-            assignment = Assignment(await asyncio.to_thread(_goal, deployed, tiers))
+            assignment = Assignment(await asyncio.to_thread(release_goal, deployed, tiers))
         self._release, self._canaries = assignment.pinned.version, assignment.canaries
         # A start takes a minute or more, and the coordinator is to know that it goes on.
         self._starting = asyncio.create_task(self._keep_telling())
@@ -197,18 +196,6 @@ async def telling_failure(member: ReleaseMember) -> AsyncIterator[None]:
     except Exception as exc:
         await member.fail(f"{type(exc).__name__}: {exc}")
         raise
-
-
-def _goal(deployed: PinnedRelease, tiers: Tiers) -> PinnedRelease:
-    """What is to be served as far as the object store tells."""
-    try:
-        plan = RolloutStore(tiers.catalog.store, deployed.release.name).read()
-        if plan is None or plan.goal == deployed.version:
-            return deployed
-        return load(tiers.catalog, deployed.release.name, plan.goal, deployment=deployed.release)
-    except ArtifactError as exc:
-        _LOG.warning("this replica is what was deployed, since the plan cannot be read: %s", exc)
-        return deployed
 
 
 def _after(last_s: float, ttft_s: tuple[float, ...]) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ replicas and by Serve; until it is, nobody gets orders and everything stays as i
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol, TypeAlias
 
@@ -76,15 +76,21 @@ class ReleaseRollout:
         *,
         load: Callable[[str], PinnedRelease],
         replicas: Replicas,
+        releases: Callable[[Sequence[PinnedRelease]], None] = lambda _: None,
         poll_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`deployed` is what serves without a plan; `load` reads a published version, and may block."""
+        """`deployed` is what serves without a plan; `load` reads a published version, and may block.
+
+        `releases` is told which releases are served, whenever that changes.
+        """
         self._deployed = deployed
         self._rollout = rollout
         self._plans = plans
         self._load = load
         self._ask_serve = replicas
+        self._tell_releases = releases
+        self._told: tuple[str, ...] = ()
         self._poll_s = poll_s
         self._clock = clock
         self._plan: RolloutPlan | None = None
@@ -134,6 +140,7 @@ class ReleaseRollout:
             await self._look()
             if self._plan is None:
                 return
+            await self._tell(self._plan)
             if self._informed:
                 await self._advance(self._plan)
                 self._order(self._plan)
@@ -196,6 +203,12 @@ class ReleaseRollout:
         self._tally.start_over()
         self._moved_s = self._clock()
         _LOG.info("rollout %s: %s from %s to %s, share %s", plan.revision, plan.state, plan.old, plan.new, plan.share)
+
+    async def _tell(self, plan: RolloutPlan) -> None:
+        served = tuple(plan.shares())
+        if served != self._told:
+            self._tell_releases([await self._release(version) for version in served])
+            self._told = served
 
     async def _look(self) -> None:
         """Ask Serve, often while anything moves."""
