@@ -29,10 +29,10 @@ from rich.console import Console
 from loadtests import report
 from loadtests.local_cluster import started
 from loadtests.report import Goal, Report
-from loadtests.rollout_changes import Change, changes, first_release, quick
+from loadtests.rollout_changes import MODEL, Change, changes, first_release, quick
 from loadtests.rollout_load import Asked, Load, Moment, moved_too_often, wrong_release
 from loadtests.scripted_engine import Script
-from loadtests.swap_data import MODEL, publish_models, publish_versions
+from loadtests.swap_data import publish_models, publish_versions
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import Release
 from rag_stack.metrics import MemoryRecorder
@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace, *, tell: Tell) -> Run:
     with tempfile.TemporaryDirectory(prefix="rollout-", dir=options.folder) as folder:
         first = first_release(folder=folder, port=free_port(), replicas=options.replicas)
         tiers = open_tiers(first.artifacts, MemoryRecorder())
-        embedder = publish_models(tiers.catalog, generator=True, tell=tell)
+        embedder = publish_models(tiers.catalog, generator=False, tell=tell)
         publish_versions(tiers.catalog, Path(folder) / "built", ["v00", "v01", "v02"], embedder=embedder, rows=2000)
         all_ = list(changes(first))
         tell("starting")

@@ -4,8 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loadtests.scripted_server import FAILS_TO_START, SCRIPT
-from loadtests.swap_data import EMBEDDER, INDEX, MODEL
+from loadtests.swap_data import EMBEDDER, INDEX
 from rag_stack.config import Release
+
+# The scripted engine needs a tokenizer of its model, and the embedder has one.
+MODEL = EMBEDDER
 
 
 @dataclass(frozen=True, slots=True)
