@@ -247,13 +247,39 @@ class RagCitation(Wire):
     quote_end: int
 
 
+class ReplayPassage(Wire):
+    """A passage that went into the prompt, by the SHA-256 of its text."""
+
+    number: int
+    passage_id: str
+    file_id: str
+    sha256: str
+
+
+class ReplayRecord(Wire):
+    """What it takes to ask the engine the same again, without retrieval: `request` is what it got, seed and all.
+
+    With temperature 0 the same release answers it the same, as far as its engine does (vLLM: with the same batch).
+    """
+
+    release: str
+    release_version: str | None = None
+    path: str
+    store: str | None = None
+    index_version: str | None = None
+    passages: list[ReplayPassage]
+    request: dict[str, Any]
+
+
 class RagBlock(Wire):
     """`rag` on every answer: which release and index version gave it, from which sources, and how long that took."""
 
     release: str
+    release_version: str | None = None
     store: str | None = None
     index_version: str | None = None
     timings_ms: dict[str, float] = Field(default_factory=dict)
     sources: list[RagSource] = Field(default_factory=list)
     citations: list[RagCitation] = Field(default_factory=list)
     messages: list[dict[str, Any]] | None = None
+    replay: ReplayRecord | None = None

@@ -128,6 +128,7 @@ def build_layer(
         keys=KeyRing([digest(key) for key in keys]),
         recorder=recorder,
         release="test-release",
+        release_version="0123456789ab",
         max_body_bytes=1 << 20,
     )
     return layer.around(engine)

@@ -11,6 +11,7 @@ from rag_stack.api import encoding, sse
 from rag_stack.api.engine import json_start, shape_error
 from rag_stack.api.http import dumps, error_body
 from rag_stack.errors import EngineError
+from rag_stack.protocol import ReplayRecord
 from rag_stack.rag.pipeline import Grounding
 from rag_stack.types import Citation
 
@@ -24,16 +25,20 @@ class Dressing:
 
     kind: Kind
     release: str
+    release_version: str
     grounding: Grounding
     cite: Cite
     with_text: bool
     with_messages: bool
+    replay: ReplayRecord | None = None
 
-    def rag(self, citations: Sequence[Citation] = ()) -> dict[str, Any]:
-        """The `rag` object."""
+    def rag(self, citations: Sequence[Citation] = (), *, last: bool = False) -> dict[str, Any]:
+        """The `rag` object; the record of a request comes with the `last` one of a stream."""
         return encoding.rag_block(
             self.grounding,
             release=self.release,
+            release_version=self.release_version,
+            replay=self.replay if last else None,
             citations=citations,
             with_text=self.with_text,
             with_messages=self.with_messages,
@@ -60,7 +65,7 @@ class Dressing:
             if self.kind == "chat":
                 message["annotations"] = self.annotations(citations)
                 message.update(self.extras())
-        return {**body, "rag": self.rag(first)}
+        return {**body, "rag": self.rag(first, last=True)}
 
 
 class AnswerSender:
@@ -188,7 +193,7 @@ class _Stream:
         citations = await self._dressing.cite("".join(self._texts[index]))
         self._annotate(choice, index, self._dressing.annotations(citations))
         if index == 0:
-            chunk["rag"] = self._dressing.rag(citations)
+            chunk["rag"] = self._dressing.rag(citations, last=True)
 
     def _annotate(self, choice: dict[str, Any], index: int, entries: list[dict[str, Any]]) -> None:
         """Add to `delta.annotations`. Clients merge lists of deltas by `index`, so it counts on over all chunks."""

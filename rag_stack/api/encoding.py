@@ -1,10 +1,19 @@
 """From the nouns to the wire: sources, citations and annotations as clients read them."""
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rag_stack.protocol import RagBlock, RagCitation, RagSource, SearchResult, TextContent
+from rag_stack.protocol import (
+    RagBlock,
+    RagCitation,
+    RagSource,
+    ReplayPassage,
+    ReplayRecord,
+    SearchResult,
+    TextContent,
+)
 from rag_stack.rag.pipeline import Grounding
 from rag_stack.types import Citation, Hit, Source, Timings
 
@@ -91,21 +100,48 @@ def rag_block(
     grounding: Grounding,
     *,
     release: str,
+    release_version: str = "",
     citations: Sequence[Citation] = (),
     with_text: bool = False,
     with_messages: bool = False,
+    replay: ReplayRecord | None = None,
 ) -> dict[str, Any]:
     """The `rag` object of an answer."""
     block = RagBlock(
         release=release,
+        release_version=release_version or None,
         store=grounding.store,
         index_version=grounding.index_version,
         timings_ms=timings_ms(grounding.timings),
         sources=[rag_source(source, with_text=with_text) for source in grounding.sources],
         citations=[rag_citation(citation) for citation in citations],
         messages=[dict(message) for message in grounding.messages] if with_messages else None,
+        replay=replay,
     )
     return block.model_dump(exclude_none=True)
+
+
+def replay_record(
+    grounding: Grounding, *, release: str, release_version: str, path: str, request: Mapping[str, Any]
+) -> ReplayRecord:
+    """What a request was made of; `request` is the engine's body. How an answer is sent is no part of it."""
+    return ReplayRecord(
+        release=release,
+        release_version=release_version or None,
+        path=path,
+        store=grounding.store,
+        index_version=grounding.index_version,
+        passages=[
+            ReplayPassage(
+                number=source.number,
+                passage_id=source.hit.passage.passage_id,
+                file_id=source.hit.passage.document_id,
+                sha256=hashlib.sha256(source.hit.passage.text.encode()).hexdigest(),
+            )
+            for source in grounding.sources
+        ],
+        request={key: value for key, value in request.items() if key not in ("stream", "stream_options")},
+    )
 
 
 def timings_ms(timings: Timings) -> dict[str, float]:

@@ -27,7 +27,8 @@ class Gate:
     """Lets a request in when its key is known, names it, and answers for what goes wrong behind the gate.
 
     `routes` is the whole allow-list: what stands in none of them is a 404. `lifespan` is the app whose start-up and
-    shut-down events run, where that is another one than ours.
+    shut-down events run, where that is another one than ours. `release` is what `x-rag-release` says on every answer,
+    refusals too.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class Gate:
         open_paths: Collection[str],
         recorder: Recorder,
         lifespan: ASGIApp | None = None,
+        release: str = "",
     ) -> None:
         self._router = Router(routes, redirect_slashes=False, default=_not_found)
         self._lifespan = lifespan or self._router
         self._keys = keys
         self._open_paths = frozenset(open_paths)
         self._recorder = recorder
+        self._named = [(b"x-rag-release", release.encode())] if release else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -55,7 +58,7 @@ class Gate:
             return
         request_id = _request_id(scope)
         scope = self._at_root(scope, request_id=request_id)
-        exchange = _Exchange(send, request_id=request_id)
+        exchange = _Exchange(send, request_id=request_id, named=self._named)
         try:
             if scope["path"] not in self._open_paths:
                 self._keys.check(header(scope, b"authorization"))
@@ -94,8 +97,9 @@ class Gate:
 class _Exchange:
     """One answer on its way out: knows whether it has begun, and puts the request id on it."""
 
-    def __init__(self, send: Send, *, request_id: str) -> None:
+    def __init__(self, send: Send, *, request_id: str, named: Sequence[tuple[bytes, bytes]]) -> None:
         self._send = send
+        self._named = named
         self.request_id = request_id
         self.started = False
         self.status = 0
@@ -104,7 +108,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.started, self.status = True, message["status"]
             headers = [(k, v) for k, v in message.get("headers", []) if k.lower() != b"x-request-id"]
-            message = {**message, "headers": [*headers, (b"x-request-id", self.request_id.encode())]}
+            message = {**message, "headers": [*headers, (b"x-request-id", self.request_id.encode()), *self._named]}
         await self._send(message)
 
 

@@ -6,10 +6,17 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rag_stack.api import encoding
 from rag_stack.api.answer import AnswerSender, Dressing, Kind
 from rag_stack.api.engine import forward
 from rag_stack.api.http import read_json, while_connected
-from rag_stack.api.retrieval_request import INCLUDE_MESSAGES, INCLUDE_TEXT, RequestReader, RetrievalRequest
+from rag_stack.api.retrieval_request import (
+    INCLUDE_MESSAGES,
+    INCLUDE_REPLAY,
+    INCLUDE_TEXT,
+    RequestReader,
+    RetrievalRequest,
+)
 from rag_stack.errors import EngineError, InvalidRequestError, RagStackError
 from rag_stack.protocol import MAX_QUERY_CHARS
 from rag_stack.rag.pipeline import Grounding, Pipeline, Question
@@ -27,6 +34,7 @@ class GroundedEndpoint:
         reader: RequestReader,
         pipeline: Pipeline,
         release: str,
+        release_version: str = "",
         max_body_bytes: int,
     ) -> None:
         self._engine = engine
@@ -34,6 +42,7 @@ class GroundedEndpoint:
         self._reader = reader
         self._pipeline = pipeline
         self._release = release
+        self._version = release_version
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,9 +52,10 @@ class GroundedEndpoint:
         request = self._reader.read(body, default=self._kind == "chat")
         _check_stream(body)
         grounding = await while_connected(self._pipeline.ground(self._question(request)), receive)
-        sender = AnswerSender(send, self._dressing(request, grounding))
+        engine_body = self._engine_body(request, grounding)
+        sender = AnswerSender(send, self._dressing(request, grounding, path=scope["path"], engine_body=engine_body))
         try:
-            await forward(self._engine, scope, receive, sender, body=self._engine_body(request, grounding))
+            await forward(self._engine, scope, receive, sender, body=engine_body)
         except Exception as exc:
             if not sender.streaming:
                 raise
@@ -54,10 +64,19 @@ class GroundedEndpoint:
             if not isinstance(exc, RagStackError):
                 raise
 
-    def _dressing(self, request: RetrievalRequest, grounding: Grounding) -> Dressing:
+    def _dressing(
+        self, request: RetrievalRequest, grounding: Grounding, *, path: str, engine_body: Mapping[str, Any]
+    ) -> Dressing:
+        replay = None
+        if INCLUDE_REPLAY in request.include:
+            replay = encoding.replay_record(
+                grounding, release=self._release, release_version=self._version, path=path, request=engine_body
+            )
         return Dressing(
             kind=self._kind,
             release=self._release,
+            release_version=self._version,
+            replay=replay,
             grounding=grounding,
             cite=lambda text: self._pipeline.cite(text, grounding),
             with_text=INCLUDE_TEXT in request.include,

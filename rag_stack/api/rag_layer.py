@@ -64,6 +64,7 @@ class RagLayer:
     recorder: Recorder
     release: str
     max_body_bytes: int
+    release_version: str = ""
 
     def around(self, engine: ASGIApp) -> ASGIApp:
         """The engine's app with retrieval, citations, keys and the allow-list around it."""
@@ -75,7 +76,14 @@ class RagLayer:
             *self.health.routes(),
             *_passed(engine, max_body_bytes=self.max_body_bytes),
         ]
-        return Gate(routes, keys=self.keys, open_paths=OPEN_PATHS, recorder=self.recorder, lifespan=engine)
+        return Gate(
+            routes,
+            keys=self.keys,
+            open_paths=OPEN_PATHS,
+            recorder=self.recorder,
+            lifespan=engine,
+            release=release_header(self.release, self.release_version),
+        )
 
     def _grounded(self, engine: ASGIApp, kind: Kind) -> GroundedEndpoint:
         return GroundedEndpoint(
@@ -84,8 +92,14 @@ class RagLayer:
             reader=self.reader,
             pipeline=self.pipeline,
             release=self.release,
+            release_version=self.release_version,
             max_body_bytes=self.max_body_bytes,
         )
+
+
+def release_header(name: str, version: str) -> str:
+    """What `x-rag-release` says: `name@version`, the name alone for a release without one."""
+    return f"{name}@{version}" if version else name
 
 
 def _passed(engine: ASGIApp, *, max_body_bytes: int) -> list[BaseRoute]:

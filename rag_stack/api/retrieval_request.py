@@ -1,6 +1,7 @@
 """What retrieval a request asks for.
 
-There are five ways to ask, and the first match wins:
+There are five ways to ask, and the first match wins, unless the body says `rag_retrieval: "none"`: then nothing is
+searched, and the messages go to the engine as they are.
 
 1. `tools: [{"type": "file_search", "vector_store_ids": [...]}]`
 2. `vector_store_ids: [...]` at the top
@@ -23,6 +24,9 @@ from rag_stack.types import Hit, Passage
 MAX_DOCUMENTS = 50
 INCLUDE_TEXT = "file_search_call.results"
 INCLUDE_MESSAGES = "rag.messages"
+INCLUDE_REPLAY = "rag.replay"
+# In a body, with the value "none": how a recorded request is asked again.
+RETRIEVAL_KEY = "rag_retrieval"
 
 
 class _FileSearch(BaseModel):
@@ -67,10 +71,12 @@ class RequestReader:
 
         Raises NotFoundError for an unknown model or store, InvalidRequestError for anything malformed.
         """
-        engine = {k: v for k, v in body.items() if k not in ("vector_store_ids", "documents", "include")}
+        engine = {k: v for k, v in body.items() if k not in ("vector_store_ids", "documents", "include", RETRIEVAL_KEY)}
         include = frozenset(_include(body.get("include")))
         engine["model"], alias_store = self._model(body.get("model"))
         search = _file_search(engine)
+        if _is_verbatim(body):
+            return RetrievalRequest(engine, include=include)
         if search is not None:
             return RetrievalRequest(
                 engine,
@@ -111,6 +117,13 @@ class RequestReader:
         if store not in stores:
             raise NotFoundError(f"the vector store {store!r} does not exist; there are {list(stores)}", param=param)
         return store
+
+
+def _is_verbatim(body: Mapping[str, Any]) -> bool:
+    given = body.get(RETRIEVAL_KEY)
+    if given not in (None, "none"):
+        raise InvalidRequestError(f'`{RETRIEVAL_KEY}` can only be "none", got {given!r:.50}', param=RETRIEVAL_KEY)
+    return given == "none"
 
 
 def _include(given: object) -> Sequence[str]:

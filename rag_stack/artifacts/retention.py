@@ -127,9 +127,9 @@ class Retention:
         then this pin may have come too late.
         """
         self._pins.put(release, refs)
-        self.require(refs)
+        self.require(refs, holder=f"release {release!r}")
 
-    def require(self, refs: Sequence[ArtifactRef]) -> None:
+    def require(self, refs: Sequence[ArtifactRef], *, holder: str) -> None:
         """Raise for what is not there, or not for long any more, after it was written down that it is needed.
 
         Raises ArtifactNotFoundError, or PromotionConflictError while a version is being deleted.
@@ -139,8 +139,8 @@ class Retention:
             for ref in refs:
                 if (ref.kind, ref.name) == (kind, name) and ref.version in condemned:
                     raise PromotionConflictError(
-                        f"{str(ref)!r} is being deleted by `rag-stack index gc`; it is held now, so start again: "
-                        "if it is not there then, publish it again"
+                        f"{str(ref)!r} is being deleted by `rag-stack index gc`; {holder} holds it now, so "
+                        "start again: if it is not there then, publish it again"
                     )
         for ref in refs:
             if not self._store.exists(manifest_key(ref)):

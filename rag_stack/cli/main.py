@@ -6,6 +6,7 @@ from rag_stack import __version__
 from rag_stack.cli.ask import ask
 from rag_stack.cli.group import RootGroup
 from rag_stack.cli.key import key
+from rag_stack.cli.replay import replay
 from rag_stack.cli.search import search
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 
 app.command()(ask)
 app.command()(search)
+app.command()(replay)
 app.command()(key)
 
 

@@ -79,7 +79,8 @@ def print_hits(console: Console, results: SearchResults) -> None:
 
 
 def _facts(answer: Answer) -> str:
-    facts = [f"release {answer.release}", f"model {answer.model}"]
+    version = f"@{answer.release_version}" if answer.release_version else ""
+    facts = [f"release {answer.release}{version}", f"model {answer.model}"]
     if answer.store is not None or answer.index_version is not None:
         facts.append(f"index {answer.store or ''} {answer.index_version or ''}".strip())
     if answer.sources:

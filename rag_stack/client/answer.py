@@ -23,8 +23,8 @@ class Answer:
     """A complete answer.
 
     `citations` point at `sources` by number and at `text` by character. `timings_ms` holds the milliseconds of each
-    stage of retrieval. `store` and `index_version` are None when nothing was searched. `finish_reason` is `stop`, or
-    `length` when the answer was cut off.
+    stage of retrieval. `store` and `index_version` are None when nothing was searched, `release_version` where the
+    server does not tell it. `finish_reason` is `stop`, or `length` when the answer was cut off.
     """
 
     text: str
@@ -32,6 +32,7 @@ class Answer:
     sources: tuple[RagSource, ...]
     timings_ms: Mapping[str, float]
     release: str
+    release_version: str | None
     store: str | None
     index_version: str | None
     model: str
@@ -105,6 +106,7 @@ def _answer(text: str, *, model: str, rag: RagBlock | None, usage: UsageReply | 
         sources=tuple(rag.sources),
         timings_ms=rag.timings_ms,
         release=rag.release,
+        release_version=rag.release_version,
         store=rag.store,
         index_version=rag.index_version,
         model=model,

@@ -34,7 +34,7 @@ def publish(catalog: Catalog, pinned: PinnedRelease) -> Manifest:
             Path(directory), kind="releases", name=pinned.release.name, version=pinned.version, metadata=metadata
         )
     # After the manifest, for which a collection looks after it has condemned: one of the two sees the other.
-    Retention(catalog).require(refs)
+    Retention(catalog).require(refs, holder=str(manifest.ref))
     return manifest
 
 

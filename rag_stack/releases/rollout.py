@@ -185,7 +185,7 @@ class Rollout:
         plan = self._move(base, plan)
         try:
             # It may be an old version that is published already, and just now being deleted.
-            Retention(self.catalog).require([ArtifactRef("releases", self.name, pinned.version)])
+            Retention(self.catalog).require([ArtifactRef("releases", self.name, pinned.version)], holder="the plan")
         except PromotionConflictError:
             self._move(plan, go_back(plan, now_s=self._clock(), reason="its version is being deleted", by=by))
             raise

@@ -179,6 +179,7 @@ def build_layer(
         keys=KeyRing(release.server.api_key_sha256),
         recorder=recorder,
         release=release.name,
+        release_version=pinned.version,
         max_body_bytes=release.server.max_body_bytes,
     )
 

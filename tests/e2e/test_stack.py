@@ -149,6 +149,20 @@ def test_our_client_and_command_line_agree(stack: Stack) -> None:
     assert printed["text"] == answer.text
 
 
+def test_a_recorded_answer_is_reproduced(stack: Stack, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": WITH}]
+    asked = {"model": MODEL, "messages": messages, "max_tokens": 40, "temperature": 0, "include": ["rag.replay"]}
+    reply = httpx.post(f"{stack.url}/v1/chat/completions", json=asked, timeout=120)
+    file = tmp_path / "answer.json"
+    file.write_text(reply.text)
+    version = reply.json()["rag"]["release_version"]
+    assert reply.headers["x-rag-release"] == f"e2e@{version}"
+    rag_stack = str(Path(sys.executable).with_name("rag-stack"))
+    command = [rag_stack, "replay", str(file), "--server", stack.url]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, version in done.stdout) == (0, True), done.stdout + done.stderr
+
+
 def test_closed_clients_abort_their_generations(client: openai.OpenAI) -> None:
     """Eight streams fill the engine for two minutes; once they are closed, a ninth request does not wait for them."""
     endless = {"ignore_eos": True, "min_tokens": 2000}

@@ -29,6 +29,7 @@ from rag_stack.retrieval.retriever import Retriever
 MAX_BODY_BYTES = 1 << 20
 SYSTEM = "Answer from the documents."
 WAIT_S = 30.0
+VERSION = "0123456789ab"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Settings:
     queue: int = 8
     top_k: int = 2
     special_tokens: tuple[str, ...] = ()
+    release_version: str = VERSION
     readiness: Readiness = field(default_factory=lambda: Readiness(ready=True, parts={"engine": "open"}))
 
 
@@ -171,6 +173,7 @@ def layer(
         keys=KeyRing([digest(key) for key in settings.keys]),
         recorder=recorder,
         release="test-release",
+        release_version=settings.release_version,
         max_body_bytes=MAX_BODY_BYTES,
     ).around(engine)
 

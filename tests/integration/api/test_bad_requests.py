@@ -70,6 +70,8 @@ CHATS: list[tuple[dict[str, Any], str]] = [
     ({"stream": 1}, "stream"),
     ({"include": "rag.messages"}, "include"),
     ({"include": [1]}, "include"),
+    ({"rag_retrieval": "some"}, "rag_retrieval"),
+    ({"rag_retrieval": False}, "rag_retrieval"),
     ({"vector_store_ids": "atlas"}, "vector_store_ids"),
     ({"vector_store_ids": []}, "vector_store_ids"),
     ({"vector_store_ids": [1]}, "vector_store_ids"),
