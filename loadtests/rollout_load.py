@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 
 from rag_stack.releases.plan import RolloutPlan
-from rag_stack.serving.release_header import RELEASE_HEADER
 
 # How long after the plan has moved an answer may still come from what was allowed before: the replicas hear of it
 # within a second or two, Serve's controller asks them each second, and tells the routers.
@@ -147,7 +146,7 @@ def _began(asked: Asked) -> float:
 
 
 def _version(answer: httpx.Response) -> str:
-    return answer.headers.get(RELEASE_HEADER, "").partition("@")[2]
+    return answer.headers.get("x-rag-release", "").partition("@")[2]
 
 
 def _problem(status: int, text: str, *, stream: bool) -> str:

@@ -25,7 +25,6 @@ from rag_stack.serving.membership import follow
 from rag_stack.serving.node_fetch import NodeFetch
 from rag_stack.serving.opening import OpenRetrieval, build_layer, open_retrieval
 from rag_stack.serving.readiness import StoreTold, store_parts
-from rag_stack.serving.release_header import NamedByRelease
 from rag_stack.serving.release_member import ReleaseMember
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
@@ -79,8 +78,7 @@ class Replica:
         await self._member.prove(ours.around(engine), self.pinned)
         self._announcing = asyncio.create_task(keep_announcing(self._start.report(), self._recorder))
         self._belonging = asyncio.create_task(self._member.follow(self.traffic))
-        app = self.traffic.around(layer.around(engine))
-        return NamedByServe(NamedByRelease(app, name=self.pinned.release.name, version=self.pinned.version))
+        return NamedByServe(self.traffic.around(layer.around(engine)))
 
     async def check_health(self) -> None:
         """Raise when this replica should be replaced."""
