@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rag_stack.api.auth import KeyRing
 from rag_stack.api.gate import Gate
 from rag_stack.api.health import OPEN_PATHS
+from rag_stack.api.rag_layer import release_header
 from rag_stack.api.store_control import StoreControl
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.errors import RagStackError
@@ -86,7 +87,7 @@ class SearchedRelease:
             if pinned.version == self._now.pinned.version:
                 continue
             if searches_alike(pinned, self._now.pinned):
-                self._now.pinned = pinned
+                self._now.pinned, self._now.app = pinned, self._app(pinned, self._now.stores)
                 continue
             try:
                 await self._change(pinned)
@@ -117,9 +118,18 @@ class SearchedRelease:
             fetch_beside=NodeFetch(pinned.release.artifacts),
         )
         stores = own_stores(pinned, retrieval)
-        keys = KeyRing(pinned.release.server.api_key_sha256)
-        gate = Gate(stores.routes(), keys=keys, open_paths=OPEN_PATHS, recorder=self._recorder)
-        return _Searched(pinned, retrieval, stores, NamedByServe(gate))
+        return _Searched(pinned, retrieval, stores, self._app(pinned, stores))
+
+    def _app(self, pinned: PinnedRelease, stores: StoreControl) -> ASGIApp:
+        """The stores' routes behind a gate, which names the release on every answer."""
+        gate = Gate(
+            stores.routes(),
+            keys=KeyRing(pinned.release.server.api_key_sha256),
+            open_paths=OPEN_PATHS,
+            recorder=self._recorder,
+            release=release_header(pinned.release.name, pinned.version),
+        )
+        return NamedByServe(gate)
 
     async def _begin(self, searched: _Searched) -> None:
         follower = await follow(searched.retrieval, self._recorder)
