@@ -18,6 +18,7 @@ from rag_stack.api.auth import AdminKeyRing, KeyRing
 from rag_stack.api.gate import Gate
 from rag_stack.api.health import OPEN_PATHS, Health, Readiness
 from rag_stack.api.models import Models, Starter, Starts
+from rag_stack.api.releases import ReleaseAdmin
 from rag_stack.artifacts.retention import Retention
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.errors import UnavailableError
@@ -125,10 +126,11 @@ class AdminServer:
         poll_s = _POLL_S.get(catalog.store.url.partition("://")[0], _POLL_OTHERS_S)
         self._rollouts = Rollouts(coordinator, catalog, poll_s=poll_s, hold=Holding(retention, pinned).hold)
         server = release.server
+        keys = AdminKeyRing(server.admin_key_sha256, api_digests=server.api_key_sha256)
         self._admin = Admin(
             catalog,
             retention,
-            AdminKeyRing(server.admin_key_sha256, api_digests=server.api_key_sha256),
+            keys,
             max_body_bytes=server.max_body_bytes,
             promoted=self._rollouts.promoted,
             swaps=lambda: [_swap_row(view) for view in self._rollouts.views()],
@@ -141,6 +143,12 @@ class AdminServer:
             replicas=partial(engine_replicas, ENGINE_APP),
             releases=self._follow_stores,
             poll_s=poll_s,
+        )
+        self._release_admin = ReleaseAdmin(
+            catalog,
+            keys,
+            max_body_bytes=server.max_body_bytes,
+            now=lambda name: self._releases.now() if name == release.name else {},
         )
         self._running = asyncio.gather(self._rollouts.run(), self._releases.run())
 
@@ -192,7 +200,8 @@ class AdminServer:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The routes of /admin, which check keys of their own, behind a gate that lets every key pass."""
-        gate = Gate(self._admin.routes(), keys=KeyRing(()), open_paths=OPEN_PATHS, recorder=self._recorder)
+        routes = [*self._admin.routes(), *self._release_admin.routes()]
+        gate = Gate(routes, keys=KeyRing(()), open_paths=OPEN_PATHS, recorder=self._recorder)
         return NamedByServe(gate)
 
     async def check_health(self) -> None:

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Literal, Protocol, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from rag_stack.config import Canary
 from rag_stack.errors import RagStackError
@@ -112,11 +112,6 @@ class ReleaseRollout:
         self._mended = True
 
     @property
-    def plan(self) -> RolloutPlan | None:
-        """The plan as it was last read."""
-        return self._plan
-
-    @property
     def waits_for(self) -> str:
         """What the rollout waits for, for people."""
         return self._waits_for
@@ -168,9 +163,15 @@ class ReleaseRollout:
             again_s *= 2
         return Orders(self._split, self._surge, name in self._retiring, again_s)
 
-    def live(self) -> list[Live]:
-        """The replicas as they are known."""
-        return self._live()
+    def now(self) -> dict[str, Any]:
+        """What is seen, for people: what is waited for, the shares as they are, the replicas of each version."""
+        if self._plan is None:
+            return {}
+        live = self._live()
+        versions = dict.fromkeys((*self._plan.shares(), *(each.release for each in live)))
+        seen = {version: asdict(self._seen(version, live)) for version in versions}
+        stages = {each.name: {"version": each.release, "stage": each.stage} for each in live}
+        return {"waits_for": self._waits_for, "share": self._split.share, "seen": seen, "replicas": stages}
 
     async def _release(self, version: str) -> PinnedRelease:
         if version == self._deployed.version:
