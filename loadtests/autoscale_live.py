@@ -14,7 +14,7 @@ from ray.serve.schema import ReplicaState
 
 from loadtests.autoscale_simulator import Outcome, Point
 from loadtests.autoscale_trace import Trace
-from rag_stack.serving.control import ENGINE_APP
+from rag_stack.serving.prefixes import ENGINE_APP
 
 _LOOK_S = 0.5
 _TIMEOUT = httpx.Timeout(300.0)

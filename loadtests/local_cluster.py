@@ -22,6 +22,7 @@ from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.serving import environment
 
 _PLASMA_BYTES = 128 << 20
+_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 
 
 @dataclass
@@ -102,4 +103,6 @@ def _settings(cache: Path, *, num_cpus: float) -> dict[str, Any]:
         "num_cpus": num_cpus,
         "object_store_memory": _PLASMA_BYTES,
         "env_vars": {"RAG_STACK_CACHE": str(cache)},
+        # A raylet gives its agents fifteen seconds to find ports by themselves, and dies: too few on a busy machine.
+        **{port: environment.free_port() for port in _PORTS},
     }

@@ -26,10 +26,14 @@ from rag_stack.serving.environment import offline_environment
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.opening import fetch_model
 from rag_stack.serving.ray_recorder import RayRecorder
+from rag_stack.serving.release_member import member_of_this_replica, telling_failure
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
 
 _IMPORTED_S = time.time()
+# Engine settings of a release that only this engine knows.
+SCRIPT = "script"
+FAILS_TO_START = "fails_to_start"
 
 
 class ScriptedServer:
@@ -38,26 +42,31 @@ class ScriptedServer:
     async def __init__(self, pinned: Json, script: Json) -> None:  # type: ignore[misc]  # Serve awaits it
         recorder = RayRecorder()
         self._start = ReplicaStart(recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
-        release = PinnedRelease.model_validate(pinned)
-        self._engine = ScriptedEngine(Script.from_json(script), model=release.release.model.name)
-        self._replica = Replica(
-            release,
-            recorder=recorder,
-            start=self._start,
-            check_engine=self._check_engine,
-            slots=self._engine.script.slots,
-        )
-        artifacts = release.release.artifacts
+        deployed = PinnedRelease.model_validate(pinned)
+        artifacts = deployed.release.artifacts
         tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
-        self._start.lap("set up replica")
-        local = await asyncio.to_thread(fetch_model, tiers, release.release.model, timeline=self._start.timeline)
-        self._directory = local.path
-        await asyncio.gather(self._replica.open(tiers), asyncio.sleep(self._engine.script.start_s))
+        self._member = member_of_this_replica()
+        release = await self._member.take(deployed, tiers)
+        async with telling_failure(self._member):
+            self._engine = ScriptedEngine(_script(script, release.release.engine), model=release.release.model.name)
+            self._replica = Replica(
+                release,
+                member=self._member,
+                recorder=recorder,
+                start=self._start,
+                check_engine=self._check_engine,
+                slots=self._engine.script.slots,
+            )
+            self._start.lap("set up replica")
+            local = await asyncio.to_thread(fetch_model, tiers, release.release.model, timeline=self._start.timeline)
+            self._directory = local.path
+            await asyncio.gather(self._replica.open(tiers), self._start_engine(release.release.engine))
         self._start.lap("start engine")
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The scripted engine's app inside our layer."""
-        return await self._replica.around(self._engine.app(), model_directory=self._directory)
+        async with telling_failure(self._member):
+            return await self._replica.around(self._engine.app(), model_directory=self._directory)
 
     async def start_report(self) -> dict[str, Any]:
         """How this replica's start went."""
@@ -93,9 +102,19 @@ class ScriptedServer:
                 raise ValueError(f"no switch {other!r}")
         return os.getpid()
 
+    async def _start_engine(self, settings: Json) -> None:
+        await asyncio.sleep(self._engine.script.start_s)
+        if settings.get(FAILS_TO_START):
+            raise RuntimeError("the engine does not start with these settings")
+
     async def _check_engine(self) -> None:
         if self._engine.dead:
             raise RuntimeError("the engine is dead")
+
+
+def _script(script: Json, settings: Json) -> Script:
+    """What the deployment is scripted to do, but for what the release's engine settings say otherwise."""
+    return Script.from_json({**script, **settings.get(SCRIPT, {})})
 
 
 def scripted_target(

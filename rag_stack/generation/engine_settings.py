@@ -77,6 +77,11 @@ def times_its_start(engine: Mapping[str, Any]) -> bool:
     return engine.get("worker_cls", "auto") in ("auto", WORKER_CLASS)
 
 
+def engine_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """A release's own, with our worker class unless it names one."""
+    return {**engine, "worker_cls": WORKER_CLASS} if times_its_start(engine) else dict(engine)
+
+
 def loader_name(load_config: object) -> str:
     """How vLLM reads the weights, from its LoadConfig: `auto`, `safetensors prefetch`, `runai_streamer`."""
     parts = (getattr(load_config, name, None) for name in ("load_format", "safetensors_load_strategy"))

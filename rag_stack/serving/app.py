@@ -7,7 +7,7 @@ from ray import serve
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from rag_stack.config import Release
-from rag_stack.generation.engine_settings import WORKER_CLASS, times_its_start
+from rag_stack.generation.engine_settings import engine_arguments
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.control_apps import control_targets
 from rag_stack.serving.deployment import engine_options, with_router
@@ -27,7 +27,7 @@ def _engine(pinned: PinnedRelease, model_directory: Path) -> serve.Application:
     release = pinned.release
     config = LLMConfig(
         model_loading_config={"model_id": release.model.name, "model_source": str(model_directory)},
-        engine_kwargs=_engine_arguments(release),
+        engine_kwargs=engine_arguments(release.engine),
         callback_config={"callback_class": LocalWeights},
         runtime_env=replica_runtime(release),
         experimental_configs={RELEASE_KEY: pinned.model_dump(mode="json")},
@@ -36,11 +36,6 @@ def _engine(pinned: PinnedRelease, model_directory: Path) -> serve.Application:
     )
     # As `build_openai_app` does for direct streaming, with routers of ours.
     return with_router(build_llm_deployment(config, deployment_cls=serve.ingress()(RagServer)))
-
-
-def _engine_arguments(release: Release) -> dict[str, Any]:
-    """The release's own, with our worker class unless it names one."""
-    return {**release.engine, "worker_cls": WORKER_CLASS} if times_its_start(release.engine) else dict(release.engine)
 
 
 def hardware(release: Release) -> dict[str, Any]:

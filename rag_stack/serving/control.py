@@ -18,21 +18,28 @@ from rag_stack.api.auth import AdminKeyRing, KeyRing
 from rag_stack.api.gate import Gate
 from rag_stack.api.health import OPEN_PATHS, Health, Readiness
 from rag_stack.api.models import Models, Starter, Starts
+from rag_stack.api.releases import ReleaseAdmin
 from rag_stack.artifacts.retention import Retention
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.errors import UnavailableError
 from rag_stack.metrics import Recorder
 from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.releases.plan import RolloutStore
+from rag_stack.releases.published import load
+from rag_stack.releases.rollout import Rollout
 from rag_stack.releases.start_history import LoadTime
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
 from rag_stack.serving.holding import Holding
 from rag_stack.serving.prefixes import ADMIN_APP, ENGINE_APP, SEARCH_APP
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.readiness import StoreTold, store_parts
+from rag_stack.serving.release_rollout import Assignment, ReleaseRollout
+from rag_stack.serving.release_rollout import Orders as ReleaseOrders
+from rag_stack.serving.release_tally import Report as ReleaseReport
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollouts import Rollouts, Settled
+from rag_stack.serving.serve_replicas import engine_replicas
 from rag_stack.serving.wake_watch import WakeWatch, ask_serve, told_of
-from rag_stack.timeline import Timeline
 
 # What a look at a pointer costs: nothing on a disk, a request elsewhere.
 _POLL_S: Final = {"file": 1.0}
@@ -46,43 +53,29 @@ class SearchServer:
 
     async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
         # Imported here: the other control processes share this module and do no search.
-        from rag_stack.serving.membership import follow
-        from rag_stack.serving.node_agent import cluster_peers
-        from rag_stack.serving.node_fetch import NodeFetch
-        from rag_stack.serving.opening import open_retrieval
-        from rag_stack.serving.owned_stores import own_stores
+        from rag_stack.serving.searched_release import SearchedRelease
 
-        self._pinned = pinned
-        self._recorder = RayRecorder()
-        artifacts = pinned.release.artifacts
-        tiers = open_tiers(artifacts, self._recorder, peers=cluster_peers(artifacts))
-        self._retrieval = await asyncio.to_thread(
-            open_retrieval,
-            pinned,
-            tiers,
-            timeline=Timeline(),
-            recorder=self._recorder,
-            fetch_beside=NodeFetch(artifacts),
-        )
-        self._follower = await follow(self._retrieval, self._recorder)
-        self._following = asyncio.create_task(self._follower.run())
-        self._stores = own_stores(pinned, self._retrieval)
-        self._ingesting = asyncio.create_task(self._stores.keeper.ingest.run())
+        self._searched = SearchedRelease(pinned, RayRecorder())
+        await self._searched.open()
+        self._running = asyncio.create_task(self._searched.run())
 
     async def __del__(self) -> None:
         """Serve awaits it when running searches have ended."""
-        from rag_stack.serving.membership import leave
-
-        self._following.cancel()
-        await leave(self._follower)
+        self._running.cancel()
+        await self._searched.close()
 
     async def remove_file(self, file_id: str) -> bool:
         """Take a file out of all stores; whether no search finds it any more. See StoreKeeper.remove_everywhere."""
-        return await self._stores.keeper.remove_everywhere(file_id)
+        return await self._searched.stores.keeper.remove_everywhere(file_id)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The stores' routes behind the gate."""
-        return _served(self._stores.routes(), self._pinned, recorder=self._recorder)
+        return self._searched
+
+    async def check_health(self) -> None:
+        """Serve starts this again when it does not follow what is promoted any more."""
+        if self._running.done():
+            raise RuntimeError(f"the search server has stopped following: {self._running.exception()!r}")
 
 
 class FilesServer:
@@ -136,20 +129,58 @@ class AdminServer:
         poll_s = _POLL_S.get(catalog.store.url.partition("://")[0], _POLL_OTHERS_S)
         self._rollouts = Rollouts(coordinator, catalog, poll_s=poll_s, hold=Holding(retention, pinned).hold)
         server = release.server
+        keys = AdminKeyRing(server.admin_key_sha256, api_digests=server.api_key_sha256)
         self._admin = Admin(
             catalog,
             retention,
-            AdminKeyRing(server.admin_key_sha256, api_digests=server.api_key_sha256),
+            keys,
             max_body_bytes=server.max_body_bytes,
             promoted=self._rollouts.promoted,
             swaps=lambda: [_swap_row(view) for view in self._rollouts.views()],
         )
-        self._running = asyncio.create_task(self._rollouts.run())
+        self._releases = ReleaseRollout(
+            pinned,
+            Rollout(catalog, release.name),
+            RolloutStore(catalog.store, release.name),
+            load=partial(load, catalog, release.name, deployment=release),
+            replicas=partial(engine_replicas, ENGINE_APP),
+            releases=self._follow_stores,
+            poll_s=poll_s,
+        )
+        self._release_admin = ReleaseAdmin(
+            catalog,
+            keys,
+            max_body_bytes=server.max_body_bytes,
+            now=lambda name: self._releases.now() if name == release.name else {},
+        )
+        self._running = asyncio.gather(self._rollouts.run(), self._releases.run())
         if release.wake.standby:
             # Imported here: the other control processes share this module and keep none.
             from rag_stack.serving.standby import StandbyKeeper
 
             self._standing_by = asyncio.create_task(StandbyKeeper(pinned).run())
+
+    def _follow_stores(self, releases: Sequence[PinnedRelease]) -> None:
+        """The followed stores of all releases that are served now, and no more of those that were."""
+        wanted = {
+            FollowedStore(store.name, store.index, of_release=True)
+            for pinned in releases
+            for store in pinned.release.stores
+            if store.name in pinned.followed
+        }
+        now = {view.store for view in self._rollouts.views() if view.store.of_release}
+        for store in now - wanted:
+            self._rollouts.remove_store(store.name)
+        for store in wanted - now:
+            self._rollouts.add_store(store)
+
+    async def assign_release(self, replica: str) -> Assignment:
+        """See ReleaseRollout.assign."""
+        return await self._releases.assign(replica)
+
+    async def sync_release(self, replica: str, report: ReleaseReport) -> ReleaseOrders | None:
+        """See ReleaseRollout.sync."""
+        return self._releases.sync(replica, report)
 
     async def sync(self, participant: str, report: Report, known: Orders | None) -> Orders:
         """See Rollouts.sync."""
@@ -177,11 +208,12 @@ class AdminServer:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """The routes of /admin, which check keys of their own, behind a gate that lets every key pass."""
-        gate = Gate(self._admin.routes(), keys=KeyRing(()), open_paths=OPEN_PATHS, recorder=self._recorder)
+        routes = [*self._admin.routes(), *self._release_admin.routes()]
+        gate = Gate(routes, keys=KeyRing(()), open_paths=OPEN_PATHS, recorder=self._recorder)
         return NamedByServe(gate)
 
     async def check_health(self) -> None:
-        """Serve starts this again when the loop that looks at the pointers has ended."""
+        """Serve starts this again when one of the loops that look at pointers and plan has ended."""
         if self._running.done():
             raise RuntimeError(f"the coordinator has stopped: {self._running.exception()!r}")
 
@@ -267,7 +299,7 @@ async def _cluster_readiness(stores: Sequence[StoreView]) -> Readiness:
     An engine that sleeps is ready: a request is held until it serves.
     """
     applications = (await asyncio.to_thread(serve.status)).applications
-    parts = {name: str(applications[name].status.value) for name in (ENGINE_APP, SEARCH_APP) if name in applications}
+    parts = {name: _state(applications[name]) for name in (ENGINE_APP, SEARCH_APP) if name in applications}
     ready = len(parts) == 2 and set(parts.values()) == {"RUNNING"}
     if parts.get(ENGINE_APP) == "RUNNING" and (state := told_of(applications[ENGINE_APP]).state) != "ready":
         parts[ENGINE_APP] = state
@@ -275,6 +307,14 @@ async def _cluster_readiness(stores: Sequence[StoreView]) -> Readiness:
         StoreTold(view.store.name, view.version, len(view.lagging), of_release=view.store.of_release) for view in stores
     )
     return Readiness(ready=ready, parts={name: state.lower() for name, state in parts.items()} | told)
+
+
+def _state(application: Any) -> str:  # noqa: ANN401 - Serve's ApplicationStatusOverview
+    """Serve calls an application unhealthy from a replica's failure, or retirement, until its replacement runs."""
+    status = str(application.status.value)
+    if status == "UNHEALTHY" and all(each.replica_states.get("RUNNING") for each in application.deployments.values()):
+        return "RUNNING"
+    return status
 
 
 def _swap_row(view: StoreView) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from typing import Any, Final
 from ray import serve
 from ray.llm._internal.serve.core.ingress.router import LLMRouter
 from ray.serve.config import AutoscalingPolicy, RequestRouterConfig
-from ray.serve.experimental.round_robin_router import RoundRobinRouter
 
 from rag_stack.config import Release
 from rag_stack.serving import bounds
+from rag_stack.serving.release_router import ReleaseRouter
 from rag_stack.serving.scaling import Rules, ScalingPolicy
 
 # A process that dies is found by the controller's next question; an engine that is lost by the third in a row, which
@@ -17,6 +17,8 @@ from rag_stack.serving.scaling import Rules, ScalingPolicy
 _HEALTH_PERIOD_S: Final = 1.0
 _HEALTH_TIMEOUT_S: Final = 30.0
 _ROUTER_PERIOD_S: Final = 1.0
+# A share of a rollout, and a replica that is to go, are known to the routers so much later.
+_STATS_PERIOD_S: Final = 1.0
 # HAProxy asks a router of its own node, and the next one when the first does not answer the call.
 _ROUTERS: Final = 2
 # Replicas tell the controller how they fare; ten seconds by default, which is a part of a load time.
@@ -39,8 +41,11 @@ def engine_options(release: Release, *, load_s: float = _LOAD_S) -> dict[str, An
 
 
 def router_config(release: Release) -> RequestRouterConfig:  # noqa: ARG001
-    """Which replica a request goes to."""
-    return RequestRouterConfig(request_router_class=RoundRobinRouter)
+    """Which replica a request goes to: a function of what the replicas report."""
+    return RequestRouterConfig(
+        request_router_class=f"{ReleaseRouter.__module__}.{ReleaseRouter.__name__}",
+        request_routing_stats_period_s=_STATS_PERIOD_S,
+    )
 
 
 def with_router(engine: serve.Application) -> serve.Application:

@@ -16,13 +16,15 @@ from starlette.types import ASGIApp
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.generation.compile_cache import keep_compiled
 from rag_stack.generation.engine_load import EngineLoad
-from rag_stack.generation.engine_settings import times_its_start
+from rag_stack.generation.engine_settings import engine_arguments, times_its_start
 from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
 from rag_stack.metrics import Recorder
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.opening import fetch_model
+from rag_stack.releases.compatibility import check_change
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
+from rag_stack.serving.release_member import member_of_this_replica, telling_failure
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
 
@@ -56,6 +58,8 @@ class LocalWeights(CallbackBase):  # type: ignore[misc]  # Ray is untyped here
             fetch_model, self._tiers, release.model, timeline=self._start.timeline, check=check_files
         )
         self.directory = local.path
+        # Where the deployment's command found its release's model, this replica's release may have another.
+        self.llm_config.get_engine_config().hf_model_id = str(local.path)
         self._ahead = read_ahead(local.path, release.engine)
 
     async def on_after_node_init(self) -> None:
@@ -76,28 +80,34 @@ class RagServer(LLMServer):  # type: ignore[misc]
         self._recorder = recorder
         self._load = EngineLoad()
         self._start = ReplicaStart(recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
-        self._pinned = PinnedRelease.model_validate(llm_config.experimental_configs[RELEASE_KEY])
-        keep_compiled(self._pinned.release)
-        self._replica = Replica(
-            self._pinned,
-            recorder=recorder,
-            start=self._start,
-            check_engine=super().check_health,
-            tokens=self._tokens,
-        )
-        artifacts = self._pinned.release.artifacts
+        deployed = PinnedRelease.model_validate(llm_config.experimental_configs[RELEASE_KEY])
+        artifacts = deployed.release.artifacts
         tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
-        self._weights: LocalWeights = llm_config.get_or_create_callback()
-        self._weights.prepare(self._start, tiers)
-        self._start.lap("set up replica")
-        # Side by side: the index and the embedder open while the engine's processes import and load.
-        await asyncio.gather(self._replica.open(tiers), super().__init__(llm_config))
+        self._member = member_of_this_replica()
+        self._pinned = await self._member.take(deployed, tiers)
+        async with telling_failure(self._member):
+            llm_config = as_released(llm_config, deployed, self._pinned)
+            self._replica = Replica(
+                self._pinned,
+                member=self._member,
+                recorder=recorder,
+                start=self._start,
+                check_engine=super().check_health,
+                tokens=self._tokens,
+            )
+            keep_compiled(self._pinned.release)
+            self._weights: LocalWeights = llm_config.get_or_create_callback()
+            self._weights.prepare(self._start, tiers)
+            self._start.lap("set up replica")
+            # Side by side: the index and the embedder open while the engine's processes import and load.
+            await asyncio.gather(self._replica.open(tiers), super().__init__(llm_config))
         self._start.mark()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """VLLM's app inside our layer, once it has answered a first question."""
-        engine = await super().__serve_build_asgi_app__()
-        return await self._replica.around(engine, model_directory=self._weights.directory)
+        async with telling_failure(self._member):
+            engine = await super().__serve_build_asgi_app__()
+            return await self._replica.around(engine, model_directory=self._weights.directory)
 
     async def start_report(self) -> dict[str, Any]:
         """How this replica's start went."""
@@ -144,3 +154,23 @@ def engine_slots(engine: object) -> int | None:
     config = getattr(getattr(engine, "_engine_client", None), "vllm_config", None)
     slots = getattr(getattr(config, "scheduler_config", None), "max_num_seqs", None)
     return slots if isinstance(slots, int) else None
+
+
+def as_released(config: LLMConfig, deployed: PinnedRelease, taken: PinnedRelease) -> LLMConfig:
+    """The deployment's settings, with those of the release that this replica has taken.
+
+    Raises IncompatibleReleaseError for one that the deployment cannot be: Serve has given the replica its place and its
+    devices before it knows its release.
+    """
+    check_change(deployed, taken)
+    release = taken.release
+    copy = config.model_copy(
+        update={
+            "model_loading_config": config.model_loading_config.model_copy(update={"model_id": release.model.name}),
+            "engine_kwargs": engine_arguments(release.engine),
+            "experimental_configs": {**config.experimental_configs, RELEASE_KEY: taken.model_dump(mode="json")},
+        }
+    )
+    # What was made from the deployment's settings, and is made anew from these.
+    copy._engine_config = copy._callback_instance = None
+    return copy

@@ -29,20 +29,23 @@ from rag_stack.serving.membership import follow, leave
 from rag_stack.serving.node_fetch import NodeFetch
 from rag_stack.serving.opening import OpenRetrieval, build_layer, close_retrieval, open_retrieval
 from rag_stack.serving.readiness import StoreTold, store_parts
+from rag_stack.serving.release_member import ReleaseMember
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
 
 
 class Replica:
-    """One replica. `check_engine` raises when the engine is dead; `tokens` see EngineWatch.
+    """One replica of a release, as `member` has taken it.
 
-    `slots` are the answers that the engine generates side by side, where that is not what the release says.
+    `check_engine` raises when the engine is dead; `tokens` see EngineWatch. `slots` are the answers that the engine
+    generates side by side, where that is not what the release says.
     """
 
     def __init__(
         self,
         pinned: PinnedRelease,
         *,
+        member: ReleaseMember,
         recorder: Recorder,
         start: ReplicaStart,
         check_engine: Callable[[], Awaitable[None]],
@@ -50,10 +53,10 @@ class Replica:
         tokens: Tokens | None = None,
     ) -> None:
         self.pinned = pinned
-        self.surge = 0  # replicas beside the others that a rollout asks for
         release = pinned.release
         self.admission = Admission(limits(release, slots=slots), recorder=recorder)
         self.traffic = Traffic(ttft_target_s=release.scaling.ttft_target_s, admission=self.admission)
+        self._member = member
         self._recorder = recorder
         self._start = start
         self._watch = EngineWatch(
@@ -81,7 +84,10 @@ class Replica:
         self._tasks.append(asyncio.create_task(self._follower.run()))
 
     async def around(self, engine: ASGIApp, *, model_directory: Path) -> ASGIApp:
-        """The engine's app inside our layer, once it has answered a first question. After `open`."""
+        """The engine's app inside our layer, once it has answered a first question and the release's canaries.
+
+        After `open`.
+        """
         assert self._retrieval is not None  # noqa: S101 - the order of a start
         layer = build_layer(
             self.pinned,
@@ -94,13 +100,16 @@ class Replica:
         ours = replace(layer, keys=KeyRing(()), recorder=MemoryRecorder())  # this one is nobody's but ours
         if await first_token(ours.around(engine), self.pinned.release):
             self._start.lap("first token")
+        await self._member.prove(ours.around(engine), self.pinned)
         self._tasks.append(asyncio.create_task(keep_announcing(self._start.report(), self._recorder)))
+        self._tasks.append(asyncio.create_task(self._member.follow(self.traffic)))
         admitting = replace(layer, admission=self.admission)
         return NamedByServe(self.traffic.around(admitting.around(engine)))
 
     async def check_health(self) -> None:
         """Raise when this replica should be replaced; what waits for its engine is told at once."""
         await self._watch.check()
+        await self._member.check_health()
 
     async def close(self) -> None:
         """The end, once Serve has let the running answers finish: leave the others, stop, unmap, let go of pins.
@@ -117,7 +126,7 @@ class Replica:
 
     def routing_stats(self) -> dict[str, Any]:
         """What the request router learns of this replica, beside what the engine itself reports."""
-        return {}
+        return self._member.standing().to_stats()
 
     def autoscaling_stats(self, held: Held | None = None) -> dict[str, float]:
         """What the autoscaling policy learns of this replica; the names are those of `scaling.Load`.
@@ -136,7 +145,7 @@ class Replica:
             "served": seen.answered + seen.aborted,
             "good": seen.good,
             "load_s": self._start.seconds(),
-            "surge": self.surge,
+            "surge": self._member.surge,
         }
 
     async def _readiness(self) -> Readiness:

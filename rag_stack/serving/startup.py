@@ -86,7 +86,7 @@ def drain(limit_s: float) -> None:
     """
     from ray import serve
 
-    from rag_stack.serving.control import ENGINE_APP
+    from rag_stack.serving.prefixes import ENGINE_APP
 
     until_s = time.monotonic() + limit_s + _END_S
     serve.delete(ENGINE_APP, _blocking=False)

@@ -1,0 +1,61 @@
+"""A replica answers a release's canary questions before it takes any other: the whole way of a request, in process."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import httpx
+from starlette.types import ASGIApp
+
+from rag_stack.config import Canary, Release
+from rag_stack.releases.progress import CanaryResult
+
+# Longer than any answer takes that a client would wait for.
+_LIMIT_S: Final = 120.0
+_SHOWN: Final = 200
+
+
+async def ask_canaries(app: ASGIApp, release: Release, canaries: Sequence[Canary]) -> tuple[CanaryResult, ...]:
+    """What came of each question. `app` asks for no key. A question that is not answered has not passed."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica", timeout=_LIMIT_S) as client:
+        return tuple([await _ask(client, release, canary) for canary in canaries])
+
+
+async def _ask(client: httpx.AsyncClient, release: Release, canary: Canary) -> CanaryResult:
+    body = {
+        "model": release.model.name,
+        "messages": [{"role": "user", "content": canary.question}],
+        "temperature": 0,
+        **_search(release),
+    }
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            answer = await client.post("/v1/chat/completions", json=body)
+    except (TimeoutError, httpx.TimeoutException):
+        return CanaryResult(question=canary.question, passed=False, detail=f"no answer within {_LIMIT_S:g} s")
+    if answer.status_code != 200:
+        detail = f"status {answer.status_code}: {answer.text[:_SHOWN]}"
+        return CanaryResult(question=canary.question, passed=False, detail=detail)
+    detail = _wrong(canary, answer.json())
+    return CanaryResult(question=canary.question, passed=not detail, detail=detail)
+
+
+def _search(release: Release) -> dict[str, Any]:
+    """As a client would who asks this release: in its default store, or else in its first one."""
+    store = release.default_store or next((store.name for store in release.stores), None)
+    return {"tools": [{"type": "file_search", "vector_store_ids": [store]}]} if store else {}
+
+
+def _wrong(canary: Canary, body: Mapping[str, Any]) -> str:
+    """What is not as expected, or an empty text."""
+    text = body["choices"][0]["message"]["content"] or ""
+    if canary.answer_contains.casefold() not in text.casefold():
+        return f"the answer does not hold {canary.answer_contains!r}: {text[:_SHOWN]!r}"
+    sources = body.get("rag", {}).get("sources", [])
+    found = {source[key] for source in sources for key in ("filename", "file_id")}
+    if canary.expect and not found & set(canary.expect):
+        return (
+            f"none of {', '.join(canary.expect)} is among the sources: {', '.join(sorted(found)) or 'there are none'}"
+        )
+    return ""

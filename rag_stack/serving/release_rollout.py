@@ -1,0 +1,327 @@
+"""The coordinator of a rollout at work: one writer of the plan, who gathers evidence and says who is to be what.
+
+No Ray here: `Replicas` is how Serve's controller is asked. All state but the plan is told again after a restart, by the
+replicas and by Serve; until it is, nobody gets orders and everything stays as it is.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal, Protocol, TypeAlias
+
+from rag_stack.config import Canary
+from rag_stack.errors import RagStackError
+from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.releases.plan import RolloutPlan, RolloutStore
+from rag_stack.releases.progress import CanaryResult, Evidence, Seen
+from rag_stack.releases.rollout import Rollout
+from rag_stack.serving.assignment import Live, Stage, release_for, split, surge, to_retire
+from rag_stack.serving.release_choice import Split
+from rag_stack.serving.release_tally import Report, Tally
+
+_TICK_S: Final = 0.5
+# How often Serve is asked while nothing moves.
+_CALM_S: Final = 5.0
+# When so long nothing has moved, the replicas that there are are those that are wanted.
+_SETTLED_S: Final = 10.0
+# A replica that runs and has not been heard of since this coordinator started is not waited for any longer.
+_SILENT_S: Final = 30.0
+# Reports that come in each second, at most: a hundred replicas report every second, few of them twice.
+_REPORTS_PER_S: Final = 100.0
+_LOG: Final = logging.getLogger("ray.serve")
+
+ServeState: TypeAlias = Literal["starting", "running", "stopping"]
+
+
+class Replicas(Protocol):
+    """Asks Serve for the engine's replicas by name; None when it does not answer."""
+
+    def __call__(self) -> Awaitable[Mapping[str, ServeState] | None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a replica is to be, and the questions that it has to answer before it takes any."""
+
+    pinned: PinnedRelease
+    canaries: tuple[Canary, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a replica tells routers and autoscaler, whether it is to go, and when to ask again."""
+
+    split: Split
+    surge: int
+    retire: bool
+    again_s: float
+
+
+@dataclass(slots=True)
+class _Member:
+    report: Report
+    heard_s: float
+
+
+class ReleaseRollout:
+    """Moves the plan, and brings the replicas to it. All methods belong to one event loop; `run` has to run in it."""
+
+    def __init__(
+        self,
+        deployed: PinnedRelease,
+        rollout: Rollout,
+        plans: RolloutStore,
+        *,
+        load: Callable[[str], PinnedRelease],
+        replicas: Replicas,
+        releases: Callable[[Sequence[PinnedRelease]], None] = lambda _: None,
+        poll_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`deployed` is what serves without a plan; `load` reads a published version, and may block.
+
+        `releases` is told which releases are served, whenever that changes.
+        """
+        self._deployed = deployed
+        self._rollout = rollout
+        self._plans = plans
+        self._load = load
+        self._ask_serve = replicas
+        self._tell_releases = releases
+        self._told: tuple[str, ...] = ()
+        self._poll_s = poll_s
+        self._clock = clock
+        self._plan: RolloutPlan | None = None
+        self._loaded: dict[str, PinnedRelease] = {}
+        self._members: dict[str, _Member] = {}
+        self._serve: Mapping[str, ServeState] = {}
+        self._retiring: set[str] = set()
+        self._failed_starts: set[str] = set()
+        self._canaries: tuple[CanaryResult, ...] = ()
+        self._tally = Tally()
+        self._base = self._surge = 0
+        self._split = Split()
+        self._waits_for = ""
+        self._informed = False
+        self._began_s = self._moved_s = clock()
+        self._read_s = self._asked_s = 0.0
+        self._count = -1
+        self._lock = asyncio.Lock()
+        self._mended = True
+
+    @property
+    def waits_for(self) -> str:
+        """What the rollout waits for, for people."""
+        return self._waits_for
+
+    async def run(self) -> None:
+        """Go on until cancelled. What cannot be read or written now is tried again; that is said once."""
+        while True:
+            try:
+                await self.tick()
+                self._mended = True
+            except RagStackError as exc:
+                if self._mended:
+                    _LOG.warning("the rollout stays where it is: %s", exc)
+                self._mended = False
+            await asyncio.sleep(_TICK_S)
+
+    async def tick(self) -> None:
+        """Read, look, decide, order: once."""
+        async with self._lock:
+            await self._read()
+            await self._look()
+            if self._plan is None:
+                return
+            await self._tell(self._plan)
+            if self._informed:
+                await self._advance(self._plan)
+                self._order(self._plan)
+
+    async def assign(self, name: str) -> Assignment:
+        """What a replica that starts takes. Raises RagStackError when that cannot be read."""
+        async with self._lock:
+            if self._plan is None:
+                await self._read()
+            plan = self._plan
+            version = release_for(plan, self._live(), base=self._base) if plan else self._deployed.version
+            pinned = await self._release(version)
+            self._hear(name, Report(release=version, state="starting"))
+            self._moved_s = self._clock()
+        proves = plan is not None and plan.state == "canary" and version == plan.new
+        return Assignment(pinned, plan.rollout.canaries if plan and proves else ())
+
+    def sync(self, name: str, report: Report) -> Orders | None:
+        """Take a report; None until it is known what there is, and then nothing is to be changed."""
+        self._hear(name, report)
+        if not self._informed or self._plan is None:
+            return None
+        again_s = max(_TICK_S, len(self._members) / _REPORTS_PER_S)
+        if not self._plan.running and not self._retiring:
+            again_s *= 2
+        return Orders(self._split, self._surge, name in self._retiring, again_s)
+
+    def now(self) -> dict[str, Any]:
+        """What is seen, for people: what is waited for, the shares as they are, the replicas of each version."""
+        if self._plan is None:
+            return {}
+        live = self._live()
+        versions = dict.fromkeys((*self._plan.shares(), *(each.release for each in live)))
+        seen = {version: asdict(self._seen(version, live)) for version in versions}
+        stages = {each.name: {"version": each.release, "stage": each.stage} for each in live}
+        return {"waits_for": self._waits_for, "share": self._split.share, "seen": seen, "replicas": stages}
+
+    async def _release(self, version: str) -> PinnedRelease:
+        if version == self._deployed.version:
+            return self._deployed
+        if version not in self._loaded:
+            self._loaded[version] = await asyncio.to_thread(self._load, version)
+        return self._loaded[version]
+
+    async def _read(self) -> None:
+        if self._clock() - self._read_s < self._poll_s:
+            return
+        plan = await asyncio.to_thread(self._settled)
+        self._read_s = self._clock()
+        self._take(plan)
+
+    def _settled(self) -> RolloutPlan:
+        """The plan, with the promoted pointer where it belongs; the first one is for what was deployed."""
+        if self._rollout.plan() is None:
+            self._rollout.apply(self._deployed, reason="deployed")
+        return self._rollout.settle()
+
+    def _take(self, plan: RolloutPlan) -> None:
+        """Another plan, ours or somebody else's."""
+        before, self._plan = self._plan, plan
+        if plan == before:
+            return
+        if before is None or (before.began_s, before.new) != (plan.began_s, plan.new):
+            self._failed_starts.clear()
+            self._canaries = ()
+        self._tally.start_over()
+        self._moved_s = self._clock()
+        _LOG.info("rollout %s: %s from %s to %s, share %s", plan.revision, plan.state, plan.old, plan.new, plan.share)
+
+    async def _tell(self, plan: RolloutPlan) -> None:
+        served = tuple(plan.shares())
+        if served != self._told:
+            self._tell_releases([await self._release(version) for version in served])
+            self._told = served
+
+    async def _look(self) -> None:
+        """Ask Serve, often while anything moves."""
+        calm = self._plan is not None and not self._plan.running and not self._retiring and self._informed
+        if calm and self._clock() - self._asked_s < _CALM_S:
+            return
+        found = await self._ask_serve()
+        if found is None:
+            return
+        self._asked_s = self._clock()
+        gone = self._serve.keys() - found.keys()
+        self._serve = found
+        for name in gone:
+            self._forget(name)
+        known = all(name in self._members for name, state in found.items() if state == "running")
+        self._informed = self._informed or known or self._clock() - self._began_s > _SILENT_S
+        self._measure()
+
+    def _forget(self, name: str) -> None:
+        member = self._members.pop(name, None)
+        self._retiring.discard(name)
+        self._tally.forget(name)
+        if member is None or member.report.state == "ready" or self._plan is None:
+            return
+        if member.report.release == self._plan.new:
+            self._failed_starts.add(name)
+
+    def _measure(self) -> None:
+        """How many serve without a rollout: those that there are when nothing has moved for a while, less the surge."""
+        count = sum(state != "stopping" for state in self._serve.values())
+        if count != self._count:
+            self._count, self._moved_s = count, self._clock()
+        resting = all(state == "running" for state in self._serve.values()) and not self._retiring
+        undisturbed = not self._surge and not self._retiring
+        if undisturbed or (resting and self._clock() - self._moved_s >= _SETTLED_S):
+            self._base = count - self._surge
+
+    def _hear(self, name: str, report: Report) -> None:
+        self._members[name] = _Member(report, self._clock())
+        self._tally.take(name, report)
+        if report.retiring:
+            self._retiring.add(name)
+        if self._plan is not None and report.release == self._plan.new:
+            self._canaries = report.canaries or self._canaries
+            if report.state == "failed":
+                self._failed_starts.add(name)
+
+    async def _advance(self, plan: RolloutPlan) -> None:
+        """Move the plan by what was seen. Without any replica the next start has to show what the release is like.
+
+        `plan` may be older than what is stored: what was seen then is judged by the stored one, and again next time.
+        """
+        live = self._live()
+        now_s = self._clock()
+        if plan.state == "canary" and not (live or self._failed_starts or self._canaries):
+            self._waits_for = "a replica to start, for there is none"
+            if now_s - plan.began_s > plan.rollout.limit_s / 2:
+                later = replace(plan, began_s=now_s, step_began_s=now_s)
+                self._take(await asyncio.to_thread(self._plans.move, plan, later))
+            return
+        old = self._seen(plan.old, live)
+        new = self._seen(plan.new or "", live)
+        new = replace(new, failed_starts=len(self._failed_starts), canaries=self._canaries)
+        evidence = Evidence(now_s=now_s, old=old, new=new)
+        decision = await asyncio.to_thread(self._rollout.advance, evidence)
+        self._waits_for = decision.waits_for
+        self._take(decision.plan)
+
+    def _order(self, plan: RolloutPlan) -> None:
+        """What everybody is told from now on."""
+        plan = self._plan or plan
+        live = self._live()
+        leaves = to_retire(plan, live, base=self._base)
+        if leaves is not None:
+            self._retiring.add(leaves)
+            live = self._live()
+        wanted = surge(plan, live)
+        if wanted != self._surge:
+            self._surge, self._moved_s = wanted, self._clock()
+        divided = split(plan, live, base=self._base, number=self._split.number)
+        if divided != self._split:
+            # Also higher than what another coordinator, before this one, has numbered.
+            number = max(self._split.number + 1, int(self._clock() * 1000))
+            self._split = replace(divided, number=number)
+
+    def _seen(self, release: str, live: list[Live]) -> Seen:
+        of_it = [each for each in live if each.release == release]
+        samples, median_s = self._tally.ttft(release)
+        return Seen(
+            replicas=len(of_it),
+            ready=sum(each.stage == "ready" for each in of_it),
+            answered=self._tally.answered(release),
+            failed=self._tally.failed(release),
+            ttft_samples=samples,
+            ttft_median_s=median_s,
+        )
+
+    def _live(self) -> list[Live]:
+        """Those that Serve names and that have been heard of, and those that have just begun to start."""
+        live = []
+        for name, member in self._members.items():
+            stage = self._stage(name, member)
+            if stage is not None:
+                live.append(Live(name, member.report.release, stage))
+        return live
+
+    def _stage(self, name: str, member: _Member) -> Stage | None:
+        state = self._serve.get(name)
+        if state == "stopping":
+            return "stopping"
+        if member.report.state == "failed" or (state is None and self._clock() - member.heard_s > _SILENT_S):
+            return None
+        if name in self._retiring and state == "running":
+            return "retiring"
+        return "ready" if state == "running" and member.report.state == "ready" else "starting"

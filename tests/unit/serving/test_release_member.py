@@ -1,0 +1,121 @@
+"""A replica's side of a rollout, against a coordinator that says what the test wants."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+
+from rag_stack.api.traffic import Traffic
+from rag_stack.artifacts.tiers import Tiers, open_tiers
+from rag_stack.config import ArtifactsConfig, Canary, Release
+from rag_stack.errors import ReleaseRefusedError
+from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import PinnedRelease, pin
+from rag_stack.releases.rollout import Rollout
+from rag_stack.serving.release_choice import Split
+from rag_stack.serving.release_goal import release_goal
+from rag_stack.serving.release_member import ReleaseMember, telling_failure
+from rag_stack.serving.release_rollout import Assignment, Orders
+from rag_stack.serving.release_tally import Report
+from tests.layer import build_layer
+from tests.pinnable import publish_model
+
+
+class Told:
+    """A coordinator that keeps what it is told."""
+
+    def __init__(self, assignment: Assignment | None) -> None:
+        self.assignment = assignment
+        self.orders: Orders | None = None
+        self.reports: list[Report] = []
+        self.heard = asyncio.Event()
+
+    async def assign(self, name: str) -> Assignment | None:
+        return self.assignment
+
+    async def sync(self, name: str, report: Report) -> Orders | None:
+        self.reports.append(report)
+        self.heard.set()
+        return self.orders
+
+    async def next_report(self) -> Report:
+        self.heard.clear()
+        await self.heard.wait()
+        return self.reports[-1]
+
+
+@pytest.fixture
+def tiers(tmp_path: Path) -> Tiers:
+    tiers = open_tiers(ArtifactsConfig(root=f"file://{tmp_path}/store", cache=tmp_path / "cache"), MemoryRecorder())
+    publish_model(tiers.catalog, tmp_path, "tiny", "weights")
+    return tiers
+
+
+@pytest.fixture
+def pinned(tiers: Tiers, tmp_path: Path) -> PinnedRelease:
+    return pin(release(tmp_path), tiers)
+
+
+def release(folder: Path, system: str = "Answer.") -> Release:
+    return Release.model_validate(
+        {
+            "name": "r",
+            "artifacts": {"root": f"file://{folder}/store", "cache": folder / "cache"},
+            "model": {"name": "tiny"},
+            "embedder": {"name": "tiny"},
+            "prompt": {"system": system},
+        }
+    )
+
+
+async def test_a_replica_takes_what_it_is_assigned_and_takes_requests_once_it_follows(
+    pinned: PinnedRelease, tiers: Tiers
+) -> None:
+    told = Told(Assignment(pinned))
+    told.orders = Orders(Split(3, "next", 0.5), surge=1, retire=False, again_s=0.01)
+    member = ReleaseMember("a", told)
+    assert await member.take(pinned, tiers) == pinned
+    assert not member.standing().takes
+    assert (await told.next_report()).state == "starting"
+    following = asyncio.create_task(member.follow(Traffic(ttft_target_s=1.0)))
+    while (await told.next_report()).state != "ready":
+        pass
+    standing = member.standing()
+    assert (standing.release, standing.takes, standing.split) == (pinned.version, True, Split(3, "next", 0.5))
+    assert member.surge == 1
+    await member.check_health()
+    told.orders = Orders(Split(4, "next", 1.0), surge=1, retire=True, again_s=0.01)
+    while not (await told.next_report()).retiring:
+        pass
+    assert not member.standing().takes
+    with pytest.raises(ReleaseRefusedError):
+        await member.check_health()
+    following.cancel()
+
+
+async def test_a_failed_canary_is_told_before_the_start_fails(
+    pinned: PinnedRelease, tiers: Tiers, engine: Starlette, tmp_path: Path
+) -> None:
+    told = Told(Assignment(pinned, (Canary(question="Who?", answer_contains="nobody says this"),)))
+    member = ReleaseMember("a", told)
+    await member.take(pinned, tiers)
+    with pytest.raises(ReleaseRefusedError, match="nobody says this"):
+        async with telling_failure(member):
+            await member.prove(build_layer(engine, tmp_path / "indexes"), pinned)
+    last = told.reports[-1]
+    assert last.state == "failed"
+    assert [each.passed for each in last.canaries] == [False]
+
+
+async def test_without_a_plan_it_is_what_was_deployed_and_with_one_what_the_plan_has_as_its_goal(
+    pinned: PinnedRelease, tiers: Tiers, tmp_path: Path
+) -> None:
+    assert release_goal(pinned, tiers) == pinned
+    rollout = Rollout(tiers.catalog, "r")
+    rollout.apply(pinned)
+    following = pin(release(tmp_path, "Answer briefly."), tiers)
+    rollout.apply(following, at_once=True)
+    goal = release_goal(pinned, tiers)
+    assert (goal.version, goal.release.prompt.system) == (following.version, "Answer briefly.")
+    assert release_goal(pinned, tiers, serving=goal) == goal

@@ -1,0 +1,261 @@
+"""The coordinator with a real plan in a real store, and a fleet that behaves as Serve and its replicas do."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from rag_stack.artifacts.tiers import Tiers, open_tiers
+from rag_stack.config import ArtifactsConfig, Release
+from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import PinnedRelease, pin
+from rag_stack.releases.plan import RolloutPlan, RolloutStore
+from rag_stack.releases.progress import CanaryResult
+from rag_stack.releases.published import load
+from rag_stack.releases.rollout import Rollout
+from rag_stack.serving.release_rollout import Orders, ReleaseRollout, ServeState
+from rag_stack.serving.release_tally import Report
+
+ROLLOUT = {"steps": [0.25, 0.5, 1.0], "step_requests": 10, "step_s": 2, "limit_s": 600}
+
+
+class World:
+    """A store with a release in it, and time."""
+
+    def __init__(self, folder: Path, *, replicas: int, rollout: Mapping[str, object] = ROLLOUT) -> None:
+        self.now_s = 1000.0
+        self.tiers = _published(folder)
+        self.release = Release.model_validate(
+            {
+                "name": "r",
+                "artifacts": {"root": f"file://{folder}/store", "cache": folder / "cache"},
+                "model": {"name": "m"},
+                "embedder": {"name": "m"},
+                "rollout": rollout,
+            }
+        )
+        self.deployed = pin(self.release, self.tiers)
+        self.rollout = Rollout(self.tiers.catalog, "r", clock=lambda: self.now_s)
+        self.fleet = Fleet(replicas)
+        self.coordinator = self.start_coordinator()
+
+    def start_coordinator(self) -> ReleaseRollout:
+        catalog = self.tiers.catalog
+        self.coordinator = ReleaseRollout(
+            self.deployed,
+            self.rollout,
+            RolloutStore(catalog.store, "r"),
+            load=partial(load, catalog, "r", deployment=self.release),
+            replicas=self.fleet.states,
+            poll_s=0.0,
+            clock=lambda: self.now_s,
+        )
+        return self.coordinator
+
+    def apply(self, system: str) -> PinnedRelease:
+        prompt = self.release.prompt.model_copy(update={"system": system})
+        pinned = pin(self.release.model_copy(update={"prompt": prompt}), self.tiers)
+        self.rollout.apply(pinned)
+        return pinned
+
+    def plan(self) -> RolloutPlan:
+        found = self.rollout.plan()
+        assert found is not None
+        return found
+
+    async def turn(self) -> None:
+        self.now_s += 0.5
+        await self.coordinator.tick()
+        await self.fleet.turn(self.coordinator)
+
+    async def until_steady(self, *, turns: int = 400) -> RolloutPlan:
+        for _ in range(turns):
+            await self.turn()
+            if self.plan().state == "steady":
+                return self.plan()
+        raise AssertionError(f"still {self.plan()}, waits for {self.coordinator.waits_for}")
+
+
+class Fleet:
+    """Starts replicas up to the target and the surge that it hears of; one that is retired stops, and is replaced."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.made = 0
+        self.serve: dict[str, ServeState] = {}
+        self.release: dict[str, str] = {}
+        self.report: dict[str, Report] = {}
+        self.orders: dict[str, Orders] = {}
+        self.bad: dict[str, str] = {}
+        self.fewest = target
+        self.most = 0
+
+    async def states(self) -> Mapping[str, ServeState]:
+        return dict(self.serve)
+
+    def running(self) -> list[str]:
+        return [name for name, state in self.serve.items() if state == "running"]
+
+    def releases(self) -> list[str]:
+        return sorted(self.release[name] for name in self.running())
+
+    async def turn(self, coordinator: ReleaseRollout) -> None:
+        for name in [name for name, state in self.serve.items() if state == "stopping"]:
+            del self.serve[name]
+        for name in [name for name, state in self.serve.items() if state == "starting"]:
+            await self._start(name, coordinator)
+        self._report(coordinator)
+        surge = max((each.surge for name, each in self.orders.items() if name in self.running()), default=0)
+        wanted = self.target + surge if self.target else 0
+        live = [name for name, state in self.serve.items() if state != "stopping"]
+        for name in sorted(live, key=lambda name: self.serve[name] != "starting")[: max(0, len(live) - wanted)]:
+            self.serve[name] = "stopping"
+        for _ in range(wanted - len(live)):
+            self.made += 1
+            self.serve[f"replica{self.made}"] = "starting"
+        self.most = max(self.most, sum(state != "stopping" for state in self.serve.values()))
+
+    async def _start(self, name: str, coordinator: ReleaseRollout) -> None:
+        assignment = await coordinator.assign(name)
+        version = self.release[name] = assignment.pinned.version
+        canaries = tuple(
+            CanaryResult(question=each.question, passed=self.bad.get(version) != "canary")
+            for each in assignment.canaries
+        )
+        fails = self.bad.get(version) == "start" or not all(each.passed for each in canaries)
+        self.report[name] = Report(release=version, state="failed" if fails else "ready", canaries=canaries)
+        self.orders.pop(name, None)
+        if fails:
+            coordinator.sync(name, self.report[name])
+            del self.serve[name]
+        else:
+            self.serve[name] = "running"
+
+    def _report(self, coordinator: ReleaseRollout) -> None:
+        for name in self.running():
+            last = self.report[name]
+            bad = self.bad.get(last.release)
+            failed = last.failed + (5 if bad == "errors" else 0)
+            self.report[name] = Report(
+                release=last.release,
+                state="ready",
+                answered=last.answered + 5,
+                failed=failed,
+                ttft_s=(0.5 if bad == "slow" else 0.1,) * 5,
+                canaries=last.canaries,
+            )
+            orders = coordinator.sync(name, self.report[name])
+            if orders is not None:
+                self.orders[name] = orders
+            if orders is not None and orders.retire:
+                self.serve[name] = "stopping"
+        ready = [name for name in self.running() if not (name in self.orders and self.orders[name].retire)]
+        if len(ready) >= self.target:
+            self.fewest = min(self.fewest, self.target)
+        elif self.made > self.target:
+            self.fewest = min(self.fewest, len(ready))
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+async def test_a_good_release_takes_over_with_one_replica_more_and_none_less(tmp_path: Path, replicas: int) -> None:
+    world = World(tmp_path, replicas=replicas)
+    for _ in range(6):
+        await world.turn()
+    assert world.fleet.releases() == [world.deployed.version] * replicas
+    new = world.apply("Be brief.")
+    plan = await world.until_steady()
+    assert (plan.old, plan.ended[-1].outcome) == (new.version, "promoted")
+    for _ in range(4):
+        await world.turn()
+    assert world.fleet.releases() == [new.version] * replicas
+    assert (world.fleet.fewest, world.fleet.most) == (replicas, replicas + 1)
+    pointer = world.rollout.pointer()
+    assert pointer is not None
+    assert pointer.version == new.version
+
+
+@pytest.mark.parametrize(("bad", "reason"), [("errors", "failed"), ("slow", "first token"), ("start", "to start")])
+async def test_a_bad_release_goes_back_by_itself(tmp_path: Path, bad: str, reason: str) -> None:
+    world = World(tmp_path, replicas=2)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be wrong.")
+    world.fleet.bad[new.version] = bad
+    plan = await world.until_steady()
+    assert (plan.old, plan.ended[-1].outcome) == (world.deployed.version, "rolled_back")
+    assert reason in plan.ended[-1].reason
+    for _ in range(4):
+        await world.turn()
+    assert world.fleet.releases() == [world.deployed.version] * 2
+    assert (world.fleet.fewest, world.fleet.most) == (2, 3)
+
+
+async def test_a_failed_canary_goes_back_before_anybody_was_asked(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=1, rollout={**ROLLOUT, "canaries": [{"question": "Who?"}]})
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be wrong.")
+    world.fleet.bad[new.version] = "canary"
+    plan = await world.until_steady()
+    assert "Who?" in plan.ended[-1].reason
+    assert plan.ended[-1].step == -1
+    assert new.version not in world.fleet.releases()
+
+
+async def test_canaries_are_asked_of_the_new_release_alone(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=1, rollout={**ROLLOUT, "canaries": [{"question": "Who?"}]})
+    assert not (await world.coordinator.assign("a")).canaries
+    world.apply("Be brief.")
+    await world.turn()
+    assert [each.question for each in (await world.coordinator.assign("b")).canaries] == ["Who?"]
+
+
+async def test_at_zero_replicas_the_rollout_waits_for_the_next_start_which_takes_it(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, replicas=0)
+    await world.turn()
+    new = world.apply("Be brief.")
+    world.now_s += 10 * 600.0
+    for _ in range(3):
+        await world.turn()
+    assert world.plan().state == "canary", "no time passes while nobody could show what it is like"
+    world.fleet.target = 1
+    plan = await world.until_steady()
+    assert (plan.old, world.fleet.made) == (new.version, 1)
+
+
+async def test_a_coordinator_that_starts_anew_goes_on_with_what_it_finds(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=2)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be brief.")
+    while world.plan().old != new.version:
+        for _ in range(40):
+            await world.turn()
+        assert world.plan().state in {"canary", "promoting", "steady"}
+        world.start_coordinator()
+    assert world.fleet.most == 3
+
+
+async def test_shares_that_are_told_never_fall_while_a_rollout_goes_well(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=3)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be brief.")
+    shares = []
+    while world.plan().old != new.version:
+        await world.turn()
+        told = [orders.split for orders in world.fleet.orders.values() if orders.split.next == new.version]
+        shares += [split.share for split in sorted(told, key=lambda split: split.number)[-1:]]
+    assert shares == sorted(shares)
+    assert {0.0, 0.25, 1.0} <= set(shares)
+
+
+def _published(folder: Path) -> Tiers:
+    tiers = open_tiers(ArtifactsConfig(root=f"file://{folder}/store", cache=folder / "cache"), MemoryRecorder())
+    (folder / "model").mkdir()
+    (folder / "model" / "model.safetensors").write_bytes(b"weights")
+    tiers.catalog.promote(tiers.catalog.publish(folder / "model", kind="models", name="m", metadata={}).ref)
+    return tiers
