@@ -1,13 +1,14 @@
 """A client as the official one is: two retries, a growing pause, `Retry-After`; and what it saw, whole.
 
-A stream that has begun is not asked again, by it or by the official client: it ends with `[DONE]`, with an error that the
-client raises, or silently, which no server may do.
+A stream that has begun is not asked again, by it or by the official client: it ends with `[DONE]`, with an error that
+the client raises, or silently, which no server may do.
 """
 
 import asyncio
 import json
 import random
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -71,15 +72,23 @@ class RetryingClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def ask(self, kind: Kind, path: str, body: Json | None, headers: dict[str, str] | None = None) -> Asked:
-        """One answer that is not streamed."""
+    async def ask(
+        self,
+        kind: Kind,
+        path: str,
+        body: Json | None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        judge: Callable[[Json], str] = lambda _: "",
+    ) -> Asked:
+        """One answer that is not streamed; `judge` says what is wrong with it, and nothing of one that is right."""
         began_s = time.monotonic()
         failures: list[str] = []
         while True:
             try:
-                response = await self._whole(path, body, headers)
-                version = _version_of(response)
-                return Asked(kind, began_s, time.monotonic(), "ok", tuple(failures), version=version)
+                answer = await self._whole(path, body, headers)
+                wrong, told = judge(answer), {"version": _version_of(answer), "failures": tuple(failures)}
+                return Asked(kind, began_s, time.monotonic(), "wrong" if wrong else "ok", detail=wrong, **told)
             except TryError as exc:
                 failures.append(str(exc))
                 if exc.final or len(failures) > self._retries:
@@ -103,7 +112,7 @@ class RetryingClient:
                     return Asked(kind, began_s, time.monotonic(), "gave up", tuple(failures), detail=str(exc))
                 await asyncio.sleep(self._pause(len(failures), exc.retry_after_s))
 
-    async def _whole(self, path: str, body: Json | None, headers: dict[str, str] | None) -> Json:
+    async def _whole(self, path: str, body: Json | None, headers: Mapping[str, str] | None) -> Json:
         try:
             method = "GET" if body is None else "POST"
             response = await self._http.request(method, path, json=body, headers=headers)

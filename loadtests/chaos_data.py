@@ -1,8 +1,7 @@
 """What a fault test serves: the demo's embedder and tokenizer, and a store with two small versions to flip between."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from loadtests.swap_data import EMBEDDER, INDEX, MODEL, publish_models, publish_versions
 from rag_stack.artifacts.tiers import open_tiers
@@ -15,12 +14,10 @@ VERSIONS: Final = ("one", "two")
 _ROWS: Final = 2_000
 
 
-def published(
-    directory: Path, *, replicas: int, served: Path | None = None, root: str | None = None, **settings: Any
-) -> Release:
+def published(directory: Path, *, replicas: int, served: Path | None = None, root: str | None = None) -> Release:
     """Publish under `served` (the directory, if not told), and a release that reads it at `root`. Blocking: seconds."""
     store = ((served or directory) / "artifacts").absolute().as_uri()
-    release = release_of(directory, root=root or store, replicas=replicas, **settings)
+    release = release_of(directory, root=root or store, replicas=replicas)
     tiers = open_tiers(release.artifacts.model_copy(update={"root": store}), MemoryRecorder())
     embedder = publish_models(tiers.catalog, generator=True, tell=lambda _: None)
     publish_versions(tiers.catalog, directory / "building", list(VERSIONS), embedder=embedder, rows=_ROWS)
@@ -28,7 +25,7 @@ def published(
     return release
 
 
-def release_of(directory: Path, *, root: str, replicas: int, scaling: Mapping[str, Any] | None = None) -> Release:
+def release_of(directory: Path, *, root: str, replicas: int) -> Release:
     """The release: so many replicas, always."""
     return Release.model_validate(
         {
@@ -41,6 +38,6 @@ def release_of(directory: Path, *, root: str, replicas: int, scaling: Mapping[st
             "engine": {"max_model_len": 2048},
             "drain": {"limit_s": 10.0},
             "server": {"port": free_port()},
-            "scaling": {"min_replicas": replicas, "max_replicas": replicas, **(scaling or {})},
+            "scaling": {"min_replicas": replicas, "max_replicas": replicas},
         }
     )

@@ -130,7 +130,7 @@ def shared_memory(directory: Path = Path("/dev/shm")) -> frozenset[str]:
 
 
 def pinned_in(caches: Iterable[Path]) -> frozenset[str]:
-    """The artifacts that some process holds in a node's cache, as `cache/digest`. The kernel frees those of the dead."""
+    """What some process holds in a node's cache, as `cache/digest`. The kernel lets go what a dead one held."""
     pins = [pin for cache in caches for pin in (cache / "pins").glob("*")]
     return frozenset(f"{pin.parents[1].name}/{pin.name[:12]}" for pin in pins if is_pinned(pin))
 

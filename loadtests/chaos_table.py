@@ -1,7 +1,7 @@
 """What a client sees when one process of a cluster is killed, and for how long: `python -m loadtests.chaos_table`.
 
 Two replicas with a scripted engine on two raylets. Before each kill, four streams and four chats are under way; then a
-chat, a search and a list of models are asked twice a second, once without retries and once as the official client does it.
+chat, a search and a list of models are asked twice a second, without retries and again as the official client does it.
 A line says what failed and how long after the kill the last failed try began. The times are of one machine: a process
 that is started anew competes with all others for its cores.
 """

@@ -33,16 +33,20 @@ class LocalCluster:
     url: str
     pinned: PinnedRelease
     nodes: list[Any] = field(default_factory=list)
+    num_cpus: float = 2
+    caches: list[Path] = field(default_factory=list)
 
     def grow(self, **settings: Any) -> Any:  # noqa: ANN401 - Ray's handle of a node is untyped
         """One more node, with a cache of its own."""
-        node = self.cluster.add_node(**_settings(self.directory / f"cache{len(self.nodes)}", **settings))
+        self.caches.append(self.directory / f"cache{len(self.caches)}")
+        node = self.cluster.add_node(**_settings(self.caches[-1], **{"num_cpus": self.num_cpus, **settings}))
         self.nodes.append(node)
         return node
 
     def kill(self, node: Any) -> None:  # noqa: ANN401
         """The node dies at once, with its processes; its cache stays on the disk unless the caller removes it."""
         self.cluster.remove_node(node, allow_graceful=False)
+        self.nodes.remove(node)
 
 
 @contextmanager
@@ -74,13 +78,15 @@ def started(
         from rag_stack.serving.control_apps import control_targets
 
         pinned = pin(release, open_tiers(release.artifacts, MemoryRecorder()))
-        head = {**_settings(directory / "cache0", num_cpus=num_cpus), "include_dashboard": False}
+        caches = [directory / "cache0"]
+        head = {**_settings(caches[0], num_cpus=num_cpus), "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        local = LocalCluster(cluster, directory, f"http://127.0.0.1:{release.server.port}", pinned, [cluster.head_node])
+        url = f"http://127.0.0.1:{release.server.port}"
+        local = LocalCluster(cluster, directory, url, pinned, [cluster.head_node], num_cpus, caches)
         try:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
             for _ in range(nodes - 1):
-                local.grow(num_cpus=num_cpus)
+                local.grow()
             serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": release.server.port})
             serve.run_many([scripted_target(pinned, script), *control_targets(pinned)])
             yield local

@@ -1,8 +1,12 @@
-"""Counts, byte for byte, what a server sends to its clients: the kernel's counts of its process hold more than that."""
+"""Counts, byte for byte, what a server sends to its clients: the kernel's counts of its process hold more than that.
+
+It may also stand for a store that is far away, busy, or down: a bandwidth that all connections share, and a latency.
+"""
 
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
@@ -23,6 +27,37 @@ class Relay(socketserver.ThreadingTCPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self._lock = threading.Lock()
         self._sent = 0
+        self._rate: float | None = None
+        self._latency_s = 0.0
+        self._free_s = 0.0
+
+    def limit(self, bytes_per_s: float | None, *, latency_s: float = 0.0) -> None:
+        """From now on all answers together go at this rate, each after a latency; None: as fast as they can, 0: none.
+
+        What is refused at a rate of 0 ends with its connection.
+        """
+        with self._lock:
+            self._rate, self._latency_s, self._free_s = bytes_per_s, latency_s, 0.0
+
+    def down(self) -> bool:
+        """Whether nothing goes through now."""
+        with self._lock:
+            return self._rate == 0
+
+    def delay_s(self, size_bytes: int) -> float:
+        """How long a piece of an answer has to wait for its turn on the line that all connections share."""
+        with self._lock:
+            if not self._rate:
+                return 0.0
+            now_s = time.monotonic()
+            self._free_s = max(now_s, self._free_s) + size_bytes / self._rate
+            return self._free_s - now_s
+
+    @property
+    def latency_s(self) -> float:
+        """What a request takes on its way, both ways together."""
+        with self._lock:
+            return self._latency_s
 
     def bytes_sent(self) -> int:
         """Bytes of all answers so far, their headers included."""
@@ -39,19 +74,26 @@ class _Connection(socketserver.BaseRequestHandler):
     server: Relay
 
     def handle(self) -> None:
+        if self.server.down():
+            return
         with socket.create_connection(self.server.target) as upstream:
-            thread = threading.Thread(target=_pump, args=(self.request, upstream), daemon=True)
+            thread = threading.Thread(target=_pump, args=(self.request, upstream, self.server, False), daemon=True)
             thread.start()
-            _pump(upstream, self.request, self.server)
+            _pump(upstream, self.request, self.server, True)
             thread.join()
 
 
-def _pump(source: socket.socket, target: socket.socket, counter: Relay | None = None) -> None:
-    """Pass bytes on until either side ends, and then end both ways."""
+def _pump(source: socket.socket, target: socket.socket, line: Relay, answers: bool) -> None:
+    """Pass bytes on until either side ends, and then end both ways. Only answers are counted, and take their time."""
     with suppress(OSError):
         while data := source.recv(_PIECE_BYTES):
-            if counter:
-                counter.count(len(data))
+            if line.down():
+                break
+            if answers:
+                line.count(len(data))
+                time.sleep(line.delay_s(len(data)))
+            elif line.latency_s:
+                time.sleep(line.latency_s)
             target.sendall(data)
     for each in (source, target):
         with suppress(OSError):
