@@ -21,6 +21,8 @@ _LEAVERS: Final = 6
 _STORE_S: Final = 4.0
 _SLOW_BYTES_PER_S: Final = 2_000_000.0
 _STUCK_S: Final = 3.0
+# What has just taken the place of another is left alone: the last one and its successor are never gone together.
+_SETTLED_S: Final = 20.0
 # A node or a controller that is about to be replaced answers nothing; then nobody knows how many replicas there are.
 _ASK_S: Final = 10.0
 
@@ -75,8 +77,8 @@ class Striker:
     def _kill(self, role: str, draw: random.Random) -> str:
         """One process of a role, which must have been there for a while: its replacement is not the next victim."""
         found = self.processes.members(role)
-        if not found:
-            raise SkippedError(f"no {role} runs now")
+        if not found or time.time() - found[-1].born_s < _SETTLED_S:
+            raise SkippedError(f"{len(found)} of {role} run now, or one of them has just begun to")
         victim = draw.choice(found)
         self.processes.kill(victim)
         return f"process {victim.pid}"

@@ -9,12 +9,14 @@ that is started anew competes with all others for its cores.
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,7 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="rag-stack-table-", ignore_cleanup_errors=True) as name:
         release = published(Path(name), replicas=2)
         with started(release, Path(name), script=Script(), nodes=2) as cluster:
-            lines = measure(cluster, options.roles, model=MODEL, store=STORE, tell=print)
+            logging.getLogger("httpx").setLevel(logging.WARNING)
+            lines = measure(cluster, options.roles, model=MODEL, store=STORE, tell=partial(print, flush=True))
     if options.json:
         options.json.write_text(json.dumps([asdict(each) for each in lines], indent=1), encoding="utf-8")
     return 0

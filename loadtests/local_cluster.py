@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -58,10 +58,13 @@ def started(
     nodes: int = 1,
     num_cpus: float = 2,
     variables: Mapping[str, str] | None = None,
+    proxies: Literal["HeadOnly", "EveryNode"] = "HeadOnly",
 ) -> Iterator[LocalCluster]:
     """Serve the release with a scripted engine on so many nodes, one replica's CPUs each unless told otherwise.
 
-    Blocking: half a minute. The environment of this process is changed; Ray must not have been imported before.
+    With a HAProxy on every node, all listen at one port, and the kernel spreads connections over those that live; so
+    a load balancer spreads them over the nodes of a real cluster. Blocking: half a minute. The environment of this
+    process is changed; Ray must not have been imported before.
     """
     # A directory with a short name: the path of a socket in it must fit into 107 bytes.
     with tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as ray_directory:
@@ -69,6 +72,8 @@ def started(
         repository = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (repository, os.environ.get("PYTHONPATH", ""))))
         os.environ.update({"RAY_TMPDIR": ray_directory, "PYTHONPATH": path, **(variables or {})})
+        if proxies == "EveryNode":
+            os.environ["SERVE_SOCKET_REUSE_PORT_ENABLED"] = "1"
         os.environ.pop("RAY_ADDRESS", None)
         import ray
         from ray import serve
@@ -87,7 +92,7 @@ def started(
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
             for _ in range(nodes - 1):
                 local.grow()
-            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": release.server.port})
+            serve.start(proxy_location=proxies, http_options={"host": "127.0.0.1", "port": release.server.port})
             serve.run_many([scripted_target(pinned, script), *control_targets(pinned)])
             yield local
         finally:
