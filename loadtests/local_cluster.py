@@ -37,9 +37,10 @@ class LocalCluster:
     caches: list[Path] = field(default_factory=list)
 
     def grow(self, **settings: Any) -> Any:  # noqa: ANN401 - Ray's handle of a node is untyped
-        """One more node, with a cache of its own."""
+        """One more node, with a cache of its own; `num_cpus` and `environment` of it if they are not the others'."""
         self.caches.append(self.directory / f"cache{len(self.caches)}")
-        node = self.cluster.add_node(**_settings(self.caches[-1], **{"num_cpus": self.num_cpus, **settings}))
+        asked = {"num_cpus": self.num_cpus, **settings}
+        node = self.cluster.add_node(**_settings(self.caches[-1], **asked))
         self.nodes.append(node)
         return node
 
@@ -58,6 +59,7 @@ def started(
     nodes: int = 1,
     num_cpus: float = 2,
     variables: Mapping[str, str] | None = None,
+    head_cpus: float | None = None,
     proxies: Literal["HeadOnly", "EveryNode"] = "HeadOnly",
 ) -> Iterator[LocalCluster]:
     """Serve the release with a scripted engine on so many nodes, one replica's CPUs each unless told otherwise.
@@ -84,7 +86,10 @@ def started(
 
         pinned = pin(release, open_tiers(release.artifacts, MemoryRecorder()))
         caches = [directory / "cache0"]
-        head = {**_settings(caches[0], num_cpus=num_cpus), "include_dashboard": False}
+        head = {
+            **_settings(caches[0], num_cpus=num_cpus if head_cpus is None else head_cpus),
+            "include_dashboard": False,
+        }
         cluster = Cluster(initialize_head=True, head_node_args=head)
         url = f"http://127.0.0.1:{release.server.port}"
         local = LocalCluster(cluster, directory, url, pinned, [cluster.head_node], num_cpus, caches)
@@ -108,9 +113,9 @@ def ask(url: str, question: str, *, model: str, max_tokens: int = 8, timeout_s: 
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=timeout_s)
 
 
-def _settings(cache: Path, *, num_cpus: float) -> dict[str, Any]:
+def _settings(cache: Path, *, num_cpus: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     return {
         "num_cpus": num_cpus,
         "object_store_memory": _PLASMA_BYTES,
-        "env_vars": {"RAG_STACK_CACHE": str(cache)},
+        "env_vars": {"RAG_STACK_CACHE": str(cache), **(environment or {})},
     }

@@ -3,15 +3,18 @@
 It may also stand for a store that is far away, busy, or down: a bandwidth that all connections share, and a latency.
 """
 
+import re
 import socket
 import socketserver
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 _PIECE_BYTES = 1 << 20
+_REQUEST = re.compile(rb"^[A-Z]+ ([^ ?]+)[^ ]* HTTP/1")
 
 
 class Relay(socketserver.ThreadingTCPServer):
@@ -27,6 +30,7 @@ class Relay(socketserver.ThreadingTCPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self._lock = threading.Lock()
         self._sent = 0
+        self._paths: Counter[str] = Counter()
         self._rate: float | None = None
         self._latency_s = 0.0
         self._free_s = 0.0
@@ -64,10 +68,16 @@ class Relay(socketserver.ThreadingTCPServer):
         with self._lock:
             return self._sent
 
-    def count(self, size_bytes: int) -> None:
+    def sent_by_path(self) -> Mapping[str, int]:
+        """The same, by the path that was asked for, without its query."""
+        with self._lock:
+            return dict(self._paths)
+
+    def count(self, size_bytes: int, path: str = "") -> None:
         """Called before the bytes go on, so that who has an answer finds it counted."""
         with self._lock:
             self._sent += size_bytes
+            self._paths[path] += size_bytes
 
 
 class _Connection(socketserver.BaseRequestHandler):
@@ -76,28 +86,32 @@ class _Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         if self.server.down():
             return
+        self._path = ""
         with socket.create_connection(self.server.target) as upstream:
-            thread = threading.Thread(target=_pump, args=(self.request, upstream, self.server, False), daemon=True)
+            thread = threading.Thread(target=self._pump, args=(self.request, upstream, self._asked), daemon=True)
             thread.start()
-            _pump(upstream, self.request, self.server, True)
+            self._pump(upstream, self.request, self._answered)
             thread.join()
 
+    def _asked(self, data: bytes) -> None:
+        """Clients ask one thing at a time on a connection: what is answered from now on is for this path."""
+        if found := _REQUEST.match(data):
+            self._path = found.group(1).decode("latin-1")
+            time.sleep(self.server.latency_s)
 
-def _pump(source: socket.socket, target: socket.socket, line: Relay, answers: bool) -> None:
-    """Pass bytes on until either side ends, and then end both ways. Only answers are counted, and take their time."""
-    with suppress(OSError):
-        while data := source.recv(_PIECE_BYTES):
-            if line.down():
-                break
-            if answers:
-                line.count(len(data))
-                time.sleep(line.delay_s(len(data)))
-            elif line.latency_s:
-                time.sleep(line.latency_s)
-            target.sendall(data)
-    for each in (source, target):
+    def _answered(self, data: bytes) -> None:
+        self.server.count(len(data), self._path)
+        time.sleep(self.server.delay_s(len(data)))
+
+    def _pump(self, source: socket.socket, target: socket.socket, passing: Callable[[bytes], None]) -> None:
+        """Pass bytes on until either side ends, or the relay is down, and then end both ways."""
         with suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
+            while (data := source.recv(_PIECE_BYTES)) and not self.server.down():
+                passing(data)
+                target.sendall(data)
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

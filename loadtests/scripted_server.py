@@ -27,6 +27,8 @@ from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
 
+# A node that has it in its environment takes nothing from its neighbours: what benchmarks compare with.
+NO_PEERS = "RAG_STACK_LOADTEST_NO_PEERS"
 _IMPORTED_S = time.time()
 
 
@@ -40,7 +42,8 @@ class ScriptedServer:
         self._engine = ScriptedEngine(Script.from_json(script), model=release.release.model.name)
         self._replica = Replica(release, recorder=recorder, start=self._start, check_engine=self._check_engine)
         artifacts = release.release.artifacts
-        tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
+        peers = None if os.environ.get(NO_PEERS) else cluster_peers(artifacts)
+        tiers = open_tiers(artifacts, recorder, peers=peers)
         self._start.lap("set up replica")
         local = await asyncio.to_thread(fetch_model, tiers, release.release.model, timeline=self._start.timeline)
         self._directory = local.path

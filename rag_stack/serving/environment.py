@@ -46,9 +46,9 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
 def _recovery() -> dict[str, str]:
     """What decides how long clients miss a process that was killed, and who asks again.
 
-    A request that a replica took and died over, unanswered, is given to another: half of a chat that nobody has seen is
-    worth nothing. The same holds for a POST to a control application, which so may be done twice, a store be made twice;
-    every official client asks again by itself when its connection breaks, so that this is so without HAProxy, too.
+    A request that a replica took and died over, unanswered, is given to another: half of a chat that nobody has seen
+    is worth nothing. A POST to a control application is asked again, too, and so may be done twice: a store be made
+    twice. Every official client does the same when its connection breaks, so that nobody is safe from it without this.
     """
     return {
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
