@@ -35,6 +35,7 @@ class LocalCluster:
     nodes: list[Any] = field(default_factory=list)
     num_cpus: float = 2
     caches: list[Path] = field(default_factory=list)
+    _cache: dict[int, Path] = field(default_factory=dict)
 
     def grow(self, **settings: Any) -> Any:  # noqa: ANN401 - Ray's handle of a node is untyped
         """One more node, with a cache of its own; `num_cpus` and `environment` of it if they are not the others'."""
@@ -42,7 +43,12 @@ class LocalCluster:
         asked = {"num_cpus": self.num_cpus, **settings}
         node = self.cluster.add_node(**_settings(self.caches[-1], **asked))
         self.nodes.append(node)
+        self._cache[id(node)] = self.caches[-1]
         return node
+
+    def cache_of(self, node: Any) -> Path:  # noqa: ANN401
+        """Where a node keeps its artifacts."""
+        return self._cache[id(node)]
 
     def kill(self, node: Any) -> None:  # noqa: ANN401
         """The node dies at once, with its processes; its cache stays on the disk unless the caller removes it."""
@@ -60,6 +66,7 @@ def started(
     num_cpus: float = 2,
     variables: Mapping[str, str] | None = None,
     head_cpus: float | None = None,
+    head_settings: Mapping[str, Any] | None = None,
     proxies: Literal["HeadOnly", "EveryNode"] = "HeadOnly",
 ) -> Iterator[LocalCluster]:
     """Serve the release with a scripted engine on so many nodes, one replica's CPUs each unless told otherwise.
