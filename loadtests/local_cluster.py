@@ -96,6 +96,7 @@ def started(
         head = {
             **_settings(caches[0], num_cpus=num_cpus if head_cpus is None else head_cpus),
             "include_dashboard": False,
+            **(head_settings or {}),
         }
         cluster = Cluster(initialize_head=True, head_node_args=head)
         url = f"http://127.0.0.1:{release.server.port}"
