@@ -56,6 +56,10 @@ def _recovery() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
         # HAProxy is replaced after three checks without an answer: ten seconds apart by default.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # And one that is slow to start is left alone: five seconds by default, after which the start begins anew.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+        # A replica that refuses connections is asked no more until it answers a check: after three refusals by default.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         **_patient_haproxy(),
     }
 
