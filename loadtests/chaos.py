@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--minutes", type=float, default=10.0)
     add("--seed", type=int, default=1)
-    add("--every-s", type=float, default=8.0, help="seconds between faults, about")
+    add("--every-s", type=float, default=7.0, help="seconds between faults, about")
     add("--log", type=Path, default=Path("var/chaos.jsonl"), help="where each fault and violation is written down")
     add("--results", type=Path, default=report.RESULTS, help="where chaos.json and chaos.png go")
     return parser

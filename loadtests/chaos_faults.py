@@ -25,6 +25,8 @@ _STUCK_S: Final = 3.0
 _SETTLED_S: Final = 20.0
 # A node or a controller that is about to be replaced answers nothing; then nobody knows how many replicas there are.
 _ASK_S: Final = 10.0
+# A fault that takes a replica waits so long for the one before it to be over.
+_WAIT_S: Final = 15.0
 
 
 class SkippedError(Exception):
@@ -71,6 +73,7 @@ class Striker:
                 return await self._stick()
             case "node":
                 return await self._node(draw)
+            # Here belong changes of the release, once there are any to make.
             case role:
                 return await asyncio.to_thread(self._kill, role, draw)
 
@@ -122,10 +125,12 @@ class Striker:
         return f"a node, and another one in its place; {len(self.cluster.nodes)} nodes"
 
     async def _all_serve(self) -> None:
-        """Raise SkippedError unless every replica of the engine serves: one may go, not two."""
-        states = await asyncio.to_thread(running)
-        if not settled(states, replicas=self.replicas):
-            raise SkippedError(f"replicas are {dict(states)}, {self.replicas} must serve")
+        """Wait until every replica of the engine serves: one may go, not two. Raises SkippedError."""
+        until_s = time.monotonic() + _WAIT_S
+        while not settled(states := await asyncio.to_thread(running), replicas=self.replicas):
+            if time.monotonic() > until_s:
+                raise SkippedError(f"replicas are {dict(states)}, {self.replicas} must serve")
+            await asyncio.sleep(0.5)
 
 
 def running() -> Mapping[str, int]:

@@ -53,7 +53,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a role's processes hold together."""
+    """What a role's processes hold together; `memory_bytes` is anonymous memory alone, neither files nor shared."""
 
     processes: int
     memory_bytes: int
@@ -92,14 +92,14 @@ class Processes:
         return found
 
     def footprints(self) -> Mapping[str, Footprint]:
-        """By role, what the processes hold now: private memory, open descriptors."""
+        """By role, what the processes hold now."""
         counts: Counter[str] = Counter()
         memory: Counter[str] = Counter()
         descriptors: Counter[str] = Counter()
         for member in self.members():
-            with suppress(*_GONE):
+            with suppress(*_GONE, OSError):
                 process = self._known[member.pid]
-                held = process.memory_full_info().uss, process.num_fds()
+                held = _anonymous_bytes(member.pid), process.num_fds()
                 counts[member.role] += 1
                 memory[member.role] += held[0]
                 descriptors[member.role] += held[1]
@@ -133,6 +133,13 @@ def pinned_in(caches: Iterable[Path]) -> frozenset[str]:
     """What some process holds in a node's cache, as `cache/digest`. The kernel lets go what a dead one held."""
     pins = [pin for cache in caches for pin in (cache / "pins").glob("*")]
     return frozenset(f"{pin.parents[1].name}/{pin.name[:12]}" for pin in pins if is_pinned(pin))
+
+
+def _anonymous_bytes(pid: int) -> int:
+    """What no file and no shared memory stands behind: mapped weights and Ray's object store come and go with use."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    return 1024 * int(found.group(1)) if found else 0
 
 
 def _member(process: psutil.Process) -> Member | None:

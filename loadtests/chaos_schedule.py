@@ -38,6 +38,7 @@ WEIGHTS: Final[Mapping[Name, int]] = {
     "replica": 2,
     "engine dies": 1,
     "engine sticks": 3,
+    "node": 1,
 }
 
 
@@ -55,7 +56,7 @@ def schedule(
     *,
     seed: int,
     length_s: float,
-    every_s: float = 8.0,
+    every_s: float = 7.0,
     heavy_apart_s: float = 60.0,
     weights: Mapping[Name, int] | None = None,
 ) -> tuple[Fault, ...]:

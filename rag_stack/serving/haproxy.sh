@@ -4,7 +4,7 @@
 # clients never ask again: until it knows them, this one says 503 and when to ask again.
 # And a request is sent on once it is here whole, or fills a buffer: only such a one can be asked of another replica when
 # the first dies over it (RAY_SERVE_HAPROXY_RETRY_ON).
-asks_again='    http-request return status 503 content-type application/json hdr Retry-After 1 string '"'"'{"error":{"message":"the server is starting; try again","type":"server_error","param":null,"code":"starting"}}'"'"
+asks_again='    http-request return status 503 content-type application/json hdr Retry-After 5 string '"'"'{"error":{"message":"the server is starting; try again","type":"server_error","param":null,"code":"starting"}}'"'"
 option=
 for argument in "$@"; do
     if [ "$option" = "-f" ] && ! grep -q '^ *option http-buffer-request' "$argument"; then

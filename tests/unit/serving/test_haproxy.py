@@ -143,7 +143,7 @@ def test_a_haproxy_that_knows_no_application_says_when_to_ask_again(tmp_path: Pa
     with _haproxy(config):
         response = _answer(f"http://127.0.0.1:{port}/v1/models")
     assert response.status_code == 503
-    assert response.headers["retry-after"] == "1"
+    assert response.headers["retry-after"] == "5"
     assert response.json()["error"]["code"] == "starting"
 
 
