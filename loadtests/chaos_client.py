@@ -24,7 +24,7 @@ _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 8.0
 _LONGEST_RETRY_AFTER_S: Final = 60.0
 _RETRIED: Final = frozenset({408, 409, 429})
-_TIMEOUT: Final = httpx.Timeout(30.0, connect=5.0)
+_TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,22 @@
 
 Two replicas with a scripted engine on two raylets. Before each kill, four streams and four chats are under way; then a
 chat, a search and a list of models are asked twice a second, without retries and again as the official client does it.
-A line says what failed and how long after the kill the last failed try began. The times are of one machine: a process
-that is started anew competes with all others for its cores.
+A line says what failed, how long after the kill the last failed try began, and how long the slowest answer took. The
+times are of one machine: a process that is started anew competes with all others for its cores.
+
+What is known, of a machine with far more to do than cores; `before` is with Ray's own settings:
+
+| killed | new requests | under way | who asks again | replaced |
+| --- | --- | --- | --- | --- |
+| replica | none fail | streams break, chats are answered by another | HAProxy | 11 s |
+| HAProxy, one of two | 2 of 117 tries fail, with 503 and Retry-After | its streams break | the client | 12 s |
+| HAProxy, the only one | refused until there is another; before: 36 s, then 404 for a second | all break | the client | 12 s |
+| HAProxyManager | as HAProxy, which goes with it; before: 34 s | all break | the client | as HAProxy |
+| LLMRouter, one of two | none fail | nothing | HAProxy asks the other | 12 s |
+| fallback proxy | none fail while replicas run | nothing | | 47 s |
+| controller | none fail; nothing is scaled or replaced meanwhile | nothing | | 30 s |
+| models (admin, files, health, ready alike) | held by the fallback proxy; before: 500 and time-outs | nothing | HAProxy | 17 s |
+| search | held by the fallback proxy until it has opened its indexes, half a minute | nothing | HAProxy | 15 s |
 """
 
 import argparse
@@ -44,12 +58,14 @@ class Line:
     asked: int
     served_again_s: float
     replaced_s: float | None
+    slowest_s: float
 
     def told(self) -> str:
         """One line for people."""
         replaced = "-" if self.replaced_s is None else f"{self.replaced_s:.1f}"
         return (
             f"{self.component:11} served again {self.served_again_s:5.1f} s, replaced {replaced:>5} s, "
+            f"slowest answer {self.slowest_s:.1f} s, "
             f"{sum(self.failed.values())}/{self.asked} failed {self.failed}, gave up {self.gave_up}, "
             f"under way {self.under_way}"
         )
@@ -79,7 +95,8 @@ async def line(url: str, processes: Processes, role: str, *, model: str, store: 
     lost = Counter(f"{each.kind}: {each.detail}" for each in probes[1].asked if each.ending != "ok")
     again_s = max((each.began_s for each in failed), default=killed_s) - killed_s
     counted = Counter(f"{each.kind}: {each.detail[:40]}" for each in failed)
-    return Line(role, dict(under_way), dict(counted), dict(lost), len(probes[0].asked), again_s, replaced_s)
+    slowest_s = max((each.ended_s - each.began_s for each in probes[0].asked), default=0.0)
+    return Line(role, dict(under_way), dict(counted), dict(lost), len(probes[0].asked), again_s, replaced_s, slowest_s)
 
 
 class Probes:
