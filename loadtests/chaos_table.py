@@ -11,12 +11,12 @@ What is known, of a machine with far more to do than cores; `before` is with Ray
 | --- | --- | --- | --- | --- |
 | replica | none fail | streams break, chats are answered by another | HAProxy | 11 s |
 | HAProxy, one of two | 2 of 117 tries fail, with 503 and Retry-After | its streams break | the client | 12 s |
-| HAProxy, the only one | refused until there is another; before: 36 s, then 404 for a second | all break | the client | 12 s |
-| HAProxyManager | as HAProxy, which goes with it; before: 34 s | all break | the client | as HAProxy |
+| HAProxy, the only one | refused until there is another; before: for 36 s, and then 404 for a second | all break | client | |
+| HAProxyManager | as HAProxy, which goes with it; before: 34 s | all break | client | |
 | LLMRouter, one of two | none fail | nothing | HAProxy asks the other | 12 s |
 | fallback proxy | none fail while replicas run | nothing | | 47 s |
 | controller | none fail; nothing is scaled or replaced meanwhile | nothing | | 30 s |
-| models (admin, files, health, ready alike) | held by the fallback proxy; before: 500 and time-outs | nothing | HAProxy | 17 s |
+| models; other light ones alike | held by the fallback proxy; before: 500 and time-outs | nothing | HAProxy | 17 s |
 | search | held by the fallback proxy until it has opened its indexes, half a minute | nothing | HAProxy | 15 s |
 """
 

@@ -66,6 +66,7 @@ def started(
     num_cpus: float = 2,
     variables: Mapping[str, str] | None = None,
     head_cpus: float | None = None,
+    replica_cpus: float = 0.5,
     head_settings: Mapping[str, Any] | None = None,
     proxies: Literal["HeadOnly", "EveryNode"] = "HeadOnly",
 ) -> Iterator[LocalCluster]:
@@ -106,7 +107,7 @@ def started(
             for _ in range(nodes - 1):
                 local.grow()
             serve.start(proxy_location=proxies, http_options={"host": "127.0.0.1", "port": release.server.port})
-            serve.run_many([scripted_target(pinned, script), *control_targets(pinned)])
+            serve.run_many([scripted_target(pinned, script, num_cpus=replica_cpus), *control_targets(pinned)])
             yield local
         finally:
             if ray.is_initialized():

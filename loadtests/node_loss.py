@@ -40,7 +40,8 @@ from loadtests.swap_data import MODEL
 from rag_stack.errors import RagStackError
 
 REPLICAS: Final = 2
-_REPLICA_CPUS: Final = 0.5
+# A node of one holds one replica.
+_CPUS: Final = 1.0
 _LIMIT_S: Final = 240.0
 _WARM_S: Final = 3.0
 # What is read to learn what there is: names, digests, pointers. All else is content.
@@ -255,7 +256,7 @@ def _cluster() -> Iterator[tuple[LocalCluster, Relay]]:
         release = published(directory, replicas=REPLICAS, served=bucket, root="s3://bucket/artifacts")
         with serve_s3(directory / "s3") as server, relay(server.url) as line:
             os.environ.update(environment(line.url))
-            sizes = {"nodes": 1 + REPLICAS, "num_cpus": _REPLICA_CPUS, "head_cpus": 0.0}
+            sizes = {"nodes": 1 + REPLICAS, "num_cpus": _CPUS, "replica_cpus": _CPUS, "head_cpus": 0.0}
             with started(release, directory, script=Script(), **sizes) as cluster:  # type: ignore[arg-type]
                 yield cluster, line
 
