@@ -11,7 +11,7 @@ What is known, of a machine with far more to do than cores; `before` is with Ray
 | --- | --- | --- | --- | --- |
 | replica | none fail | streams break, chats are answered by another | HAProxy | 11 s |
 | HAProxy, one of two | 2 of 117 tries fail, with 503 and Retry-After | its streams break | the client | 12 s |
-| HAProxy, the only one | refused until there is another; before: for 36 s, and then 404 for a second | all break | client | |
+| HAProxy, the only one | refused until there is another; before: 36 s, then a second of 404 | all break | client | |
 | HAProxyManager | as HAProxy, which goes with it; before: 34 s | all break | client | |
 | LLMRouter, one of two | none fail | nothing | HAProxy asks the other | 12 s |
 | fallback proxy | none fail while replicas run | nothing | | 47 s |
