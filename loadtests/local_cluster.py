@@ -6,7 +6,8 @@ own. The driver is this process.
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.serving import environment
 
 _PLASMA_BYTES = 128 << 20
+_NODE_START_S = 240.0
 
 
 @dataclass
@@ -87,16 +89,19 @@ def started(
         os.environ.pop("RAY_ADDRESS", None)
         import ray
         from ray import serve
+        from ray._private import services
         from ray.cluster_utils import Cluster
 
         from loadtests.scripted_server import scripted_target
         from rag_stack.serving.control_apps import control_targets
 
+        services.get_node = _patiently(services.get_node)
         pinned = pin(release, open_tiers(release.artifacts, MemoryRecorder()))
         caches = [directory / "cache0"]
         head = {
             **_settings(caches[0], num_cpus=num_cpus if head_cpus is None else head_cpus),
             "include_dashboard": False,
+            "include_log_monitor": False,
             **(head_settings or {}),
         }
         cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -120,6 +125,22 @@ def ask(url: str, question: str, *, model: str, max_tokens: int = 8, timeout_s: 
     """One chat, whole."""
     body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": max_tokens}
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=timeout_s)
+
+
+def _patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray gives a node thirty seconds to register, which one on a machine with too much to do does not make."""
+
+    def got(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - as Ray has it
+        until_s = time.monotonic() + _NODE_START_S
+        while True:
+            try:
+                return get_node(*arguments, **named)
+            except RuntimeError:
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(0.2)
+
+    return got
 
 
 def _settings(cache: Path, *, num_cpus: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
