@@ -6,6 +6,7 @@ own. The driver is this process.
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,13 +90,14 @@ def started(
         os.environ.pop("RAY_ADDRESS", None)
         import ray
         from ray import serve
-        from ray._private import services
+        from ray._private import services, utils
         from ray.cluster_utils import Cluster
 
         from loadtests.scripted_server import scripted_target
         from rag_stack.serving.control_apps import control_targets
 
         services.get_node = _patiently(services.get_node)
+        utils.set_sigterm_handler = _of_main_thread(utils.set_sigterm_handler)
         pinned = pin(release, open_tiers(release.artifacts, MemoryRecorder()))
         caches = [directory / "cache0"]
         head = {
@@ -141,6 +143,16 @@ def _patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
                 time.sleep(0.2)
 
     return got
+
+
+def _of_main_thread(set_handler: Callable[..., None]) -> Callable[..., None]:
+    """A node may be added by another thread, beside a load that runs; only the main one may set signal handlers."""
+
+    def set_there(*arguments: Any) -> None:  # noqa: ANN401 - as Ray has it
+        if threading.current_thread() is threading.main_thread():
+            set_handler(*arguments)
+
+    return set_there
 
 
 def _settings(cache: Path, *, num_cpus: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
