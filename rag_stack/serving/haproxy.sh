@@ -1,9 +1,11 @@
 #!/bin/sh
-# HAProxy as Serve starts it, but for two things. The name of the real binary is in RAG_STACK_HAPROXY.
+# HAProxy as Serve starts it, but for three things. The name of the real binary is in RAG_STACK_HAPROXY.
 # One that takes the place of another that died answers before it knows any application, and says 404, after which
 # clients never ask again: until it knows them, this one says 503 and when to ask again.
-# And a request is sent on once it is here whole, or fills a buffer: only such a one can be asked of another replica when
+# A request is sent on once it is here whole, or fills a buffer: only such a one can be asked of another replica when
 # the first dies over it (RAY_SERVE_HAPROXY_RETRY_ON).
+# And the engine's router is asked before the engine's requests alone. Serve has it asked before every POST, since the
+# engine's prefix is /: no search would be answered while there is no router. RAG_STACK_UNROUTED has the other prefixes.
 asks_again='    http-request return status 503 content-type application/json hdr Retry-After 5 string '"'"'{"error":{"message":"the server is starting; try again","type":"server_error","param":null,"code":"starting"}}'"'"
 option=
 for argument in "$@"; do
@@ -12,6 +14,11 @@ for argument in "$@"; do
     fi
     if [ "$option" = "-f" ] && ! grep -q '^ *use_backend ' "$argument"; then
         sed -i "/^backend default_backend/,\$ s|^ *http-request return status 404 .*|$asks_again|" "$argument"
+    fi
+    if [ "$option" = "-f" ] && [ -n "$RAG_STACK_UNROUTED" ] && ! grep -q '^ *acl rag_stack_unrouted' "$argument"; then
+        sed -i "/^ *http-request set-var(txn.ingress_request_router_app) / { s|\$| !rag_stack_unrouted|; i\\
+    acl rag_stack_unrouted path_beg $RAG_STACK_UNROUTED
+        }" "$argument"
     fi
     option=$argument
 done
