@@ -42,7 +42,7 @@ from rag_stack.errors import RagStackError
 REPLICAS: Final = 2
 # A node of one holds one replica.
 _CPUS: Final = 1.0
-_LIMIT_S: Final = 240.0
+_LIMIT_S: Final = 600.0
 _WARM_S: Final = 3.0
 # What is read to learn what there is: names, digests, pointers. All else is content.
 _METADATA: Final = ("/manifest.json", "/PROMOTED", "/leases/", "/pins/", "/stores/", "/files/")
