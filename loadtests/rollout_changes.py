@@ -40,7 +40,7 @@ def first_release(*, folder: str, port: int, replicas: int) -> Release:
                 "step_requests": 40,
                 "step_s": 2,
                 "limit_s": 1200,
-                "canaries": [{"question": "What is in part 1?", "expect": [f"file-{n}" for n in range(100)]}],
+                "canaries": [{"question": "What is in part 1?", "expect": [f"file-{n}" for n in range(20)]}],
             },
         }
     )

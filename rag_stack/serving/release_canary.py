@@ -55,7 +55,6 @@ def _wrong(canary: Canary, body: Mapping[str, Any]) -> str:
     sources = body.get("rag", {}).get("sources", [])
     found = {source[key] for source in sources for key in ("filename", "file_id")}
     if canary.expect and not found & set(canary.expect):
-        return (
-            f"none of {', '.join(canary.expect)} is among the sources: {', '.join(sorted(found)) or 'there are none'}"
-        )
+        expected, came = ", ".join(canary.expect)[:_SHOWN], ", ".join(sorted(found))[:_SHOWN]
+        return f"none of {expected} is among the sources: {came or 'there are none'}"
     return ""
