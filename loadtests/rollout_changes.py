@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from loadtests.scripted_server import FAILS_TO_START, SCRIPT
+from loadtests.scripted_engine import FAILS_TO_START, SCRIPT
 from loadtests.swap_data import EMBEDDER, INDEX
 from rag_stack.config import Release
 

@@ -19,6 +19,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 Json = dict[str, Any]
+# Engine settings of a release that only this engine knows.
+SCRIPT = "script"
+FAILS_TO_START = "fails_to_start"
 _WORDS = ("the", "keeper", "climbs", "two", "hundred", "steps", "every", "night", "and", "burns", "whale", "oil")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from ray import serve
 from starlette.types import ASGIApp
 
-from loadtests.scripted_engine import Json, Script, ScriptedEngine
+from loadtests.scripted_engine import FAILS_TO_START, SCRIPT, Json, Script, ScriptedEngine
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.prefixes import ENGINE_APP
@@ -33,9 +33,6 @@ from rag_stack.serving.replica_start import ReplicaStart
 # A node that has it in its environment takes nothing from its neighbours: what benchmarks compare with.
 NO_PEERS = "RAG_STACK_LOADTEST_NO_PEERS"
 _IMPORTED_S = time.time()
-# Engine settings of a release that only this engine knows.
-SCRIPT = "script"
-FAILS_TO_START = "fails_to_start"
 
 
 class ScriptedServer:

@@ -46,6 +46,8 @@ def serve(
     console.print(start_table(server.report))
     if chosen.server.host not in ("127.0.0.1", "localhost", "::1") and not chosen.server.api_key_sha256:
         console.print("[yellow]open to the network without a key: set RAG_STACK_API_KEYS[/yellow]")
+    if server.notice:
+        console.print(server.notice, style="yellow", markup=False)
     console.print(f"metrics {server.metrics}")
     console.print(f"[bold green]ready[/bold green] {server.url}/v1   Ctrl-C stops it")
     try:

@@ -10,7 +10,7 @@ from rag_stack.config import Release
 from rag_stack.generation.engine_settings import engine_arguments
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.control_apps import control_targets
-from rag_stack.serving.deployment import engine_options, with_router
+from rag_stack.serving.deployment import engine_options, recorded_load_s, with_router
 from rag_stack.serving.prefixes import ENGINE_APP
 from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
 from rag_stack.serving.wake import replica_runtime
@@ -31,7 +31,7 @@ def _engine(pinned: PinnedRelease, model_directory: Path) -> serve.Application:
         callback_config={"callback_class": LocalWeights},
         runtime_env=replica_runtime(release),
         experimental_configs={RELEASE_KEY: pinned.model_dump(mode="json")},
-        deployment_config=engine_options(release),
+        deployment_config=engine_options(release, load_s=recorded_load_s(release)),
         **hardware(release),
     )
     # As `build_openai_app` does for direct streaming, with routers of ours.

@@ -7,7 +7,10 @@ from ray import serve
 from ray.llm._internal.serve.core.ingress.router import LLMRouter
 from ray.serve.config import AutoscalingPolicy, RequestRouterConfig
 
+from rag_stack.artifacts.object_store import open_store
 from rag_stack.config import Release
+from rag_stack.errors import ArtifactError
+from rag_stack.releases.start_history import label_of, read_history
 from rag_stack.serving import bounds
 from rag_stack.serving.release_router import ReleaseRouter
 from rag_stack.serving.scaling import Rules, ScalingPolicy
@@ -19,8 +22,6 @@ _HEALTH_TIMEOUT_S: Final = 30.0
 _ROUTER_PERIOD_S: Final = 1.0
 # A share of a rollout, and a replica that is to go, are known to the routers so much later.
 _STATS_PERIOD_S: Final = 1.0
-# HAProxy asks a router of its own node, and the next one when the first does not answer the call.
-_ROUTERS: Final = 2
 # Replicas tell the controller how they fare; ten seconds by default, which is a part of a load time.
 _REPORT_PERIOD_S: Final = 1.0
 # What a start is taken to last where none is on record.
@@ -40,6 +41,15 @@ def engine_options(release: Release, *, load_s: float = _LOAD_S) -> dict[str, An
     }
 
 
+def recorded_load_s(release: Release) -> float:
+    """The P90 of the starts that are on record for this release, or a guess. Blocking: one look at the object store."""
+    try:
+        known = read_history(open_store(release.artifacts.root), release.name).load_time(label_of(release))
+    except ArtifactError:
+        known = None
+    return known.p90_s if known else _LOAD_S
+
+
 def router_config(release: Release) -> RequestRouterConfig:  # noqa: ARG001
     """Which replica a request goes to: a function of what the replicas report."""
     return RequestRouterConfig(
@@ -49,15 +59,14 @@ def router_config(release: Release) -> RequestRouterConfig:  # noqa: ARG001
 
 
 def with_router(engine: serve.Application) -> serve.Application:
-    """The engine's application with the routers that HAProxy asks before each POST.
+    """The engine's application with the routers that HAProxy asks before each POST to it.
 
-    Also before those of the control applications, since the engine's prefix is `/` and HAProxy takes the longest prefix
-    that has a router. Giving each of them a router of its own would keep them out of this one's way, and put one more
-    process in their own: two routers and a short health check it is. While the engine sleeps, no router is asked.
+    Serve runs one on each node that has a proxy, whatever number is asked for. Where one is gone, HAProxy balances the
+    requests over the replicas by itself as soon as the controller has noticed, and refuses them until then; the control
+    applications need none (see haproxy.sh), and while the engine sleeps, none is asked.
     """
     router = serve.deployment(
         LLMRouter,
-        num_replicas=_ROUTERS,
         max_ongoing_requests=bounds.ROUTER_ONGOING,
         ray_actor_options={"num_cpus": 0},
         # With no router left, HAProxy refuses every POST until the controller has noticed.
@@ -65,7 +74,7 @@ def with_router(engine: serve.Application) -> serve.Application:
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         **bounds.queued(),
     )
-    # The hook that Ray Serve LLM's own builder uses; it sets no number of replicas.
+    # The hook that Ray Serve LLM's own builder uses.
     return engine._with_ingress_request_router(router.bind(server=engine))
 
 

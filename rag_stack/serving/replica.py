@@ -140,6 +140,7 @@ class Replica:
         return {
             "running": running,
             "waiting": seen.under_way - running,
+            "waiting_tokens": seen.queued_tokens,
             "kv_usage": held.kv_usage if held is not None and seen.under_way else 0.0,
             "arrived": seen.arrived,
             "served": seen.answered + seen.aborted,

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import Release
-from rag_stack.errors import ConfigError, EngineMissingError, UnavailableError
+from rag_stack.errors import ArtifactError, ConfigError, EngineMissingError, UnavailableError
 from rag_stack.generation.weights import check_files
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease, pin
+from rag_stack.releases.rollout import Rollout
 from rag_stack.serving import environment
 from rag_stack.serving.opening import fetch_model, open_indexes
 from rag_stack.serving.start_report import StartReport
@@ -30,11 +31,12 @@ _LOG = logging.getLogger(__name__)
 class Server:
     """A local Ray with the release's applications on it, until `stop`."""
 
-    def __init__(self, report: StartReport, url: str, metrics: str, *, drain_s: float) -> None:
+    def __init__(self, report: StartReport, url: str, metrics: str, *, drain_s: float, notice: str = "") -> None:
         self.report = report
         self.url = url
         self.metrics = metrics
         self.drain_s = drain_s
+        self.notice = notice
 
     def stop(self) -> None:
         """Let running answers finish, for `drain_s` at most, and end this Ray. Another Ctrl-C ends it at once."""
@@ -63,6 +65,7 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
         tiers = open_tiers(release.artifacts, MemoryRecorder())
         pinned = pin(release, tiers)
     model_directory = preflight(pinned, tiers, timeline=timeline)
+    notice = make_current(pinned, tiers)
     tell("importing Ray and vLLM")
     with timeline.time("import Ray and vLLM"):
         _check_engine(pinned.release)
@@ -76,7 +79,7 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
         _shut_down()
         raise
     url = f"http://{pinned.release.server.host}:{pinned.release.server.port}"
-    return Server(report, url, metrics, drain_s=pinned.release.drain.limit_s)
+    return Server(report, url, metrics, drain_s=pinned.release.drain.limit_s, notice=notice)
 
 
 def drain(limit_s: float) -> None:
@@ -92,6 +95,27 @@ def drain(limit_s: float) -> None:
     serve.delete(ENGINE_APP, _blocking=False)
     while ENGINE_APP in serve.status().applications and time.monotonic() < until_s:
         time.sleep(_LOOK_S)
+
+
+def make_current(pinned: PinnedRelease, tiers: Tiers) -> str:
+    """Have what the file pins be what this release's replicas take, and return what an operator should know of that.
+
+    The file goes before what was rolled out to a server that ran earlier. Only a rollout from or to what the file says
+    goes on where it was.
+    """
+    name = pinned.release.name
+    rollout = Rollout(tiers.catalog, name)
+    try:
+        plan = rollout.plan()
+        if plan is not None and plan.running and pinned.version in (plan.old, plan.new):
+            return f"the rollout of {name} from {plan.old} to {plan.new} goes on"
+        applied = rollout.apply(pinned, restart=True, replacing=True, reason="rag-stack serve")
+    except ArtifactError as exc:
+        return f"releases cannot be rolled out: {exc.message}"
+    if plan is None or not applied.changes:
+        return ""
+    back = f"`rag-stack release rollback {name}` goes back"
+    return f"the file differs from what was served as {name} before ({plan.goal}) and takes its place; {back}"
 
 
 def require_engine() -> None:
@@ -176,6 +200,10 @@ def _run(pinned: PinnedRelease, model_directory: Path, *, timeline: Timeline, st
         serve.run_many(build_targets(pinned, model_directory=model_directory))
     except RuntimeError as exc:
         raise UnavailableError(f"an application did not start: {_failures() or exc}") from exc
+    if not pinned.release.scaling.min_replicas:  # the engine sleeps, and a question of ours would wake it
+        ready_s = time.time()
+        timeline.add("deploy applications", deployed_s, ready_s)
+        return StartReport(started_s, ready_s, tuple(timeline.spans()))
     replica = StartReport.from_wire(serve.get_app_handle(ENGINE_APP).start_report.remote().result())
     ready_s = time.time()
     timeline.add("deploy applications", deployed_s, replica.started_s)

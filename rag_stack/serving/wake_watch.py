@@ -35,7 +35,9 @@ ROUTER: Final = "LLMRouter"
 _FIRST_GUESS_S: Final = 60.0
 # A start that takes longer than all before it.
 _OVERDUE_S: Final = 5.0
+# Serve tells all that it knows of all applications: a tenth of a core at this pace, so not while there is no need.
 _PERIOD_S: Final = 1.0
+_READY_PERIOD_S: Final = 5.0
 _LOG = logging.getLogger("ray.serve")
 
 
@@ -58,7 +60,7 @@ class EngineTold:
 
 
 class WakeWatch:
-    """Looks every second. The history outlives this process on the object store."""
+    """Looks every second while nothing serves, else less often. The history outlives it on the object store."""
 
     def __init__(self, pinned: PinnedRelease, *, ask: Callable[[], EngineTold]) -> None:
         release = pinned.release
@@ -78,7 +80,7 @@ class WakeWatch:
                 self.see(await asyncio.to_thread(self._ask), now_s=time.monotonic())
             except (RayServeException, RayError) as exc:
                 _LOG.warning("Serve does not say how the engine is: %s", exc)
-            await asyncio.sleep(_PERIOD_S)
+            await asyncio.sleep(_READY_PERIOD_S if self.state == "ready" else _PERIOD_S)
 
     async def read(self) -> None:
         """Take over what earlier processes kept."""
