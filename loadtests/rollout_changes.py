@@ -32,7 +32,8 @@ def first_release(*, folder: str, port: int, replicas: int) -> Release:
             "default_store": INDEX,
             "retrieval": {"top_k": 2},
             "engine": {"max_model_len": 2048},
-            "scaling": {"min_replicas": replicas, "max_replicas": replicas},
+            # How fast the machine is shall not decide: that is what `loadtests.overload` is about.
+            "scaling": {"min_replicas": replicas, "max_replicas": replicas, "ttft_target_s": 60.0},
             "drain": {"limit_s": 20},
             "server": {"port": port},
             "rollout": {
