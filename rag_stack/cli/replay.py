@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import httpx
 import typer
 from pydantic import ValidationError
 
@@ -73,6 +72,9 @@ def _read(file: Path) -> tuple[ReplayRecord, str]:
 
 def _ask(record: ReplayRecord, server: str | None) -> tuple[dict[str, Any], str]:
     """The new answer, and the release version that gave it."""
+    # Imported here: it is not in the base install, whose other commands share this module's place.
+    import httpx
+
     endpoint = resolve_endpoint(server, api_key=os.environ.get(API_KEY_VARIABLE))
     url = endpoint.base_url.removesuffix("/v1") + record.path
     headers = {"authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}

@@ -39,7 +39,7 @@ def test_an_answer_with_sources_and_citations(extra: list[str]) -> None:
     assert "[1]  The harbour  0." in done.stdout
     assert "https://docs.example/harbour" in done.stdout
     assert f"[1] overlap {ANSWER} “{ANSWER}”" in done.stdout
-    assert "release test-release, model tiny, index town v1" in done.stdout
+    assert "release test-release@0123456789ab, model tiny, index town v1" in done.stdout
 
 
 def test_marker_citations_quote_their_passage(engine: Starlette) -> None:
