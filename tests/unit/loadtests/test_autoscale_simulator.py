@@ -64,7 +64,7 @@ def test_ray_s_default_waits_for_its_delay_and_then_asks_for_what_the_average_sa
     loads = {"a": Load(running=8)}
     decided = {tick / 2: scaler.decide(tick / 2, target=1, loads=loads) for tick in range(100)}
     assert decided[29.5] == 1
-    assert decided[31.0] == 4
+    assert decided[30.0] == 4
     assert config.upscale_delay_s == 30
 
 

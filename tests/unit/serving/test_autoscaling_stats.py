@@ -1,6 +1,5 @@
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 from starlette.applications import Starlette
@@ -8,9 +7,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from rag_stack.api.traffic import Traffic
 from rag_stack.config import Release
 from rag_stack.generation.engine_load import Held
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.serving.release_choice import Split
+from rag_stack.serving.release_member import ReleaseMember
+from rag_stack.serving.release_rollout import Assignment, Orders
+from rag_stack.serving.release_tally import Report
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.scaling import Load
@@ -31,7 +36,23 @@ def _replica() -> Replica:
 
     start = ReplicaStart(recorder, imports_s=(0.0, 0.0))
     start.mark()
-    return Replica(SimpleNamespace(release=release), recorder=recorder, start=start, check_engine=healthy)  # type: ignore[arg-type]
+    return Replica(
+        PinnedRelease(release=release, created_at=0),
+        member=ReleaseMember("r", _Coordinator()),
+        recorder=recorder,
+        start=start,
+        check_engine=healthy,
+    )
+
+
+class _Coordinator:
+    """Asks for one replica more."""
+
+    async def assign(self, name: str) -> Assignment | None:
+        return None
+
+    async def sync(self, name: str, report: Report) -> Orders | None:
+        return Orders(split=Split(), surge=1, retire=False, again_s=60.0)
 
 
 async def test_a_replica_reports_what_the_policy_reads_and_counts_answers_that_are_no_streams(tmp_path: Path) -> None:
@@ -62,8 +83,11 @@ async def test_a_replica_reports_what_the_policy_reads_and_counts_answers_that_a
     assert done["load_s"] > 0
 
 
-def test_a_rollout_that_asks_for_one_more_is_reported() -> None:
-    replica = _replica()
-    assert replica.autoscaling_stats()["surge"] == 0
-    replica.surge = 1
-    assert replica.autoscaling_stats()["surge"] == 1
+async def test_a_rollout_that_asks_for_one_more_is_reported() -> None:
+    member = ReleaseMember("r", _Coordinator())
+    assert member.surge == 0
+    following = asyncio.create_task(member.follow(Traffic(ttft_target_s=1.0)))
+    async with asyncio.timeout(10):
+        while not member.surge:  # noqa: ASYNC110 - the member has nothing to wait on
+            await asyncio.sleep(0)
+    following.cancel()
