@@ -5,6 +5,7 @@ from typing import Final
 
 from starlette.types import Message, Send
 
+from rag_stack.api.admission import is_content
 from rag_stack.api.engine import json_start, shape_error
 from rag_stack.api.http import dumps, error_body, error_response
 from rag_stack.api.sse import DONE
@@ -59,11 +60,16 @@ class HeldAnswer:
             if self._complete:
                 return
             self._complete = True
-            if not self._opened and not self.begun.is_set():
+            if not self._opened:
                 await error_response(error)({"type": "http"}, _nothing, self._send)
             elif self.streams or not self.begun.is_set():
                 await self._send(self._last(dumps(error_body(error))))
             # Half a JSON answer cannot be mended: the connection that closes early is what tells.
+
+    @property
+    def opened(self) -> bool:
+        """Whether the client has its status, so that it cannot be sent away with another."""
+        return self._opened
 
     @property
     def complete(self) -> bool:
@@ -77,9 +83,12 @@ class HeldAnswer:
             if self._complete:
                 await self._tell(start)
             return
-        if not self._opened and not self.begun.is_set():
+        if not self._opened:
+            self._opened = True
             await self._send(start)
-        self.begun.set()
+        # A replica whose queue a stream has come to says so in comments, at a pace that is not this client's.
+        if self._complete or not self.streams or is_content(message.get("body", b"")):
+            self.begun.set()
         await self._send(message)
 
     async def _tell(self, start: Message) -> None:

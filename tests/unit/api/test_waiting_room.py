@@ -190,6 +190,42 @@ async def test_another_answer_begins_with_spaces_once_the_wake_is_certain() -> N
     assert json.loads(client.answer) == {"ok": True}
 
 
+async def test_a_replicas_own_comments_do_not_end_the_company() -> None:
+    going_on = asyncio.Event()
+
+    async def queues(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
+        await going_on.wait()
+        await send({"type": "http.response.body", "body": b"data: one\n\n", "more_body": False})
+
+    client = Client(room(queues), chat())
+    asking = client.start()
+    for _ in range(3):
+        await beaten(client)
+    going_on.set()
+    await asking
+    assert client.answer.startswith(b": waiting\n\n: the engine starts\n\n")
+    assert client.answer.endswith(b"\n\ndata: one\n\n")
+
+
+async def test_who_has_heard_something_is_kept_while_a_start_begins_anew() -> None:
+    engine = Engine(content_type=b"application/json", parts=(b'{"ok": true}',))
+    states = iter([STARTING] * 3)
+
+    async def look() -> Outlook:
+        return next(states, ASLEEP)
+
+    waiting = WaitingRoom(engine, others=(), look=look, places=Places(MemoryRecorder()))
+    client = Client(waiting, chat(stream=False), headers={"x-stainless-read-timeout": "0.15"})
+    asking = client.start()
+    for _ in range(6):
+        await beaten(client)
+    engine.answers.set()
+    await asking
+    assert json.loads(client.answer) == {"ok": True}
+
+
 async def test_while_the_wake_is_uncertain_nothing_is_promised() -> None:
     engine = Engine(content_type=b"application/json")
     client = Client(room(engine, ASLEEP), chat(stream=False), headers={"x-stainless-read-timeout": "0.6"})
