@@ -9,12 +9,14 @@ from rag_stack.api.admission import is_content
 from rag_stack.api.engine import json_start, shape_error
 from rag_stack.api.http import dumps, error_body, error_response
 from rag_stack.api.sse import DONE
-from rag_stack.errors import RagStackError
+from rag_stack.errors import RagStackError, UnavailableError
 
 _COMMENT: Final = b": the engine starts\n\n"
 _SPACE: Final = b" "
 _LAST_FRAME: Final = b"data: " + DONE + b"\n\n"
 _FAILED: Final = 400
+_NO_ROUTE: Final = 404
+_GONE_S: Final = 5
 
 
 class HeldAnswer:
@@ -93,9 +95,13 @@ class HeldAnswer:
 
     async def _tell(self, start: Message) -> None:
         """The app's own error, whole."""
-        body = dumps(shape_error(self._error, status=start["status"]))
+        gone = UnavailableError("the engine is taken away or not there yet; try again", retry_after_s=_GONE_S)
+        is_gone = _is_no_route(start)
+        body = dumps(error_body(gone) if is_gone else shape_error(self._error, status=start["status"]))
         if self._opened:
             await self._send(self._last(body))
+        elif is_gone:
+            await error_response(gone)({"type": "http"}, _nothing, self._send)
         else:
             await self._send(json_start(start, body))
             await self._send({"type": "http.response.body", "body": body})
@@ -110,6 +116,15 @@ def _start(*, streams: bool) -> Message:
     content_type = b"text/event-stream; charset=utf-8" if streams else b"application/json"
     headers = [(b"content-type", content_type), (b"cache-control", b"no-cache")]
     return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def _is_no_route(start: Message) -> bool:
+    """Whether Serve knows no application for a path that is the engine's; our own 404 is JSON.
+
+    So it is while the engine's application is being deleted, and for who never asks again after a 404.
+    """
+    types = [v for k, v in start.get("headers", []) if k.lower() == b"content-type"]
+    return bool(start["status"] == _NO_ROUTE and types and types[0].startswith(b"text/plain"))
 
 
 def _part(body: bytes) -> Message:

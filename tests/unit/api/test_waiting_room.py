@@ -275,6 +275,22 @@ async def test_a_plain_text_failure_gets_the_shape_of_an_error() -> None:
     assert (client.status, error_of(client)["message"]) == (503, "no replica")
 
 
+@pytest.mark.parametrize("content_type", [b"text/plain", b"application/json"])
+async def test_an_engine_that_is_taken_away_is_no_404(content_type: bytes) -> None:
+    parts = (ERROR if content_type == b"application/json" else b"Path '/v1/chat/completions' not found.",)
+    sooner, later = (Engine(status=404, content_type=content_type, parts=parts) for _ in range(2))
+    sooner.answers.set()
+    early, late = Client(room(sooner), chat()), Client(room(later), chat())
+    await early.ask()
+    told = (early.status, early.told.get("retry-after"), error_of(early)["code"])
+    assert told == ((503, "5", "unavailable") if content_type == b"text/plain" else (404, None, "busy"))
+    asking = late.start()
+    await beaten(late)
+    later.answers.set()
+    await asking
+    assert (b'"unavailable"' in late.answer) == (content_type == b"text/plain")
+
+
 async def test_a_stream_that_breaks_off_says_so() -> None:
     engine = Engine(breaks_off=True, parts=(b"data: one\n\n",))
     engine.answers.set()
