@@ -16,6 +16,7 @@ _SPACE: Final = b" "
 _LAST_FRAME: Final = b"data: " + DONE + b"\n\n"
 _FAILED: Final = 400
 _NO_ROUTE: Final = 404
+_UNAVAILABLE: Final = 503
 _GONE_S: Final = 5
 
 
@@ -103,7 +104,7 @@ class HeldAnswer:
         elif is_gone:
             await error_response(gone)({"type": "http"}, _nothing, self._send)
         else:
-            await self._send(json_start(start, body))
+            await self._send(_when_to_ask_again(json_start(start, body)))
             await self._send({"type": "http.response.body", "body": body})
         self.begun.set()
 
@@ -125,6 +126,14 @@ def _is_no_route(start: Message) -> bool:
     """
     types = [v for k, v in start.get("headers", []) if k.lower() == b"content-type"]
     return bool(start["status"] == _NO_ROUTE and types and types[0].startswith(b"text/plain"))
+
+
+def _when_to_ask_again(start: Message) -> Message:
+    """Serve's own 503, of a deployment that cannot be had, does not say it."""
+    headers = start["headers"]
+    if start["status"] != _UNAVAILABLE or any(k.lower() == b"retry-after" for k, _ in headers):
+        return start
+    return {**start, "headers": [*headers, (b"retry-after", str(_GONE_S).encode())]}
 
 
 def _part(body: bytes) -> Message:

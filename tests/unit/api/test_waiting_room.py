@@ -273,6 +273,7 @@ async def test_a_plain_text_failure_gets_the_shape_of_an_error() -> None:
     client = Client(room(engine), chat())
     await client.ask()
     assert (client.status, error_of(client)["message"]) == (503, "no replica")
+    assert client.told["retry-after"] == "5"
 
 
 @pytest.mark.parametrize("content_type", [b"text/plain", b"application/json"])
