@@ -73,6 +73,7 @@ class Turn:
         self.ask = ask
         self.arrived_s = clock()
         self.began_s = 0.0
+        self.held = False
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.given_up: asyncio.Future[RagStackError] = loop.create_future()
@@ -123,6 +124,7 @@ class Admission:
         self._pace = Pace(slots=limits.slots)
         self._first_s = math.inf
         self._closed: RagStackError | None = None
+        self.busy_since_s = clock()
 
     def set_slots(self, slots: int) -> None:
         """The engine that has started runs so many sequences; before any request."""
@@ -149,8 +151,7 @@ class Admission:
         `while_waiting` is awaited every ten seconds of a wait. Raises OverloadedError with `retry_after_s`,
         ClientDisconnectedError when the client goes away first, or what the engine was given up with.
         """
-        if self._closed is not None:
-            raise self._closed
+        self._check_open()
         turn = Turn(ask, pace=self._pace, clock=self._clock)
         try:
             if not self._queue and self._fits(ask):
@@ -179,13 +180,16 @@ class Admission:
         self._tell()
 
     async def _wait(self, turn: Turn, while_waiting: Callable[[], Awaitable[None]] | None) -> None:
-        held = self._holds(turn)
-        if not held:
+        self._check_open()  # it may have been given up since the turn was asked for
+        turn.held = self._holds(turn)
+        if turn.held:
+            self._check_held(turn)
+        else:
             self._check_deadline(turn)
-        self._make_room(turn, bound=max(self._limits.held, self._limits.queue) if held else self._limits.queue)
+            self._make_room(turn)
         self._queue.push(turn)
         self._tell()
-        until_s = turn.arrived_s + (self._limits.held_s if held else self._patience_s())
+        until_s = turn.arrived_s + (self._limits.held_s if turn.held else self._patience_s())
         await self._wait_until(turn, until_s, while_waiting)
 
     async def _wait_until(
@@ -219,19 +223,38 @@ class Admission:
         first_s, most_s = self._pace.first_token_s(), _MOST * self._limits.target_s
         return most_s - (first_s if first_s < most_s else 0.0)
 
-    def _make_room(self, turn: Turn, *, bound: int) -> None:
-        """Refuse the newest of who has the most waiting until there is room; raises when that is the newcomer."""
-        tokens = math.inf if bound > self._limits.queue else self._limits.waiting_tokens
-        while len(self._queue) + 1 > bound or self._queue.tokens + turn.ask.tokens > tokens:
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed.with_traceback(None)  # it is raised often, and would remember each time
+
+    def _check_held(self, turn: Turn) -> None:
+        """What was held is bounded by number alone: its bodies have been counted where it was held."""
+        if len(self._queue) >= max(self._limits.held, self._limits.queue):
+            raise self._full(turn)
+
+    def _make_room(self, turn: Turn) -> None:
+        """Refuse the newest of who has the most waiting until there is room; raises when that is the newcomer.
+
+        What was held for a start takes no room from what comes later, and is never the one that goes.
+        """
+        while self._is_full(turn.ask):
             caller = self._queue.heaviest(turn.ask)
-            if caller == turn.ask.caller:
-                error = self._overloaded("found the queue full", self._pace.wait_s(len(self._queue)))
-                self._refuse(turn, "full", error)
-                raise error
-            victim = self._queue.newest(caller)
+            victim = turn if caller == turn.ask.caller else self._queue.newest(caller)
+            if victim is turn or victim.held:
+                raise self._full(turn)
             self._queue.remove(victim)
             wait_s = self._pace.wait_s(len(self._queue))
             self._refuse(victim, "pushed out", self._overloaded("made room for another key's", wait_s))
+
+    def _is_full(self, ask: Ask) -> bool:
+        asks = [turn.ask for turn in self._queue.items() if not turn.held]
+        tokens = sum(each.tokens for each in asks) + ask.tokens
+        return len(asks) >= self._limits.queue or tokens > self._limits.waiting_tokens
+
+    def _full(self, turn: Turn) -> OverloadedError:
+        error = self._overloaded("found the queue full", self._pace.wait_s(len(self._queue)))
+        self._refuse(turn, "full", error)
+        return error
 
     def _holds(self, turn: Turn) -> bool:
         """Whether the turn is of those that a start was waited for with: they come as soon as there is a replica."""
@@ -241,6 +264,8 @@ class Admission:
     def _begin(self, turn: Turn) -> None:
         self._first_s = min(self._first_s, turn.arrived_s)
         turn.began_s = self._clock()
+        if not self._running:
+            self.busy_since_s = turn.began_s
         self._running[turn] = self._sequences(turn.ask)
         self._queue.serve(turn)
         self._recorder.record(ADMISSION_WAIT_SECONDS, turn.began_s - turn.arrived_s)

@@ -5,15 +5,19 @@ from typing import Final
 
 from starlette.types import Message, Send
 
+from rag_stack.api.admission import is_content
 from rag_stack.api.engine import json_start, shape_error
 from rag_stack.api.http import dumps, error_body, error_response
 from rag_stack.api.sse import DONE
-from rag_stack.errors import RagStackError
+from rag_stack.errors import RagStackError, UnavailableError
 
 _COMMENT: Final = b": the engine starts\n\n"
 _SPACE: Final = b" "
 _LAST_FRAME: Final = b"data: " + DONE + b"\n\n"
 _FAILED: Final = 400
+_NO_ROUTE: Final = 404
+_UNAVAILABLE: Final = 503
+_GONE_S: Final = 5
 
 
 class HeldAnswer:
@@ -59,11 +63,16 @@ class HeldAnswer:
             if self._complete:
                 return
             self._complete = True
-            if not self._opened and not self.begun.is_set():
+            if not self._opened:
                 await error_response(error)({"type": "http"}, _nothing, self._send)
             elif self.streams or not self.begun.is_set():
                 await self._send(self._last(dumps(error_body(error))))
             # Half a JSON answer cannot be mended: the connection that closes early is what tells.
+
+    @property
+    def opened(self) -> bool:
+        """Whether the client has its status, so that it cannot be sent away with another."""
+        return self._opened
 
     @property
     def complete(self) -> bool:
@@ -77,18 +86,25 @@ class HeldAnswer:
             if self._complete:
                 await self._tell(start)
             return
-        if not self._opened and not self.begun.is_set():
+        if not self._opened:
+            self._opened = True
             await self._send(start)
-        self.begun.set()
+        # A replica whose queue a stream has come to says so in comments, at a pace that is not this client's.
+        if self._complete or not self.streams or is_content(message.get("body", b"")):
+            self.begun.set()
         await self._send(message)
 
     async def _tell(self, start: Message) -> None:
         """The app's own error, whole."""
-        body = dumps(shape_error(self._error, status=start["status"]))
+        gone = UnavailableError("the engine is taken away or not there yet; try again", retry_after_s=_GONE_S)
+        is_gone = _is_no_route(start)
+        body = dumps(error_body(gone) if is_gone else shape_error(self._error, status=start["status"]))
         if self._opened:
             await self._send(self._last(body))
+        elif is_gone:
+            await error_response(gone)({"type": "http"}, _nothing, self._send)
         else:
-            await self._send(json_start(start, body))
+            await self._send(_when_to_ask_again(json_start(start, body)))
             await self._send({"type": "http.response.body", "body": body})
         self.begun.set()
 
@@ -101,6 +117,23 @@ def _start(*, streams: bool) -> Message:
     content_type = b"text/event-stream; charset=utf-8" if streams else b"application/json"
     headers = [(b"content-type", content_type), (b"cache-control", b"no-cache")]
     return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+def _is_no_route(start: Message) -> bool:
+    """Whether Serve knows no application for a path that is the engine's; our own 404 is JSON.
+
+    So it is while the engine's application is being deleted, and for who never asks again after a 404.
+    """
+    types = [v for k, v in start.get("headers", []) if k.lower() == b"content-type"]
+    return bool(start["status"] == _NO_ROUTE and types and types[0].startswith(b"text/plain"))
+
+
+def _when_to_ask_again(start: Message) -> Message:
+    """Serve's own 503, of a deployment that cannot be had, does not say it."""
+    headers = start["headers"]
+    if start["status"] != _UNAVAILABLE or any(k.lower() == b"retry-after" for k, _ in headers):
+        return start
+    return {**start, "headers": [*headers, (b"retry-after", str(_GONE_S).encode())]}
 
 
 def _part(body: bytes) -> Message:

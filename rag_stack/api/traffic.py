@@ -94,8 +94,12 @@ class Traffic:
 
     def silent_s(self) -> float:
         """Seconds for which nothing has come out of the engine though it was given work; 0 while it has none."""
-        under_way = self._admission.snapshot().turns if self._admission else self._running + self._waiting
-        return self._clock() - self._progress_s if under_way > self._blocked else 0.0
+        if self._admission is None:
+            under_way, since_s = self._running + self._waiting, self._progress_s
+        else:  # a body that comes slowly, or a place in the queue, is no work yet
+            under_way = self._admission.snapshot().turns
+            since_s = max(self._progress_s, self._admission.busy_since_s)
+        return self._clock() - since_s if under_way > self._blocked else 0.0
 
     def progressed(self) -> None:
         """The engine is known to have made something of its work, though nothing has come out."""
@@ -146,14 +150,16 @@ class Traffic:
             return
         body = message.get("body", b"")
         if passage.status == 200 and is_content(body):
-            self._progress_s = self._clock()
-            self._chunks += 1
-            passage.broken |= body.startswith(_ERROR_FRAME)
+            if body.startswith(_ERROR_FRAME):
+                passage.broken = True  # a refusal in a stream, say, which does not come out of the engine
+            else:
+                self._progress_s = self._clock()
+                self._chunks += 1
             if passage.events and not passage.streams:
                 passage.streams = True
                 self._waiting -= 1
                 self._running += 1
-                passage.ttft_s = self._progress_s - passage.began_s
+                passage.ttft_s = self._clock() - passage.began_s
         passage.complete |= not message.get("more_body", False)
 
     def _end(self, passage: "_Passage") -> None:

@@ -46,6 +46,8 @@ _BEATS_A_READ: Final = 3.0
 _SHORTEST_BEAT_S: Final = 0.05
 # Of what a client waits for, the part after which a refusal goes out: the second beat of three.
 _PATIENT_FOR: Final = 0.6
+# What is told at a beat was asked for so long before: it may be as old as the last question.
+_LOOK_AHEAD_S: Final = 1.0
 # The app hears first that its client has gone, and ends by itself.
 _LEAVE_S: Final = 2.0
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -115,6 +117,7 @@ class WaitingRoom:
             body = await read_json(scope, inbox.record, max_bytes=rules.max_body_bytes)
             _check_body(scope["path"], body, rules.models)
             held = HeldAnswer(send, streams=body.get("stream") is True)
+            del body  # what is counted is the body as it came; parsed it is several times as large
             stay = _Stay(inbox, held, look=self._look, patience_s=_read_timeout_s(scope))
             await stay.last(self._app, scope, outlook)
 
@@ -155,17 +158,18 @@ class _Stay:
     ) -> None:
         """Until the answer begins or the app ends. Raises ClientDisconnectedError and UnavailableError."""
         beat_s = self._beat_s(outlook.rules.heartbeat_s)
-        leave_s = self._began_s + outlook.rules.hold_s
         beat_at_s = self._began_s + beat_s
         while True:
-            wait_s = max(0.0, min(beat_at_s, leave_s) - self._clock())
-            done, _ = await asyncio.wait({answer, gone, begun}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-            if answer in done or begun in done:
-                return
-            if gone in done:
-                raise ClientDisconnectedError
-            with contextlib.suppress(UnavailableError):  # then what was known last
-                outlook = await self._look()
+            at_s = min(beat_at_s, self._began_s + outlook.rules.hold_s)
+            for until_s in (at_s - _LOOK_AHEAD_S, at_s):
+                wait_s = max(0.0, until_s - self._clock())
+                done, _ = await asyncio.wait({answer, gone, begun}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                if answer in done or begun in done:
+                    return
+                if gone in done:
+                    raise ClientDisconnectedError
+                with contextlib.suppress(UnavailableError):  # then what was known last
+                    outlook = await self._look()
             await self._comfort(outlook)
             beat_at_s += beat_s
 
@@ -177,7 +181,8 @@ class _Stay:
             raise UnavailableError(told, retry_after_s=outlook.retry_after_s())
         if outlook.state == "failed":
             raise UnavailableError("the engine does not start", retry_after_s=_MAX_RETRY_AFTER_S)
-        if self._held.streams or outlook.state != "asleep":
+        # Also while one start has failed and the next has not begun: whoever has its status is kept.
+        if self._held.streams or self._held.opened or outlook.state != "asleep":
             await self._held.beat()
         elif self._patience_s is not None and waited_s >= self._patience_s * _PATIENT_FOR:
             raise UnavailableError("nothing serves yet", retry_after_s=outlook.retry_after_s())

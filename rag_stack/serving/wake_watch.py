@@ -69,6 +69,7 @@ class WakeWatch:
         self._store: ObjectStore = open_store(release.artifacts.root)
         self._ask = ask
         self._history = StartHistory()
+        self._read = False
         self._told = EngineTold(0, 0, failed=False)
         self._starting_since_s: float | None = None
 
@@ -88,7 +89,7 @@ class WakeWatch:
             kept = await asyncio.to_thread(read_history, self._store, self._name)
             for start in self._history.starts:  # what has been told meanwhile
                 kept = kept.with_start(start)
-            self._history = kept
+            self._history, self._read = kept, True
         except ArtifactError as exc:
             _LOG.warning("the history of starts cannot be read: %s", exc)
 
@@ -107,8 +108,12 @@ class WakeWatch:
         if history is self._history:
             return
         self._history = history
+        if not self._read:
+            await self.read()
+        if not self._read:  # what is kept would be lost
+            return
         try:
-            await asyncio.to_thread(write_history, self._store, self._name, history)
+            await asyncio.to_thread(write_history, self._store, self._name, self._history)
         except ArtifactError as exc:
             _LOG.warning("the history of starts cannot be kept: %s", exc)
 

@@ -188,6 +188,26 @@ async def test_what_was_held_for_a_start_is_let_in_whatever_its_deadline() -> No
             assert isinstance(await later.refused(), OverloadedError)
 
 
+async def test_what_was_held_is_not_counted_by_tokens_and_nobody_takes_its_place() -> None:
+    clock = Clock()
+    admission = admission_of(clock, queue=4, held=4, held_s=900.0, waiting_tokens=100)
+    async with requests(admission, *"aaaa", tokens=60) as held:
+        clock.now_s += 10.0
+        async with requests(admission, "b", "b", tokens=60) as (later, too_much):
+            await too_much.refused()
+            assert not any(request.task.done() for request in (*held, later))
+
+
+async def test_an_engine_that_is_lost_as_a_turn_is_asked_for_is_not_waited_for() -> None:
+    admission = admission_of()
+    lost = EngineLostError("gone", retry_after_s=10)
+    async with requests(admission, "a"):
+        late = Request(admission)
+        asyncio.get_running_loop().call_soon(admission.give_up, lost)  # before the wait has begun
+        assert await asyncio.wait_for(late.refused(), timeout=5) is lost
+    assert admission.snapshot().waiting == 0
+
+
 async def test_a_client_that_goes_away_leaves_the_queue_at_once() -> None:
     admission = admission_of()
     async with requests(admission, "a", "a") as (_, second):

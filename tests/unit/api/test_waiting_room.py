@@ -190,6 +190,42 @@ async def test_another_answer_begins_with_spaces_once_the_wake_is_certain() -> N
     assert json.loads(client.answer) == {"ok": True}
 
 
+async def test_a_replicas_own_comments_do_not_end_the_company() -> None:
+    going_on = asyncio.Event()
+
+    async def queues(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
+        await going_on.wait()
+        await send({"type": "http.response.body", "body": b"data: one\n\n", "more_body": False})
+
+    client = Client(room(queues), chat())
+    asking = client.start()
+    for _ in range(3):
+        await beaten(client)
+    going_on.set()
+    await asking
+    assert client.answer.startswith(b": waiting\n\n: the engine starts\n\n")
+    assert client.answer.endswith(b"\n\ndata: one\n\n")
+
+
+async def test_who_has_heard_something_is_kept_while_a_start_begins_anew() -> None:
+    engine = Engine(content_type=b"application/json", parts=(b'{"ok": true}',))
+    states = iter([STARTING] * 3)
+
+    async def look() -> Outlook:
+        return next(states, ASLEEP)
+
+    waiting = WaitingRoom(engine, others=(), look=look, places=Places(MemoryRecorder()))
+    client = Client(waiting, chat(stream=False), headers={"x-stainless-read-timeout": "0.15"})
+    asking = client.start()
+    for _ in range(6):
+        await beaten(client)
+    engine.answers.set()
+    await asking
+    assert json.loads(client.answer) == {"ok": True}
+
+
 async def test_while_the_wake_is_uncertain_nothing_is_promised() -> None:
     engine = Engine(content_type=b"application/json")
     client = Client(room(engine, ASLEEP), chat(stream=False), headers={"x-stainless-read-timeout": "0.6"})
@@ -237,6 +273,23 @@ async def test_a_plain_text_failure_gets_the_shape_of_an_error() -> None:
     client = Client(room(engine), chat())
     await client.ask()
     assert (client.status, error_of(client)["message"]) == (503, "no replica")
+    assert client.told["retry-after"] == "5"
+
+
+@pytest.mark.parametrize("content_type", [b"text/plain", b"application/json"])
+async def test_an_engine_that_is_taken_away_is_no_404(content_type: bytes) -> None:
+    parts = (ERROR if content_type == b"application/json" else b"Path '/v1/chat/completions' not found.",)
+    sooner, later = (Engine(status=404, content_type=content_type, parts=parts) for _ in range(2))
+    sooner.answers.set()
+    early, late = Client(room(sooner), chat()), Client(room(later), chat())
+    await early.ask()
+    told = (early.status, early.told.get("retry-after"), error_of(early)["code"])
+    assert told == ((503, "5", "unavailable") if content_type == b"text/plain" else (404, None, "busy"))
+    asking = late.start()
+    await beaten(late)
+    later.answers.set()
+    await asking
+    assert (b'"unavailable"' in late.answer) == (content_type == b"text/plain")
 
 
 async def test_a_stream_that_breaks_off_says_so() -> None:

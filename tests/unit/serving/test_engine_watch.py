@@ -181,3 +181,32 @@ async def test_what_is_before_or_behind_the_engine_does_not_count(replica: Repli
     async with replica.asked():
         replica.now_s += 2 * STUCK_S
         await watch.check()
+
+
+async def test_a_body_that_comes_slowly_is_no_work_of_the_engine(replica: Replica) -> None:
+    watch = replica.watch()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions"}
+    uploading = asyncio.create_task(replica.traffic.around(slow)(scope, _silent, _ignore))
+    await settle()
+    replica.now_s += 2 * STUCK_S
+    async with replica.asked():
+        await watch.check()
+        replica.now_s += STUCK_S + 1
+        with pytest.raises(EngineLostError):
+            await watch.check()
+    uploading.cancel()
+    await asyncio.gather(uploading, return_exceptions=True)
+
+
+async def test_an_error_in_a_stream_is_no_progress(replica: Replica) -> None:
+    watch = replica.watch()
+    async with replica.asked() as running:
+        replica.now_s += STUCK_S - 1
+        await running.say(b'data: {"error": {}}\n\n')
+        replica.now_s += 2
+        with pytest.raises(EngineLostError):
+            await watch.check()

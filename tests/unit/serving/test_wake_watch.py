@@ -57,3 +57,15 @@ async def test_another_process_knows_what_this_one_was_told(watch: WakeWatch, tm
     other = _watch(tmp_path)
     await other.read()
     assert other.load_time() == watch.load_time() is not None
+
+
+async def test_a_start_that_is_told_before_the_history_is_read_does_not_replace_it(
+    watch: WakeWatch, tmp_path: Path
+) -> None:
+    await watch.keep(card(1, 12.5))
+    await _watch(tmp_path).keep(card(2, 20.0))
+    newest = _watch(tmp_path)
+    await newest.read()
+    known = newest.load_time()
+    assert known is not None
+    assert known.count == 2
