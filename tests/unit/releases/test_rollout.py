@@ -194,6 +194,22 @@ def test_a_rollouts_versions_are_kept(rollout: Rollout, two: tuple[str, str], ca
     assert catalog.names("releases") == ["demo"]
 
 
+def test_what_was_seen_of_another_plan_moves_none(rollout: Rollout, two: tuple[str, str], pinned: Pinned) -> None:
+    seen_of = rollout.plan()
+    replaced = rollout.apply(pinned(prompt={"system": "Be kind."}), replacing=True).plan
+    failed = Evidence(now_s=101, old=READY, new=Seen(failed_starts=3))
+    assert rollout.advance(failed, expected=seen_of).plan == replaced
+    assert rollout.advance(failed, expected=replaced).plan.state == "rolling_back"
+
+
+def test_a_promoted_release_without_a_plan_has_the_same_one_at_each_look(
+    catalog: Catalog, two: tuple[str, str]
+) -> None:
+    catalog.store.delete("releases/demo/ROLLOUT")
+    looks = [Rollout(catalog, "demo", clock=lambda now_s=now_s: now_s).plan() for now_s in (1.0, 2.0)]
+    assert looks[0] == looks[1]
+
+
 def test_a_store_that_follows_needs_no_rollout(rollout: Rollout, pinned: Pinned, catalog: Catalog) -> None:
     follows: dict[str, Any] = {"stores": [{"name": "docs", "index": "docs"}]}
     first = rollout.apply(pinned(**follows))
