@@ -108,7 +108,7 @@ def make_current(pinned: PinnedRelease, tiers: Tiers) -> str:
     try:
         plan = rollout.plan()
         if plan is not None and plan.new is not None and any(rollout.same(pinned, v) for v in (plan.old, plan.new)):
-            return f"{name} is {plan.state.replace('_', ' ')} from {plan.old} to {plan.new}, and that goes on"
+            return f"the rollout of {name} from {plan.old} to {plan.new} is {plan.state}, and goes on"
         applied = rollout.apply(pinned, restart=True, replacing=True, reason="rag-stack serve")
     except ArtifactError as exc:
         return f"releases cannot be rolled out: {exc.message}"

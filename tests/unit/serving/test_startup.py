@@ -157,7 +157,7 @@ def test_a_followed_store_that_moves_makes_no_other_file(tmp_path: Path, tiers: 
     rollout = Rollout(tiers.catalog, "test")
     rollout.apply(pin(release(tmp_path, prompt={"system": "Be brief."}), tiers))
     before = rollout.plan()
-    assert "is canary from" in make_current(moved, tiers)
+    assert "is canary, and goes on" in make_current(moved, tiers)
     assert rollout.plan() == before
 
 
