@@ -246,6 +246,11 @@ class Rollout:
             return  # it serves
         pinned = load(self.catalog, self.name, target)
         check_release(pinned, self.catalog)
+        if target in self.catalog.state("releases", self.name)[0].condemned:
+            # Before the plan names it: the pointer would refuse it, and the plan would be stuck.
+            raise PromotionConflictError(
+                f"{target!r} is being deleted by `rag-stack release gc`: go back to another version, or apply its file"
+            )
         if goal := self._goal(plan):
             check_change(goal, pinned)
 
