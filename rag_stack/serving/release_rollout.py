@@ -15,7 +15,7 @@ from rag_stack.config import Canary
 from rag_stack.errors import ArtifactError, RagStackError
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.plan import RolloutPlan, RolloutStore
-from rag_stack.releases.progress import CanaryResult, Evidence, Seen
+from rag_stack.releases.progress import MAX_FAILED_STARTS, CanaryResult, Evidence, Seen
 from rag_stack.releases.rollout import Rollout
 from rag_stack.serving.assignment import Live, Stage, release_for, split, surge, to_retire
 from rag_stack.serving.release_choice import Split
@@ -148,7 +148,7 @@ class ReleaseRollout:
             if self._plan is None:
                 await self._read_for_start()
             plan = self._plan
-            version = release_for(plan, self._live(), base=self._base) if plan else self._deployed.version
+            version = self._version_for(plan) if plan else self._deployed.version
             pinned = await self._release(version)
             self._hear(name, Report(release=version, state="starting"))
             self._moved_s = self._clock()
@@ -174,6 +174,18 @@ class ReleaseRollout:
         seen = {version: asdict(self._seen(version, live)) for version in versions}
         stages = {each.name: {"version": each.release, "stage": each.stage} for each in live}
         return {"waits_for": self._waits_for, "share": self._split.share, "seen": seen, "replicas": stages}
+
+    def _version_for(self, plan: RolloutPlan) -> str:
+        """What the next replica takes.
+
+        Serve gives a deployment up of which nothing has ever started and three starts have failed. So where nothing
+        serves, the last try but for which the new version goes back is made beside a replica of the old one.
+        """
+        live = self._live()
+        serves = any(each.stage in ("ready", "retiring") for each in live)
+        if plan.state == "canary" and not serves and len(self._failed_starts) >= MAX_FAILED_STARTS - 1:
+            return plan.old
+        return release_for(plan, live, base=self._base)
 
     async def _release(self, version: str) -> PinnedRelease:
         if version == self._deployed.version:

@@ -227,6 +227,19 @@ async def test_at_zero_replicas_the_rollout_waits_for_the_next_start_which_takes
     assert (plan.old, world.fleet.made) == (new.version, 1)
 
 
+async def test_where_nothing_serves_the_last_try_is_made_beside_the_old_release(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=0)
+    await world.turn()
+    new = world.apply("Be wrong.")
+    world.fleet.bad[new.version] = "start"
+    world.fleet.target = 1
+    plan = await world.until_steady()
+    assert "failed to start 3 times" in plan.ended[-1].reason
+    taken = [world.fleet.release[f"replica{number}"] for number in range(1, 5)]
+    assert taken == [new.version, new.version, world.deployed.version, new.version]
+    assert world.fleet.releases() == [world.deployed.version]
+
+
 async def test_no_time_passes_at_zero_replicas_after_the_canaries_either(tmp_path: Path) -> None:
     world = World(tmp_path, replicas=1, rollout={**ROLLOUT, "canaries": [{"question": "Who?"}]})
     for _ in range(6):
