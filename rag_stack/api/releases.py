@@ -4,6 +4,7 @@ Applying is the command line's: it checks engine settings against vLLM, which th
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -57,11 +58,15 @@ class ReleaseAdmin:
         self._workers.pool.shutdown(wait=True, cancel_futures=True)
 
     async def list_releases(self, request: Request) -> JSONResponse:
-        """Every release, as `status` tells it."""
+        """Every release, as `status` tells it; not one of which a version is published and none applied yet."""
         self._caller(request)
 
         def look() -> list[dict[str, Any]]:
-            return [status_row(Rollout(self._catalog, name)) for name in self._catalog.names("releases")]
+            rows = []
+            for name in self._catalog.names("releases"):
+                with suppress(NotFoundError):
+                    rows.append(status_row(Rollout(self._catalog, name)))
+            return rows
 
         return JSONResponse({"object": "list", "data": await self._workers.run(look)})
 

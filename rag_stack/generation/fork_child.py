@@ -84,9 +84,10 @@ def _take_files(copy: Copy) -> None:
 
 
 def _end_with_launcher(connection: int) -> None:
-    # The launcher sends nothing more: this ends when it does.
-    while os.read(connection, 1):
-        continue
+    # The launcher sends nothing more: this ends when it does, by a reset where it has not read what it was sent.
+    with suppress(OSError):
+        while os.read(connection, 1):
+            continue
     os.kill(os.getpid(), signal.SIGKILL)
 
 

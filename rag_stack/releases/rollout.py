@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from rag_stack.artifacts.catalog import Catalog, promoter
@@ -63,7 +64,8 @@ class Rollout:
         if plan is not None:
             return plan
         pointer = self.pointer()
-        return None if pointer is None else steady(pointer.version, now_s=self._clock())
+        # The same one at each look, so that nobody takes it for another one.
+        return None if pointer is None else steady(pointer.version, now_s=_seconds(pointer.promotion.promoted_at))
 
     def pointer(self) -> Pointer | None:
         """What is promoted."""
@@ -110,12 +112,24 @@ class Rollout:
         plan = self._begin(base, pinned, at_once=at_once, reason=reason, by=by)
         return Applied("promoted" if plan.goal == pinned.version else "rollout", pinned.version, plan, found)
 
-    def advance(self, evidence: Evidence) -> Decision:
+    def same(self, pinned: PinnedRelease, version: str) -> bool:
+        """Whether a version is this release, but for what is promoted of the stores that follow."""
+        if version == pinned.version:
+            return True
+        try:
+            return only_followed(load(self.catalog, self.name, version), pinned)
+        except ArtifactOutdatedError:
+            return False
+
+    def advance(self, evidence: Evidence, *, expected: RolloutPlan | None = None) -> Decision:
         """Move the plan to what follows from what was seen, if anything does, and settle the pointer.
 
-        For one coordinator; a second one does no harm. Raises NotFoundError when nothing was ever applied.
+        `expected` is the plan of which that was seen: it says nothing of another one, which stays as it is. For one
+        coordinator; a second one does no harm. Raises NotFoundError when nothing was ever applied.
         """
         plan = self.settle()
+        if expected is not None and plan != expected:
+            return Decision(plan)
         decision = decide(plan, evidence)
         if decision.plan == plan:
             return decision
@@ -232,8 +246,18 @@ class Rollout:
             return  # it serves
         pinned = load(self.catalog, self.name, target)
         check_release(pinned, self.catalog)
+        if target in self.catalog.state("releases", self.name)[0].condemned:
+            # Before the plan names it: the pointer would refuse it, and the plan would be stuck.
+            raise PromotionConflictError(
+                f"{target!r} is being deleted by `rag-stack release gc`: go back to another version, or apply its file"
+            )
         if goal := self._goal(plan):
             check_change(goal, pinned)
+
+
+def _seconds(promoted_at: str) -> float:
+    """Unix seconds of a promotion; 0 for the form that did not keep them."""
+    return datetime.fromisoformat(promoted_at).timestamp() if promoted_at else 0.0
 
 
 def _another_runs(name: str, plan: RolloutPlan) -> ConflictError:

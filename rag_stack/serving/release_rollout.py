@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from rag_stack.config import Canary
-from rag_stack.errors import RagStackError
+from rag_stack.errors import ArtifactError, RagStackError
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.plan import RolloutPlan, RolloutStore
-from rag_stack.releases.progress import CanaryResult, Evidence, Seen
+from rag_stack.releases.progress import MAX_FAILED_STARTS, CanaryResult, Evidence, Seen
 from rag_stack.releases.rollout import Rollout
 from rag_stack.serving.assignment import Live, Stage, release_for, split, surge, to_retire
 from rag_stack.serving.release_choice import Split
@@ -110,6 +110,7 @@ class ReleaseRollout:
         self._count = -1
         self._lock = asyncio.Lock()
         self._mended = True
+        self._planless = False
 
     @property
     def waits_for(self) -> str:
@@ -135,18 +136,19 @@ class ReleaseRollout:
             await self._look()
             if self._plan is None:
                 return
-            await self._tell(self._plan)
             if self._informed:
                 await self._advance(self._plan)
                 self._order(self._plan)
+            # Last: a version that cannot be read must not keep its rollout from going back.
+            await self._tell(self._plan)
 
     async def assign(self, name: str) -> Assignment:
         """What a replica that starts takes. Raises RagStackError when that cannot be read."""
         async with self._lock:
             if self._plan is None:
-                await self._read()
+                await self._read_for_start()
             plan = self._plan
-            version = release_for(plan, self._live(), base=self._base) if plan else self._deployed.version
+            version = self._version_for(plan) if plan else self._deployed.version
             pinned = await self._release(version)
             self._hear(name, Report(release=version, state="starting"))
             self._moved_s = self._clock()
@@ -173,6 +175,18 @@ class ReleaseRollout:
         stages = {each.name: {"version": each.release, "stage": each.stage} for each in live}
         return {"waits_for": self._waits_for, "share": self._split.share, "seen": seen, "replicas": stages}
 
+    def _version_for(self, plan: RolloutPlan) -> str:
+        """What the next replica takes.
+
+        Serve gives a deployment up of which nothing has ever started and three starts have failed. So where nothing
+        serves, the last try but for which the new version goes back is made beside a replica of the old one.
+        """
+        live = self._live()
+        serves = any(each.stage in ("ready", "retiring") for each in live)
+        if plan.state == "canary" and not serves and len(self._failed_starts) >= MAX_FAILED_STARTS - 1:
+            return plan.old
+        return release_for(plan, live, base=self._base)
+
     async def _release(self, version: str) -> PinnedRelease:
         if version == self._deployed.version:
             return self._deployed
@@ -187,9 +201,19 @@ class ReleaseRollout:
         self._read_s = self._clock()
         self._take(plan)
 
+    async def _read_for_start(self) -> None:
+        """A start does not wait for a plan where there is none, and none can be written: it takes what was deployed."""
+        try:
+            await self._read()
+        except ArtifactError:
+            if not self._planless:
+                raise
+
     def _settled(self) -> RolloutPlan:
         """The plan, with the promoted pointer where it belongs; the first one is for what was deployed."""
-        if self._rollout.plan() is None:
+        self._planless = False
+        self._planless = self._rollout.plan() is None
+        if self._planless:
             self._rollout.apply(self._deployed, reason="deployed")
         return self._rollout.settle()
 
@@ -224,6 +248,8 @@ class ReleaseRollout:
         self._serve = found
         for name in gone:
             self._forget(name)
+        # What was told by one that Serve has let go meanwhile.
+        self._retiring.intersection_update(found)
         known = all(name in self._members for name, state in found.items() if state == "running")
         self._informed = self._informed or known or self._clock() - self._began_s > _SILENT_S
         self._measure()
@@ -260,11 +286,12 @@ class ReleaseRollout:
     async def _advance(self, plan: RolloutPlan) -> None:
         """Move the plan by what was seen. Without any replica the next start has to show what the release is like.
 
-        `plan` may be older than what is stored: what was seen then is judged by the stored one, and again next time.
+        `plan` may be older than what is stored: then that one is taken, and judged by what is seen from then on.
         """
         live = self._live()
         now_s = self._clock()
-        if plan.state == "canary" and not (live or self._failed_starts or self._canaries):
+        wrong = self._failed_starts or not all(each.passed for each in self._canaries)
+        if plan.state == "canary" and not (live or wrong):
             self._waits_for = "a replica to start, for there is none"
             if now_s - plan.began_s > plan.rollout.limit_s / 2:
                 later = replace(plan, began_s=now_s, step_began_s=now_s)
@@ -274,7 +301,7 @@ class ReleaseRollout:
         new = self._seen(plan.new or "", live)
         new = replace(new, failed_starts=len(self._failed_starts), canaries=self._canaries)
         evidence = Evidence(now_s=now_s, old=old, new=new)
-        decision = await asyncio.to_thread(self._rollout.advance, evidence)
+        decision = await asyncio.to_thread(self._rollout.advance, evidence, expected=plan)
         self._waits_for = decision.waits_for
         self._take(decision.plan)
 

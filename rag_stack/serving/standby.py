@@ -74,6 +74,8 @@ class Standby:
             if self._server is None or self._server.ended():
                 self._ready = False
                 self._ready = await asyncio.to_thread(self._park)
+            elif not self._ready:  # its imports take longer than was waited for
+                self._ready = await asyncio.to_thread(self._server.wait_ready, timeout_s=_READY_S)
             # One that cannot be parked now costs an import at each attempt.
             await asyncio.sleep(_LOOK_S if self._ready else _AGAIN_S)
 

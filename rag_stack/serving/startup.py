@@ -51,8 +51,8 @@ class Server:
 def start(release: Release, *, tell: Callable[[str], None]) -> Server:
     """Start everything and return when questions are answered. Blocking: a minute on a CPU.
 
-    Raises EngineMissingError, ConfigError, ArtifactError or IndexVersionError before Ray starts, UnavailableError
-    when an application does not come up.
+    Raises EngineMissingError, ConfigError, ArtifactError, IndexVersionError or IncompatibleReleaseError before Ray
+    starts, UnavailableError when an application does not come up.
     """
     started_s = process_start(os.getpid())
     timeline = Timeline(process=_COMMAND)
@@ -101,18 +101,18 @@ def make_current(pinned: PinnedRelease, tiers: Tiers) -> str:
     """Have what the file pins be what this release's replicas take, and return what an operator should know of that.
 
     The file goes before what was rolled out to a server that ran earlier. Only a rollout from or to what the file says
-    goes on where it was.
+    goes on where it was. A store that follows what is promoted makes no other release of the file when that moves.
     """
     name = pinned.release.name
     rollout = Rollout(tiers.catalog, name)
     try:
         plan = rollout.plan()
-        if plan is not None and plan.running and pinned.version in (plan.old, plan.new):
-            return f"the rollout of {name} from {plan.old} to {plan.new} goes on"
+        if plan is not None and plan.new is not None and any(rollout.same(pinned, v) for v in (plan.old, plan.new)):
+            return f"the rollout of {name} from {plan.old} to {plan.new} is {plan.state}, and goes on"
         applied = rollout.apply(pinned, restart=True, replacing=True, reason="rag-stack serve")
     except ArtifactError as exc:
         return f"releases cannot be rolled out: {exc.message}"
-    if plan is None or not applied.changes:
+    if plan is None or applied.outcome == "unchanged":
         return ""
     back = f"`rag-stack release rollback {name}` goes back"
     return f"the file differs from what was served as {name} before ({plan.goal}) and takes its place; {back}"

@@ -81,6 +81,16 @@ def test_reading(url: str, versions: tuple[Catalog, str, str]) -> None:
     assert call(url, "GET", "/admin/releases/demo/history?limit=1")["promotions"][0]["version"] == old
 
 
+def test_one_that_was_never_applied_hides_no_other(
+    url: str, versions: tuple[Catalog, str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed-before-its-plan"
+    folder.mkdir()
+    (folder / "release.json").write_text("{}")
+    versions[0].publish(folder, kind="releases", name="begun", metadata={})
+    assert [each["name"] for each in call(url, "GET", "/admin/releases")["data"]] == ["demo"]
+
+
 def test_rolling_back(url: str, versions: tuple[Catalog, str, str]) -> None:
     _, old, new = versions
     told = call(url, "POST", "/admin/releases/demo/rollback", 409, json={"expected_version": old})

@@ -261,3 +261,11 @@ def test_a_birth_is_read_as_it_was_written() -> None:
     birth = Birth(1.0, 2.0, 3.0, 4.0, parent=Birth(5.0, 6.0, 7.0, 8.0))
     assert born({FORKED: birth.to_text()}) == birth
     assert born({}) is None
+
+
+def test_a_child_ends_with_a_launcher_that_has_not_read_its_answer() -> None:
+    code = (
+        "import socket; from rag_stack.generation.fork_child import _end_with_launcher\n"
+        "ours, launcher = socket.socketpair(); ours.send(b'x'); launcher.close(); _end_with_launcher(ours.fileno())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL

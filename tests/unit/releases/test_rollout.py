@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.promotion import Condemned
 from rag_stack.artifacts.retention import Retention
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.errors import (
@@ -192,6 +193,34 @@ def test_a_rollouts_versions_are_kept(rollout: Rollout, two: tuple[str, str], ca
     kept = Retention(catalog, grace_s=0).collect("releases", keep=0, older_than_s=0).kept
     assert {each.ref.version for each in kept} == set(two)
     assert catalog.names("releases") == ["demo"]
+
+
+def test_no_way_back_to_what_is_being_deleted(rollout: Rollout, pinned: Pinned, catalog: Catalog) -> None:
+    first = rollout.apply(pinned())
+    second = rollout.apply(pinned(prompt={"system": "Be brief."}), at_once=True)
+    rollout.advance(Evidence(now_s=101))
+    state, data = catalog.state("releases", "demo")
+    marked = state.with_condemned({first.version: Condemned(by="gc", at="2026-01-01T00:00:00+00:00")})
+    catalog.swap("releases", "demo", marked, expected=data)
+    with pytest.raises(PromotionConflictError, match="being deleted"):
+        rollout.rollback()
+    assert rollout.settle().goal == second.version
+
+
+def test_what_was_seen_of_another_plan_moves_none(rollout: Rollout, two: tuple[str, str], pinned: Pinned) -> None:
+    seen_of = rollout.plan()
+    replaced = rollout.apply(pinned(prompt={"system": "Be kind."}), replacing=True).plan
+    failed = Evidence(now_s=101, old=READY, new=Seen(failed_starts=3))
+    assert rollout.advance(failed, expected=seen_of).plan == replaced
+    assert rollout.advance(failed, expected=replaced).plan.state == "rolling_back"
+
+
+def test_a_promoted_release_without_a_plan_has_the_same_one_at_each_look(
+    catalog: Catalog, two: tuple[str, str]
+) -> None:
+    catalog.store.delete("releases/demo/ROLLOUT")
+    looks = [Rollout(catalog, "demo", clock=lambda now_s=now_s: now_s).plan() for now_s in (1.0, 2.0)]
+    assert looks[0] == looks[1]
 
 
 def test_a_store_that_follows_needs_no_rollout(rollout: Rollout, pinned: Pinned, catalog: Catalog) -> None:

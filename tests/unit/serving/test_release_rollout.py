@@ -8,6 +8,7 @@ import pytest
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig, Release
+from rag_stack.errors import ArtifactError
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.releases.plan import RolloutPlan, RolloutStore
@@ -224,6 +225,71 @@ async def test_at_zero_replicas_the_rollout_waits_for_the_next_start_which_takes
     world.fleet.target = 1
     plan = await world.until_steady()
     assert (plan.old, world.fleet.made) == (new.version, 1)
+
+
+async def test_where_nothing_serves_the_last_try_is_made_beside_the_old_release(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=0)
+    await world.turn()
+    new = world.apply("Be wrong.")
+    world.fleet.bad[new.version] = "start"
+    world.fleet.target = 1
+    plan = await world.until_steady()
+    assert "failed to start 3 times" in plan.ended[-1].reason
+    taken = [world.fleet.release[f"replica{number}"] for number in range(1, 5)]
+    assert taken == [new.version, new.version, world.deployed.version, new.version]
+    assert world.fleet.releases() == [world.deployed.version]
+
+
+async def test_no_time_passes_at_zero_replicas_after_the_canaries_either(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=1, rollout={**ROLLOUT, "canaries": [{"question": "Who?"}]})
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be brief.")
+    while world.plan().step < 0:
+        await world.turn()
+    world.fleet.target = 0
+    for _ in range(4):
+        await world.turn()
+    assert not world.fleet.serve
+    world.now_s += 400.0
+    await world.turn()
+    world.now_s += 400.0
+    await world.turn()
+    assert world.plan().state == "canary"
+    world.fleet.target = 1
+    assert (await world.until_steady()).old == new.version
+
+
+async def test_a_version_that_cannot_be_read_goes_back_in_time(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=1)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be brief.")
+    for file in (tmp_path / "store" / "releases" / "r" / new.version).iterdir():
+        file.write_bytes(b"what another rag_stack reads")
+    world.now_s += 601.0
+    with pytest.raises(ArtifactError):
+        await world.coordinator.tick()
+    assert world.plan().state == "rolling_back"
+
+
+async def test_a_start_does_not_wait_where_no_plan_can_be_written(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=1)
+    (tmp_path / "store" / "releases").write_text("no folder, so that nothing is written into it")
+    with pytest.raises(ArtifactError):
+        await world.coordinator.tick()
+    assert (await world.coordinator.assign("a")).pinned == world.deployed
+
+
+async def test_one_that_is_gone_and_says_that_it_goes_is_not_waited_for(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=1)
+    for _ in range(6):
+        await world.turn()
+    calm_s = {each.again_s for each in world.fleet.orders.values()}
+    world.coordinator.sync("gone", Report(release=world.deployed.version, state="ready", retiring=True))
+    for _ in range(3):
+        await world.turn()
+    assert {each.again_s for each in world.fleet.orders.values()} == calm_s == {1.0}
 
 
 async def test_a_coordinator_that_starts_anew_goes_on_with_what_it_finds(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What `rag-stack serve` refuses before it starts anything, and what it says."""
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from rag_stack.errors import (
 )
 from rag_stack.index.builder import write_index
 from rag_stack.index.cutting import cut_documents
+from rag_stack.index.documents import Document
 from rag_stack.index.format import EmbedderRef
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease, pin
-from rag_stack.serving.startup import preflight, require_port
+from rag_stack.releases.rollout import Rollout
+from rag_stack.serving.startup import make_current, preflight, require_port
 from rag_stack.timeline import Timeline
 from tests.embedder import WordEmbedder
 from tests.layer import TOWN
@@ -137,6 +140,27 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
             require_port(release(tmp_path, server={"port": port}))
 
 
+def test_a_served_file_is_what_replicas_take(tmp_path: Path, tiers: Tiers) -> None:
+    first = pin(release(tmp_path), tiers)
+    assert make_current(first, tiers) == make_current(first, tiers) == ""
+    told = make_current(pin(release(tmp_path, prompt={"system": "Be brief."}), tiers), tiers)
+    assert f"({first.version}) and takes its place" in told
+
+
+def test_a_followed_store_that_moves_makes_no_other_file(tmp_path: Path, tiers: Tiers) -> None:
+    first = pin(release(tmp_path), tiers)
+    make_current(first, tiers)
+    _publish_index(tiers, tmp_path / "next", embedder_digest=first.release.embedder.digest or "", documents=TOWN[:1])
+    moved = pin(release(tmp_path), tiers)
+    assert moved.version != first.version
+    assert make_current(moved, tiers) == ""
+    rollout = Rollout(tiers.catalog, "test")
+    rollout.apply(pin(release(tmp_path, prompt={"system": "Be brief."}), tiers))
+    before = rollout.plan()
+    assert "is canary, and goes on" in make_current(moved, tiers)
+    assert rollout.plan() == before
+
+
 def _publish(catalog: Catalog, tmp_path: Path, *, name: str, text: str, beside: str = "config.json") -> None:
     folder = tmp_path / f"{name}-{len(text)}"
     folder.mkdir()
@@ -145,14 +169,14 @@ def _publish(catalog: Catalog, tmp_path: Path, *, name: str, text: str, beside: 
     catalog.promote(catalog.publish(folder, kind="models", name=name, metadata={}).ref)
 
 
-def _publish_index(tiers: Tiers, folder: Path, *, embedder_digest: str) -> None:
-    metadata = _write_index(folder, embedder_digest=embedder_digest)
+def _publish_index(tiers: Tiers, folder: Path, *, embedder_digest: str, documents: Sequence[Document] = TOWN) -> None:
+    metadata = _write_index(folder, embedder_digest=embedder_digest, documents=documents)
     tiers.catalog.promote(tiers.catalog.publish(folder, kind="indexes", name="town", metadata=metadata).ref)
 
 
-def _write_index(folder: Path, *, embedder_digest: str) -> dict[str, Any]:
+def _write_index(folder: Path, *, embedder_digest: str, documents: Sequence[Document] = TOWN) -> dict[str, Any]:
     folder.mkdir()
     embedder = WordEmbedder()
-    cut = cut_documents(TOWN, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=None)
+    cut = cut_documents(documents, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=None)
     ref = EmbedderRef(name="words", digest=embedder_digest)
     return write_index(folder, cut, embedder.encode(cut.inputs), embedder=ref).to_json()
