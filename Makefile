@@ -64,6 +64,11 @@ bench: $(READY)
 	$(BIN)/python -m loadtests.swap
 	$(BIN)/python -m loadtests.kill
 	$(BIN)/python -m loadtests.rebuild
+	$(BIN)/python -m loadtests.wake
+	$(BIN)/python -m loadtests.waterfall
+	$(BIN)/python -m loadtests.autoscale
+	$(BIN)/python -m loadtests.overload
+	$(BIN)/python -m loadtests.rollout
 	$(BIN)/python -m loadtests.node_loss
 	$(BIN)/python -m loadtests.chaos
 
