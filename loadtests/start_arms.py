@@ -28,7 +28,7 @@ class FirstToken:
 
 def first_question(model: str) -> dict[str, Any]:
     """What every arm is asked first: greedy, and without a search, so that all give the same answer."""
-    return {**request_body(model, _QUESTION, max_tokens=_TOKENS, salt="start"), "tool_choice": "none"}
+    return {**request_body(model, _QUESTION, max_tokens=_TOKENS, salt="start"), "rag_retrieval": "none"}
 
 
 def start_bare(release_path: Path, release: Release, *, logs: Path) -> FirstToken:
