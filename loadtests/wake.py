@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (LoadError, RagStackError) as exc:
         console.print(f"not measured: {exc}", style="red", markup=False)
         return 3
-    result, agree = build_report(starts, crowds), arms_agree(starts)
+    result, agree = build_report(starts, crowds), arms_agree(starts, crowds)
     for line in report.goal_lines(result):
         Console().print(line, highlight=False)
     if not agree:

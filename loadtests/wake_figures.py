@@ -39,6 +39,10 @@ class Crowd:
         """Clients that heard nothing for 15 s."""
         return sum(1 for asked in self.burst.asked if asked.problem == "timeout")
 
+    def agrees(self) -> bool:
+        """Whether all answers are the one that the warm engine gives."""
+        return {asked.answer_sha256 for asked in self.burst.asked if not asked.problem} <= {self.warm_sha256}
+
     def as_warm(self) -> float:
         """The share of the answers that are the one which the warm engine gives to one client alone.
 
@@ -89,9 +93,9 @@ def build_report(starts: Sequence[FirstAnswer], crowds: Sequence[Crowd]) -> Repo
     return Report(name="wake", machine=machine(), rounds=rounds, samples=samples, arms=arms, goals=goals)
 
 
-def arms_agree(starts: Sequence[FirstAnswer]) -> bool:
-    """Whether every start gave the same first answer. What a crowd gets is a figure of its own, `as_warm`."""
-    return len({start.answer_sha256 for start in starts}) <= 1
+def arms_agree(starts: Sequence[FirstAnswer], crowds: Sequence[Crowd]) -> bool:
+    """Whether every start gave the same first answer, and every crowd that of its warm engine."""
+    return len({start.answer_sha256 for start in starts}) <= 1 and all(crowd.agrees() for crowd in crowds)
 
 
 def ratio(starts: Sequence[FirstAnswer], arm: ArmName) -> float | None:

@@ -25,7 +25,7 @@ from tests.servers import closed_port
 
 REPOSITORY = Path(__file__).parents[2]
 TOPICS = ("with", "try", "context-managers", "specialnames", "for", "while", "lambda")
-START_S = 600.0
+START_S = 240.0
 
 RELEASE = """
 name: e2e

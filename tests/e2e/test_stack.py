@@ -22,7 +22,7 @@ from rag_stack.jobs.index_build import build_index
 from rag_stack.metrics import MemoryRecorder
 from tests.e2e.conftest import Stack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 MODEL = "smollm2-135m-instruct"
 WITH = "What does the with statement do in Python?"
 RELATED = (

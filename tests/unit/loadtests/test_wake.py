@@ -46,6 +46,7 @@ def test_what_was_not_measured_misses_its_goal() -> None:
 
 
 def test_another_answer_makes_all_figures_worthless() -> None:
-    assert arms_agree(STARTS)
-    assert not arms_agree([*STARTS, FirstAnswer(2, "bare", 1.0, "b")])
+    assert arms_agree(STARTS, [crowd(ANSWERED, REFUSED)])
+    assert not arms_agree(STARTS, [crowd(ANSWERED, replace(ANSWERED, text="three steps"))])
+    assert not arms_agree([*STARTS, FirstAnswer(2, "bare", 1.0, "b")], [])
     assert crowd(ANSWERED, replace(ANSWERED, text="three steps")).as_warm() == 0.5
