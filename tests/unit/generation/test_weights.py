@@ -10,9 +10,10 @@ from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.residency import resident_bytes
 from rag_stack.errors import ArtifactError
-from rag_stack.generation.weights import check_files, read_ahead
+from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
 from rag_stack.metrics import ARTIFACT_LOAD_BYTES, MemoryRecorder
 from rag_stack.timeline import Timeline
+from tests.page_cache import undisturbed
 
 SIZE = 3 * 1024 * 1024
 FROM_DISK = {"kind": "models", "stage": "prefault", "source": "disk"}
@@ -32,12 +33,17 @@ def model(tmp_path: Path) -> Path:
     for number in (1, 2):
         path = tmp_path / f"model-{number}.safetensors"
         path.write_bytes(os.urandom(SIZE))
+    cool(tmp_path)
+    return tmp_path
+
+
+def cool(directory: Path) -> None:
+    for path in directory.glob("*.safetensors"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if resident(tmp_path):
+    if resident(directory):
         pytest.skip("this file system keeps its files in memory")
-    return tmp_path
 
 
 def resident(directory: Path) -> int:
@@ -60,9 +66,14 @@ def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_cold_weights_are_read_ahead_and_told(model: Path) -> None:
-    ahead = read_ahead(model, {})
-    ahead.join()
-    assert resident(model) == ahead.read_bytes == 2 * SIZE
+    def cold() -> tuple[ReadAhead, int]:
+        cool(model)
+        ahead = read_ahead(model, {})
+        ahead.join()
+        return ahead, resident(model)
+
+    ahead, there = undisturbed(cold)
+    assert there == ahead.read_bytes == 2 * SIZE
     timeline, recorder = Timeline(), MemoryRecorder()
     ahead.tell(timeline, recorder)
     assert [(span.size_bytes, span.source) for span in timeline.spans()] == [(2 * SIZE, "disk")]
@@ -70,9 +81,13 @@ def test_cold_weights_are_read_ahead_and_told(model: Path) -> None:
 
 
 def test_what_is_in_memory_already_is_not_read_and_not_told(model: Path) -> None:
-    read_ahead(model, {}).join()
-    again = read_ahead(model, {"load_format": "safetensors"})
-    again.join()
+    def twice() -> ReadAhead:
+        read_ahead(model, {}).join()
+        again = read_ahead(model, {"load_format": "safetensors"})
+        again.join()
+        return again
+
+    again = undisturbed(twice)
     assert again.read_bytes == 0
     timeline = Timeline()
     again.tell(timeline, MemoryRecorder())
@@ -93,10 +108,15 @@ def test_a_file_that_goes_away_stops_nothing(model: Path, caplog: pytest.LogCapt
 
 
 def test_who_waits_for_a_byte_goes_on_when_it_is_read(model: Path) -> None:
-    ahead = read_ahead(model, {})
-    ahead.wait(model / "model-2.safetensors", SIZE)
-    assert resident(model) == 2 * SIZE
-    ahead.join()
+    def waited() -> int:
+        cool(model)
+        ahead = read_ahead(model, {})
+        ahead.wait(model / "model-2.safetensors", SIZE)
+        there = resident(model)
+        ahead.join()
+        return there
+
+    assert undisturbed(waited) == 2 * SIZE
 
 
 def test_nobody_waits_for_what_is_not_going_to_be_read(model: Path) -> None:

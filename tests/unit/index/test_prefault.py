@@ -19,8 +19,9 @@ from rag_stack.index.cutting import Cut
 from rag_stack.index.documents import Document
 from rag_stack.index.format import INDEX_FILE, PASSAGES_FILE, EmbedderRef
 from rag_stack.index.probe import Probe, head_bytes
-from rag_stack.index.reader import IndexVersion, Vectors
+from rag_stack.index.reader import IndexVersion, Prefault, Vectors
 from rag_stack.types import Passage
+from tests.page_cache import undisturbed
 
 D, PASSAGES, LISTS, NPROBE = 64, 16_000, 64, 4
 EMBEDDER = EmbedderRef(name="seeded", digest="sha256:" + "0" * 64)
@@ -81,12 +82,16 @@ def _sizes(directory: Path) -> int:
 
 def test_a_prefault_brings_vectors_and_passages_and_says_what_the_disk_gave(tmp_path: Path, manifest: Manifest) -> None:
     directory = tmp_path / "index"
-    index = _open_cold(directory, manifest)
-    first = index.prefault()
+
+    def twice() -> tuple[Prefault, int, Prefault]:
+        index = _open_cold(directory, manifest)
+        first = index.prefault()
+        return first, sum(resident_bytes(directory / name) for name in (INDEX_FILE, PASSAGES_FILE)), index.prefault()
+
+    first, resident, again = undisturbed(twice)
     assert (first.whole, first.size_bytes) == (True, _sizes(directory))
     assert 0 < first.read_bytes <= _sizes(directory)
-    assert sum(resident_bytes(directory / name) for name in (INDEX_FILE, PASSAGES_FILE)) == _sizes(directory)
-    again = index.prefault()
+    assert resident == _sizes(directory)
     assert (again.whole, again.size_bytes, again.read_bytes) == (True, _sizes(directory), 0)
 
 
@@ -110,14 +115,19 @@ def test_over_its_budget_only_what_every_query_touches_is_read(
 ) -> None:
     directory = tmp_path / "index"
     expected = _expected(directory)
-    with caplog.at_level(logging.WARNING):
+    head = (directory / INDEX_FILE).stat().st_size - PASSAGES * (4 * D + 8)
+
+    def over_budget() -> tuple[IndexVersion, Prefault, int, int]:
         index = _open_cold(directory, manifest)
         before = resident_bytes(directory / PASSAGES_FILE)
         done = index.prefault(budget_bytes=_sizes(directory) // 2)
-    head = (directory / INDEX_FILE).stat().st_size - PASSAGES * (4 * D + 8)
+        read = resident_bytes(directory / PASSAGES_FILE) - before
+        return index, done, resident_bytes(directory / INDEX_FILE, stop_bytes=head), read
+
+    with caplog.at_level(logging.WARNING):
+        index, done, resident, read = undisturbed(over_budget)
     assert (done.whole, done.size_bytes) == (False, head)
-    assert resident_bytes(directory / INDEX_FILE, stop_bytes=head) == head
-    assert resident_bytes(directory / PASSAGES_FILE) == before
+    assert (resident, read) == (head, 0)
     assert "docs/v1 is not prefaulted" in caplog.text
     assert index.search(QUERIES, 5)[1].tolist() == expected
 
