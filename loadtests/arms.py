@@ -18,6 +18,7 @@ import httpx
 from loadtests.closed_loop import LoadError
 from loadtests.process_tree import ProcessTree, inherited_environment
 from rag_stack.config import Release
+from rag_stack.generation.engine_settings import on_this_node
 from rag_stack.serving.environment import free_port, offline_environment
 
 ArmName: TypeAlias = Literal["ours", "ray", "bare"]
@@ -79,7 +80,7 @@ class ArmStarter:
                     *("--model", str(self.model_directory), "--served-model-name", self.release.model.name),
                     # Neither of the others writes a line a request.
                     "--disable-uvicorn-access-log",
-                    *engine_flags(self.release.engine),
+                    *engine_flags(on_this_node(self.release.engine)),
                 ]
 
     def environment(self, arm: ArmName) -> dict[str, str]:

@@ -50,11 +50,12 @@ def _start(release: Release, weights: Path, *, port: int) -> None:
     from ray import serve
     from ray.serve.llm import LLMConfig, build_openai_app
 
+    from rag_stack.generation.engine_settings import on_this_node
     from rag_stack.serving.app import hardware
 
     config = LLMConfig(
         model_loading_config={"model_id": release.model.name, "model_source": str(weights)},
-        engine_kwargs=dict(release.engine),
+        engine_kwargs=on_this_node(release.engine),
         runtime_env={"env_vars": {**environment.offline_environment(), **release.engine_env}},
         **hardware(release),
     )

@@ -51,7 +51,7 @@ artifacts: {{root: "file://{folder}/store", cache: "{folder}/cache"}}
 model: {{name: {model}}}
 embedder: {{name: {embedder}}}
 stores: [{{name: {index}, index: {index}}}]
-engine: {{max_model_len: 2048, dtype: bfloat16, enforce_eager: true, max_num_seqs: 4}}
+engine: {{max_model_len: 2048, enforce_eager: true, max_num_seqs: 4}}
 engine_env: {{VLLM_CPU_KVCACHE_SPACE: "1"}}
 """
 

@@ -34,7 +34,7 @@ model: {{name: smollm2-135m-instruct}}
 embedder: {{name: all-minilm-l6-v2}}
 stores: [{{name: python, index: python}}]
 default_store: python
-engine: {{max_model_len: 4096, dtype: bfloat16, enforce_eager: true, max_num_seqs: 8,
+engine: {{max_model_len: 4096, enforce_eager: true, max_num_seqs: 8,
           override_generation_config: {{temperature: 0.0}}, enable_prompt_tokens_details: true}}
 engine_env: {{VLLM_CPU_KVCACHE_SPACE: "1"}}
 """

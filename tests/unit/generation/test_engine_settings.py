@@ -1,17 +1,20 @@
 """The `engine:` passthrough: vLLM's own fields, and nothing that stands elsewhere."""
 
 import json
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from rag_stack.errors import ConfigError
+from rag_stack.generation import engine_settings
 from rag_stack.generation.engine_settings import (
     check_engine_settings,
     check_loader,
     context_tokens,
     loader_name,
+    on_this_node,
     times_its_start,
     weight_bytes,
 )
@@ -91,3 +94,32 @@ def test_the_weights_are_the_files_that_are_loaded(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"model-{number}-of-2.safetensors").write_bytes(b"1234")
     assert weight_bytes(tmp_path) == 8
+
+
+@pytest.mark.parametrize(
+    ("engine", "is_cpu", "bfloat16", "dtype"),
+    [
+        ({}, True, False, "float32"),
+        ({"dtype": "auto"}, True, False, "float32"),
+        ({"dtype": "bfloat16"}, True, False, "bfloat16"),
+        ({}, True, True, None),
+        ({}, False, False, None),
+    ],
+)
+def test_a_cpu_without_bfloat16_computes_in_float32_unless_the_release_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, engine: dict[str, str], is_cpu: bool, bfloat16: bool, dtype: str | None
+) -> None:
+    platforms = pytest.importorskip("vllm.platforms")
+    monkeypatch.setattr(type(platforms.current_platform), "is_cpu", lambda _: is_cpu)
+    monkeypatch.setattr(engine_settings, "_computes_bfloat16", lambda: bfloat16)
+    assert on_this_node({**engine, "max_num_seqs": 4}).get("dtype") == dtype
+    assert on_this_node({**engine, "max_num_seqs": 4})["max_num_seqs"] == 4
+
+
+def test_whether_the_cpu_multiplies_in_bfloat16_is_asked_of_the_library_that_does() -> None:
+    pytest.importorskip("torch")
+    flags = Path("/proc/cpuinfo").read_text()
+    if "avx512_bf16" in flags:
+        assert engine_settings._computes_bfloat16()
+    elif " avx512f " not in flags and "amx_bf16" not in flags and "x86" in platform.machine():
+        assert not engine_settings._computes_bfloat16()
