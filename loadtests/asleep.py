@@ -93,8 +93,8 @@ def wait_for_standby(release: Release) -> dict[str, Any]:
     """What it says of itself, once it is ready. Raises TimeoutError."""
     import ray
 
-    from rag_stack.serving.standby import NAMESPACE
-    from rag_stack.serving.wake import standby_name
+    from rag_stack.serving.wake.runtime import standby_name
+    from rag_stack.serving.wake.standby import NAMESPACE
 
     deadline_s = time.monotonic() + _STANDBY_S
     name = standby_name(ray.get_runtime_context().get_node_id(), release)

@@ -108,7 +108,7 @@ def _scaler(arm: str, autoscaling: Mapping[str, Any]) -> Any:  # noqa: ANN401
     from ray.serve.config import AutoscalingConfig
 
     from loadtests.autoscale_policy import Ours, RaysDefault
-    from rag_stack.serving.scaling import Rules
+    from rag_stack.serving.scaling.policy import Rules
 
     if arm == OURS:
         return Ours(Rules(**autoscaling["policy"].policy_kwargs))

@@ -14,7 +14,7 @@ from ray.serve.autoscaling_policy import (
 )
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from rag_stack.serving.scaling import Load, Observation, Rules, State, decide
+from rag_stack.serving.scaling.policy import Load, Observation, Rules, State, decide
 
 
 @dataclass

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from loadtests.autoscale_trace import Trace
-from rag_stack.serving.scaling import Load
+from rag_stack.serving.scaling.policy import Load
 
 
 class Scaler(Protocol):

@@ -26,7 +26,7 @@ from rag_stack.serving.environment import offline_environment
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.opening import fetch_model
 from rag_stack.serving.ray_recorder import RayRecorder
-from rag_stack.serving.release_member import member_of_this_replica, telling_failure
+from rag_stack.serving.rollout.member import member_of_this_replica, telling_failure
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
 

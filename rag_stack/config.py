@@ -97,7 +97,7 @@ class ServerConfig(_Frozen):
 
 
 class ScalingConfig(_Frozen):
-    """How many replicas serve, and what makes it more or fewer. See serving/scaling.py for the policy."""
+    """How many replicas serve, and what makes it more or fewer. See serving/scaling/policy.py for the policy."""
 
     min_replicas: int = Field(1, ge=0, description="0: the engine goes away when idle, and the next request wakes it")
     max_replicas: int = Field(1, ge=1)

@@ -98,7 +98,7 @@ def _pids(title: str) -> list[int]:
 
 def _watch(seen: Seen, over: threading.Event) -> None:
     from rag_stack.serving.prefixes import ENGINE_APP
-    from rag_stack.serving.wake_watch import ask_serve
+    from rag_stack.serving.wake.watch import ask_serve
 
     while not over.wait(0.1):
         told = ask_serve(ENGINE_APP)

@@ -13,7 +13,7 @@ from rag_stack.serving.control_apps import control_targets
 from rag_stack.serving.deployment import engine_options, recorded_load_s, with_router
 from rag_stack.serving.prefixes import ENGINE_APP
 from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
-from rag_stack.serving.wake import replica_runtime
+from rag_stack.serving.wake.runtime import replica_runtime
 
 
 def build_targets(pinned: PinnedRelease, *, model_directory: Path) -> list[serve.RunTarget]:

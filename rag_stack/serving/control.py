@@ -29,17 +29,17 @@ from rag_stack.releases.published import load
 from rag_stack.releases.rollout import Rollout
 from rag_stack.releases.start_history import LoadTime
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
+from rag_stack.serving.following.coordinator import Rollouts, Settled
 from rag_stack.serving.holding import Holding
 from rag_stack.serving.prefixes import ADMIN_APP, ENGINE_APP, SEARCH_APP
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.readiness import StoreTold, store_parts
-from rag_stack.serving.release_rollout import Assignment, ReleaseRollout
-from rag_stack.serving.release_rollout import Orders as ReleaseOrders
-from rag_stack.serving.release_tally import Report as ReleaseReport
 from rag_stack.serving.request_id import NamedByServe
-from rag_stack.serving.rollouts import Rollouts, Settled
-from rag_stack.serving.serve_replicas import engine_replicas
-from rag_stack.serving.wake_watch import WakeWatch, ask_serve, told_of
+from rag_stack.serving.rollout.coordinator import Assignment, ReleaseRollout
+from rag_stack.serving.rollout.coordinator import Orders as ReleaseOrders
+from rag_stack.serving.rollout.serve_replicas import engine_replicas
+from rag_stack.serving.rollout.tally import Report as ReleaseReport
+from rag_stack.serving.wake.watch import WakeWatch, ask_serve, told_of
 
 # What a look at a pointer costs: nothing on a disk, a request elsewhere.
 _POLL_S: Final = {"file": 1.0}
@@ -53,7 +53,7 @@ class SearchServer:
 
     async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
         # Imported here: the other control processes share this module and do no search.
-        from rag_stack.serving.searched_release import SearchedRelease
+        from rag_stack.serving.rollout.searched_release import SearchedRelease
 
         self._searched = SearchedRelease(pinned, RayRecorder())
         await self._searched.open()
@@ -156,7 +156,7 @@ class AdminServer:
         self._running = asyncio.gather(self._rollouts.run(), self._releases.run())
         if release.wake.standby:
             # Imported here: the other control processes share this module and keep none.
-            from rag_stack.serving.standby import StandbyKeeper
+            from rag_stack.serving.wake.standby import StandbyKeeper
 
             self._standing_by = asyncio.create_task(StandbyKeeper(pinned).run())
 

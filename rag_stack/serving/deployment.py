@@ -12,8 +12,8 @@ from rag_stack.config import Release
 from rag_stack.errors import ArtifactError
 from rag_stack.releases.start_history import label_of, read_history
 from rag_stack.serving import bounds
-from rag_stack.serving.release_router import ReleaseRouter
-from rag_stack.serving.scaling import Rules, ScalingPolicy
+from rag_stack.serving.rollout.router import ReleaseRouter
+from rag_stack.serving.scaling.policy import Rules, ScalingPolicy
 
 # A process that dies is found by the controller's next question; an engine that is lost by the third in a row, which
 # Serve asks of every replica and has no setting for.

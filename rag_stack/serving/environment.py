@@ -37,7 +37,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         # Where requests wait while nothing serves.
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rag_stack.serving.proxy_room.middlewares",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rag_stack.serving.wake.proxy_room.middlewares",
         # A new replica is marked up after two checks; five seconds apart they would be most of a short start.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         # Each change of the replicas makes HAProxy begin anew, and what the old one carries is cut off so long after:

@@ -24,7 +24,7 @@ from rag_stack.serving.opening import fetch_model
 from rag_stack.releases.compatibility import check_change
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
-from rag_stack.serving.release_member import member_of_this_replica, telling_failure
+from rag_stack.serving.rollout.member import member_of_this_replica, telling_failure
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
 

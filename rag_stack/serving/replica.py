@@ -24,14 +24,14 @@ from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.announcement import keep_announcing
 from rag_stack.serving.engine_watch import EngineWatch, Tokens
 from rag_stack.serving.first_token import first_token
-from rag_stack.serving.follow import Follower
-from rag_stack.serving.membership import follow, leave
+from rag_stack.serving.following.follow import Follower
+from rag_stack.serving.following.membership import follow, leave
 from rag_stack.serving.node_fetch import NodeFetch
 from rag_stack.serving.opening import OpenRetrieval, build_layer, close_retrieval, open_retrieval
 from rag_stack.serving.readiness import StoreTold, store_parts
-from rag_stack.serving.release_member import ReleaseMember
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
+from rag_stack.serving.rollout.member import ReleaseMember
 
 
 class Replica:

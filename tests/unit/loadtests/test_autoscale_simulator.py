@@ -8,7 +8,7 @@ from ray.serve.config import AutoscalingConfig
 from loadtests.autoscale_policy import Ours, RaysDefault
 from loadtests.autoscale_simulator import Stages, simulate
 from loadtests.autoscale_trace import Trace, bursty, diurnal
-from rag_stack.serving.scaling import Load, Rules
+from rag_stack.serving.scaling.policy import Load, Rules
 
 STAGES = Stages(slots=2, first_token_s=0.5, service_s=2.0, starts=((1, 10.0),), ttft_target_s=1.0, at_once=2)
 

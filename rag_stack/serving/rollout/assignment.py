@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from rag_stack.releases.plan import RolloutPlan
-from rag_stack.serving.release_choice import Split
+from rag_stack.serving.rollout.choice import Split
 
 Stage: TypeAlias = Literal["starting", "ready", "retiring", "stopping"]
 

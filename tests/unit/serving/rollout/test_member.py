@@ -13,11 +13,11 @@ from rag_stack.errors import ReleaseRefusedError
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.releases.rollout import Rollout
-from rag_stack.serving.release_choice import Split
-from rag_stack.serving.release_goal import release_goal
-from rag_stack.serving.release_member import ReleaseMember, telling_failure
-from rag_stack.serving.release_rollout import Assignment, Orders
-from rag_stack.serving.release_tally import Report
+from rag_stack.serving.rollout.choice import Split
+from rag_stack.serving.rollout.coordinator import Assignment, Orders
+from rag_stack.serving.rollout.goal import release_goal
+from rag_stack.serving.rollout.member import ReleaseMember, telling_failure
+from rag_stack.serving.rollout.tally import Report
 from tests.layer import build_layer
 from tests.pinnable import publish_model
 

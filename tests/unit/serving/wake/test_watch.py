@@ -6,7 +6,7 @@ import pytest
 
 from rag_stack.config import Release
 from rag_stack.releases.pinned import PinnedRelease
-from rag_stack.serving.wake_watch import EngineTold, WakeWatch
+from rag_stack.serving.wake.watch import EngineTold, WakeWatch
 
 ASLEEP = EngineTold(0, 0, failed=False)
 STARTING = EngineTold(0, 1, failed=False)

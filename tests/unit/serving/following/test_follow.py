@@ -20,9 +20,9 @@ from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.retrieval.preparation import Preparation
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, Target
 from rag_stack.retrieval.shelf import Shelf
-from rag_stack.serving.follow import Follower
+from rag_stack.serving.following.coordinator import Rollouts
+from rag_stack.serving.following.follow import Follower
 from rag_stack.serving.holding import Holding
-from rag_stack.serving.rollouts import Rollouts
 from tests.embedder import WordEmbedder
 from tests.layer import TOWN, publish_index
 

@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 
-from rag_stack.serving.release_rollout import ServeState
+from rag_stack.serving.rollout.coordinator import ServeState
 
 # Serve's own deployment in an engine's application; all others are engines.
 _ROUTER: Final = "LLMRouter"

@@ -12,13 +12,13 @@ from rag_stack.config import Release
 from rag_stack.generation.engine_load import Held
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease
-from rag_stack.serving.release_choice import Split
-from rag_stack.serving.release_member import ReleaseMember
-from rag_stack.serving.release_rollout import Assignment, Orders
-from rag_stack.serving.release_tally import Report
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
-from rag_stack.serving.scaling import Load
+from rag_stack.serving.rollout.choice import Split
+from rag_stack.serving.rollout.coordinator import Assignment, Orders
+from rag_stack.serving.rollout.member import ReleaseMember
+from rag_stack.serving.rollout.tally import Report
+from rag_stack.serving.scaling.policy import Load
 
 
 def _replica() -> Replica:

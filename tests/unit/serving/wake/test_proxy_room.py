@@ -8,7 +8,7 @@ import pytest
 from rag_stack.config import Release
 from rag_stack.errors import UnavailableError
 from rag_stack.serving.environment import prepare
-from rag_stack.serving.proxy_room import Lookout, middlewares, rules_of
+from rag_stack.serving.wake.proxy_room import Lookout, middlewares, rules_of
 
 RELEASE = {"name": "r", "model": {"name": "m"}, "embedder": {"name": "e"}}
 

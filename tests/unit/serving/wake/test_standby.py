@@ -15,7 +15,7 @@ import pytest
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.config import ArtifactChoice, ArtifactsConfig, Release
-from rag_stack.serving.standby import Standby
+from rag_stack.serving.wake.standby import Standby
 
 WEIGHTS = b"w" * 100_000
 WAIT_S = 60.0

@@ -12,7 +12,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from rag_stack.config import Release
 from rag_stack.serving.deployment import engine_options
-from rag_stack.serving.scaling import STATE, Load, Observation, Rules, ScalingPolicy, State, decide
+from rag_stack.serving.scaling.policy import STATE, Load, Observation, Rules, ScalingPolicy, State, decide
 
 RULES = Rules(
     min_replicas=1,

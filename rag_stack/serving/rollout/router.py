@@ -10,7 +10,7 @@ from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve._private.request_router.request_router import RequestRouter
 
-from rag_stack.serving.release_choice import ReleaseChoice, Standing
+from rag_stack.serving.rollout.choice import ReleaseChoice, Standing
 
 
 class ReleaseRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped here

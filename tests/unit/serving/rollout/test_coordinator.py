@@ -15,8 +15,8 @@ from rag_stack.releases.plan import RolloutPlan, RolloutStore
 from rag_stack.releases.progress import CanaryResult
 from rag_stack.releases.published import load
 from rag_stack.releases.rollout import Rollout
-from rag_stack.serving.release_rollout import Orders, ReleaseRollout, ServeState
-from rag_stack.serving.release_tally import Report
+from rag_stack.serving.rollout.coordinator import Orders, ReleaseRollout, ServeState
+from rag_stack.serving.rollout.tally import Report
 
 ROLLOUT = {"steps": [0.25, 0.5, 1.0], "step_requests": 10, "step_s": 2, "limit_s": 600}
 

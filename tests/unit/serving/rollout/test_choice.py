@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from rag_stack.serving.release_choice import ReleaseChoice, Split, Standing
+from rag_stack.serving.rollout.choice import ReleaseChoice, Split, Standing
 
 OLD, NEW = "old", "new"
 

@@ -20,14 +20,14 @@ from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.errors import RagStackError
 from rag_stack.metrics import Recorder
 from rag_stack.releases.pinned import PinnedRelease
-from rag_stack.serving.follow import Follower
-from rag_stack.serving.membership import follow, leave
+from rag_stack.serving.following.follow import Follower
+from rag_stack.serving.following.membership import follow, leave
+from rag_stack.serving.following.owned_stores import own_stores
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.node_fetch import NodeFetch
 from rag_stack.serving.opening import OpenRetrieval, open_retrieval
-from rag_stack.serving.owned_stores import own_stores
-from rag_stack.serving.release_goal import release_goal
 from rag_stack.serving.request_id import NamedByServe
+from rag_stack.serving.rollout.goal import release_goal
 from rag_stack.timeline import Timeline
 
 _POLL_S: Final = 2.0

@@ -18,11 +18,11 @@ from rag_stack.errors import ReleaseRefusedError
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.progress import CanaryResult
 from rag_stack.serving.prefixes import ADMIN_APP
-from rag_stack.serving.release_canary import ask_canaries
-from rag_stack.serving.release_choice import Split, Standing
-from rag_stack.serving.release_goal import release_goal
-from rag_stack.serving.release_rollout import Assignment, Orders
-from rag_stack.serving.release_tally import Report, State
+from rag_stack.serving.rollout.canary import ask_canaries
+from rag_stack.serving.rollout.choice import Split, Standing
+from rag_stack.serving.rollout.coordinator import Assignment, Orders
+from rag_stack.serving.rollout.goal import release_goal
+from rag_stack.serving.rollout.tally import Report, State
 
 # A start is not held up for long by a coordinator that is absent: what is promoted is in the object store too.
 _ASSIGN_LIMIT_S: Final = 60.0

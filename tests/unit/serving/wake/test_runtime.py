@@ -8,8 +8,8 @@ import pytest
 from rag_stack.config import ArtifactChoice, Release, WakeConfig
 from rag_stack.generation.fork_start import FORK, LAUNCH
 from rag_stack.generation.launcher import PYTHON, STANDBY
-from rag_stack.serving import wake
-from rag_stack.serving.wake import engine_environment, platform, replica_runtime, standby_name
+from rag_stack.serving.wake import runtime
+from rag_stack.serving.wake.runtime import engine_environment, platform, replica_runtime, standby_name
 
 
 def release(**more: Any) -> Release:
@@ -23,7 +23,7 @@ def test_on_a_cpu_engine_processes_are_forked() -> None:
 
 
 def test_on_gpus_they_are_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wake, "platform", lambda: "gpu")
+    monkeypatch.setattr(runtime, "platform", lambda: "gpu")
     assert FORK not in engine_environment(release())
     assert engine_environment(release(wake=WakeConfig(fork=True)))[FORK] == "gpu"
 

@@ -31,7 +31,7 @@ from rag_stack.generation.weights import WEIGHTS, check_files, read_ahead
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.node_agent import cluster_peers
-from rag_stack.serving.wake import engine_environment, platform, standby_name
+from rag_stack.serving.wake.runtime import engine_environment, platform, standby_name
 
 NAMESPACE: Final = "rag_stack.standby.1"
 # What a replica imports beyond its engine, down to what it would import only when it builds its application.

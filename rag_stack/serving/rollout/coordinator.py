@@ -17,9 +17,9 @@ from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.plan import RolloutPlan, RolloutStore
 from rag_stack.releases.progress import MAX_FAILED_STARTS, CanaryResult, Evidence, Seen
 from rag_stack.releases.rollout import Rollout
-from rag_stack.serving.assignment import Live, Stage, release_for, split, surge, to_retire
-from rag_stack.serving.release_choice import Split
-from rag_stack.serving.release_tally import Report, Tally
+from rag_stack.serving.rollout.assignment import Live, Stage, release_for, split, surge, to_retire
+from rag_stack.serving.rollout.choice import Split
+from rag_stack.serving.rollout.tally import Report, Tally
 
 _TICK_S: Final = 0.5
 # How often Serve is asked while nothing moves.

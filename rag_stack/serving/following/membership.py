@@ -10,7 +10,7 @@ from ray.serve.exceptions import RayServeException
 
 from rag_stack.metrics import Recorder
 from rag_stack.retrieval.rollout import Orders, Report
-from rag_stack.serving.follow import Follower
+from rag_stack.serving.following.follow import Follower
 from rag_stack.serving.opening import OpenRetrieval
 from rag_stack.serving.prefixes import ADMIN_APP
 

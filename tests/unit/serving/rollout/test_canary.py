@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 
 from rag_stack.config import Canary, Release
 from rag_stack.releases.progress import CanaryResult
-from rag_stack.serving.release_canary import ask_canaries
+from rag_stack.serving.rollout.canary import ask_canaries
 from tests.layer import build_layer
 
 RELEASE = Release.model_validate(

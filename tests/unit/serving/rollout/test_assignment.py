@@ -6,7 +6,7 @@ import pytest
 
 from rag_stack.config import RolloutConfig
 from rag_stack.releases.plan import RolloutPlan, State, steady
-from rag_stack.serving.assignment import Live, Stage, release_for, split, surge, to_retire
+from rag_stack.serving.rollout.assignment import Live, Stage, release_for, split, surge, to_retire
 
 OLD, NEW = "old", "new"
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
-from rag_stack.serving.arrival_rate import rates
+from rag_stack.serving.scaling.arrival_rate import rates
 
 STATE: Final = "rag_stack"
 
