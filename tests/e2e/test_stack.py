@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def document_of(stack: Stack, rag: dict[str, Any], citation: dict[str, Any]) -> 
 
 def test_answers_carry_verbatim_citations(stack: Stack, client: openai.OpenAI) -> None:
     """Which words a small model chooses depends on the processor's rounding: of six questions one must be quoted."""
-    answers = [ask(client, question) for question in RELATED]
+    with ThreadPoolExecutor(len(RELATED)) as asking:
+        answers = list(asking.map(lambda question: ask(client, question), RELATED))
     cited = [answer for answer in answers if answer.rag["citations"]]
     assert cited, [answer.choices[0].message.content for answer in answers]
     for answer in cited:

@@ -69,6 +69,7 @@ def found(client: OpenAI, store: str, query: str) -> list[str]:
     return [each.file_id for each in client.vector_stores.search(store, query=query).data]
 
 
+@pytest.mark.slow
 def test_stores_live_through_a_restart(release: Path) -> None:
     with served(release) as client:
         store = client.vector_stores.create(name="papers").id
