@@ -119,7 +119,7 @@ class WakeConfig(_Frozen):
     hold_requests: int = Field(1000, ge=1, description="requests held at once; one more is answered 429")
     hold_bytes: int = Field(256 * 1024 * 1024, ge=1024, description="bodies of all held requests together")
     hold_s: float = Field(900.0, gt=0, description="nobody is held longer")
-    heartbeat_s: float = Field(10.0, gt=0, le=10.0, description="a held client hears something this often")
+    heartbeat_s: float = Field(10.0, gt=0, le=10.0, description="a client that waits hears something this often")
     standby: bool = Field(False, description="keep one process a node with imports and weights ready")
     fork: bool | None = Field(
         None, description="fork an engine's processes from one that has imported already; none: on CPUs alone"

@@ -8,7 +8,8 @@ Refused with 429 and `Retry-After` are: what finds the queue full, unless its ca
 whose newest is then refused in its place; and what cannot get its first token within the target with those ahead of
 it, now or after it has waited for as long as that leaves. Who is let in therefore keeps the target, whatever the load.
 
-A replica that has just started takes all that was held for it, whatever its deadline: those have waited already.
+What was held while no replica served, and came to the waiting room before this one did, is taken whatever its
+deadline: it has waited already. A replica that starts beside others gets nothing of that kind, and keeps the target.
 
 Every queue, pool and cache on the way of a request, and what happens beyond its bound: serving/bounds.py.
 """
@@ -30,8 +31,8 @@ from rag_stack.errors import OverloadedError, RagStackError
 from rag_stack.metrics import ADMISSION_QUEUE, ADMISSION_REFUSED, ADMISSION_TOKENS, ADMISSION_WAIT_SECONDS, Recorder
 
 Reason = Literal["full", "pushed out", "late", "engine"]
-_HEARTBEAT_S: Final = 10.0
-# What was held for a start is let go at once; what comes later than this has come by itself.
+# Who came to the waiting room so long after a replica's first request was not held for its start. Nodes' clocks are
+# less apart, and the room is told of a replica a moment after the replica serves.
 _HELD_WITHIN_S: Final = 3.0
 # The share of the target that may pass before the first token leaves here.
 _MOST: Final = 0.75
@@ -41,8 +42,9 @@ _MOST: Final = 0.75
 class Limits:
     """What one replica takes on.
 
-    `slots` sequences run, `queue` requests with `waiting_tokens` together wait, `held` at most of those that a start
-    was waited for with, for `held_s` at most. `target_s` is the time to the first token that is aimed at.
+    `slots` sequences run, `queue` requests with `waiting_tokens` together wait, and beside them `held` of those that
+    were held for its start, for `held_s` at most. `target_s` is the time to the first token that is aimed at. Who waits
+    hears something every `heartbeat_s`.
     """
 
     slots: int
@@ -51,6 +53,7 @@ class Limits:
     target_s: float
     held: int = 0
     held_s: float = 0.0
+    heartbeat_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,21 @@ class AdmissionSnapshot:
     slot_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A sign of life, to be sent every so often while a request waits."""
+
+    send: Callable[[], Awaitable[None]]
+    every_s: float
+
+
 class Turn:
     """A request's use of the engine."""
 
-    def __init__(self, ask: Ask, *, pace: Pace, clock: Callable[[], float]) -> None:
+    def __init__(self, ask: Ask, *, pace: Pace, clock: Callable[[], float], waited_s: float | None = None) -> None:
         self.ask = ask
         self.arrived_s = clock()
+        self.waited_s = waited_s
         self.began_s = 0.0
         self.held = False
         loop = asyncio.get_running_loop()
@@ -126,6 +138,11 @@ class Admission:
         self._closed: RagStackError | None = None
         self.busy_since_s = clock()
 
+    @property
+    def heartbeat_s(self) -> float:
+        """Who waits hears something this often."""
+        return self._limits.heartbeat_s
+
     def set_slots(self, slots: int) -> None:
         """The engine that has started runs so many sequences; before any request."""
         self._slots, self._pace = slots, Pace(slots=slots)
@@ -144,15 +161,22 @@ class Admission:
 
     @asynccontextmanager
     async def turn(
-        self, ask: Ask, receive: Receive, *, while_waiting: Callable[[], Awaitable[None]] | None = None
+        self,
+        ask: Ask,
+        receive: Receive,
+        *,
+        waited_s: float | None = None,
+        while_waiting: Beat | None = None,
     ) -> AsyncIterator[Turn]:
         """Wait for a turn, and have it until the block ends. The body must have been read from `receive`.
 
-        `while_waiting` is awaited every ten seconds of a wait. Raises OverloadedError with `retry_after_s`,
-        ClientDisconnectedError when the client goes away first, or what the engine was given up with.
+        `waited_s` is how long ago the request came to the waiting room; none: it did not come by there. Raises
+        OverloadedError with `retry_after_s`, ClientDisconnectedError when the client goes away first, or what the
+        engine was given up with.
         """
         self._check_open()
-        turn = Turn(ask, pace=self._pace, clock=self._clock)
+        turn = Turn(ask, pace=self._pace, clock=self._clock, waited_s=waited_s)
+        self._first_s = min(self._first_s, turn.arrived_s)
         try:
             if not self._queue and self._fits(ask):
                 self._begin(turn)
@@ -179,7 +203,7 @@ class Admission:
             self._refuse(turn, "engine", error)
         self._tell()
 
-    async def _wait(self, turn: Turn, while_waiting: Callable[[], Awaitable[None]] | None) -> None:
+    async def _wait(self, turn: Turn, while_waiting: Beat | None) -> None:
         self._check_open()  # it may have been given up since the turn was asked for
         turn.held = self._holds(turn)
         if turn.held:
@@ -192,18 +216,16 @@ class Admission:
         until_s = turn.arrived_s + (self._limits.held_s if turn.held else self._patience_s())
         await self._wait_until(turn, until_s, while_waiting)
 
-    async def _wait_until(
-        self, turn: Turn, until_s: float, while_waiting: Callable[[], Awaitable[None]] | None
-    ) -> None:
+    async def _wait_until(self, turn: Turn, until_s: float, beat: Beat | None) -> None:
         while not turn.ready.done():
             left_s = until_s - self._clock()
             if left_s <= 0:
                 self._queue.remove(turn)
                 self._refuse(turn, "late", self._overloaded("was not reached", self._pace.wait_s(len(self._queue))))
                 break
-            await asyncio.wait({turn.ready}, timeout=min(left_s, _HEARTBEAT_S))
-            if while_waiting is not None and not turn.ready.done() and self._clock() - turn.arrived_s >= _HEARTBEAT_S:
-                await while_waiting()
+            await asyncio.wait({turn.ready}, timeout=left_s if beat is None else min(left_s, beat.every_s))
+            if beat is not None and not turn.ready.done() and self._clock() - turn.arrived_s >= beat.every_s:
+                await beat.send()
         turn.ready.result()
 
     def _check_deadline(self, turn: Turn) -> None:
@@ -229,7 +251,7 @@ class Admission:
 
     def _check_held(self, turn: Turn) -> None:
         """What was held is bounded by number alone: its bodies have been counted where it was held."""
-        if len(self._queue) >= max(self._limits.held, self._limits.queue):
+        if sum(each.held for each in self._queue.items()) >= self._limits.held:
             raise self._full(turn)
 
     def _make_room(self, turn: Turn) -> None:
@@ -257,12 +279,12 @@ class Admission:
         return error
 
     def _holds(self, turn: Turn) -> bool:
-        """Whether the turn is of those that a start was waited for with: they come as soon as there is a replica."""
-        self._first_s = min(self._first_s, turn.arrived_s)
-        return self._limits.held_s > 0 and turn.arrived_s - self._first_s <= _HELD_WITHIN_S
+        """Whether the turn is of those that were held for this replica's start, however long they take to come."""
+        if turn.waited_s is None or self._limits.held_s <= 0:
+            return False
+        return turn.arrived_s - turn.waited_s - self._first_s <= _HELD_WITHIN_S
 
     def _begin(self, turn: Turn) -> None:
-        self._first_s = min(self._first_s, turn.arrived_s)
         turn.began_s = self._clock()
         if not self._running:
             self.busy_since_s = turn.began_s
@@ -304,5 +326,5 @@ class Admission:
 
 
 def is_content(body: bytes) -> bool:
-    """Whether a piece of an answer is more than a comment that only says that the connection lives."""
-    return bool(body) and not (body.startswith(b":") and body.count(b"\n\n") <= 1)
+    """Whether a piece of an answer is more than a comment, or a space, that only says that the connection lives."""
+    return bool(body) and not body.isspace() and not (body.startswith(b":") and body.count(b"\n\n") <= 1)

@@ -1,20 +1,28 @@
 """A request's way to its turn at the engine: what it asks for, a sign of life while it waits, an error when it is lost.
 
-A stream that waits hears a comment every ten seconds. From the first on it has its status, 200, so that whatever goes
-wrong is told in an error frame; as it is when the engine is lost in the middle of an answer.
+A stream that waits hears a comment every `heartbeat_s`, or sooner where its client waits for less; what is no stream
+hears a space, until its answer is made. From the first on it has its status, 200, so that whatever goes wrong is told
+in an error frame, or in an error object in the place of the answer. A stream hears of it in a frame too when the engine
+is lost in the middle of its answer. Who gets its turn sooner sees no difference.
 """
 
-from collections.abc import Callable, Coroutine, Mapping
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
 
 from rag_stack.api import sse
-from rag_stack.api.admission import Admission
+from rag_stack.api.admission import Admission, Beat, Turn
 from rag_stack.api.auth import CALLER
 from rag_stack.api.engine import shape_error
 from rag_stack.api.fair_queue import Ask
-from rag_stack.api.http import dumps, error_body
+from rag_stack.api.held_answer import HeldAnswer, beat_s
+from rag_stack.api.http import ClientDisconnectedError, dumps, error_body
+from rag_stack.api.waiting_room import held_for_s
 from rag_stack.errors import RagStackError
 from rag_stack.rag.prompt import text_of
 
@@ -32,7 +40,7 @@ Answer = Callable[[Send, Callable[[Send], Send]], Coroutine[Any, Any, None]]
 
 
 async def let_in(
-    admission: Admission | None, ask: Ask, receive: Receive, send: Send, *, streams: bool, answer: Answer
+    admission: Admission | None, ask: Ask, scope: Scope, receive: Receive, send: Send, *, streams: bool, answer: Answer
 ) -> None:
     """Answer when it is the request's turn. `answer` gets where to send, and what to put around the engine's `send`.
 
@@ -41,14 +49,64 @@ async def let_in(
     if admission is None:
         await answer(send, lambda inner: inner)
         return
-    patient = PatientStream(send)
+    every_s = beat_s(scope, admission.heartbeat_s)
+    turn = partial(admission.turn, ask, receive, waited_s=held_for_s(scope, now_s=time.time()))
+    if streams:
+        patient = PatientStream(send)
+        await _stream(turn(while_waiting=Beat(patient.beat, every_s)), patient, answer)
+    else:
+        held = HeldAnswer(send, streams=False)
+        await _whole(turn(while_waiting=Beat(held.beat, every_s)), held, send, answer, every_s=every_s)
+
+
+async def _stream(turn: AbstractAsyncContextManager[Turn], patient: "PatientStream", answer: Answer) -> None:
     try:
-        async with admission.turn(ask, receive, while_waiting=patient.beat if streams else None) as turn:
-            await turn.run(answer(patient, turn.timed))
+        async with turn as mine:
+            await mine.run(answer(patient, mine.timed))
     except RagStackError as exc:
         if not patient.streaming:
             raise
         await patient.fail(exc)
+
+
+async def _whole(
+    turn: AbstractAsyncContextManager[Turn], held: HeldAnswer, send: Send, answer: Answer, *, every_s: float
+) -> None:
+    try:
+        async with turn as mine:
+            if not held.opened:
+                await mine.run(answer(send, mine.timed))
+                return
+            async with _company(held, every_s):
+                await mine.run(answer(held, mine.timed))
+    except ClientDisconnectedError:
+        raise
+    except Exception as exc:
+        if not held.opened:
+            raise
+        if isinstance(exc, RagStackError):
+            await held.fail(exc)
+            return
+        await held.fail(RagStackError("the server failed; its log has the request id"))
+        raise
+
+
+@asynccontextmanager
+async def _company(held: HeldAnswer, every_s: float) -> AsyncIterator[None]:
+    """Signs of life go on until the answer begins: the client waits on, and has its status already."""
+    beating = asyncio.create_task(_beat_until_begun(held, every_s))
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+
+
+async def _beat_until_begun(held: HeldAnswer, every_s: float) -> None:
+    while not held.begun.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(held.begun.wait(), every_s)
+        await held.beat()
 
 
 def ask_of(scope: Scope, body: Mapping[str, Any], *, passages: int = 0) -> Ask:

@@ -68,7 +68,7 @@ class GroundedEndpoint:
 
         ask = ask_of(scope, body, passages=(request.top_k or _PASSAGES) if question.query else 0)
         streams = body.get("stream") is True
-        await let_in(self._admission, ask, receive, send, streams=streams, answer=answer)
+        await let_in(self._admission, ask, scope, receive, send, streams=streams, answer=answer)
 
     async def _forward(
         self,

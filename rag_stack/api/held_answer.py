@@ -3,11 +3,11 @@
 import asyncio
 from typing import Final
 
-from starlette.types import Message, Send
+from starlette.types import Message, Scope, Send
 
 from rag_stack.api.admission import is_content
 from rag_stack.api.engine import json_start, shape_error
-from rag_stack.api.http import dumps, error_body, error_response
+from rag_stack.api.http import dumps, error_body, error_response, header
 from rag_stack.api.sse import DONE
 from rag_stack.errors import RagStackError, UnavailableError
 
@@ -18,6 +18,8 @@ _FAILED: Final = 400
 _NO_ROUTE: Final = 404
 _UNAVAILABLE: Final = 503
 _GONE_S: Final = 5
+_BEATS_A_READ: Final = 3.0
+_SHORTEST_BEAT_S: Final = 0.05
 
 
 class HeldAnswer:
@@ -89,8 +91,8 @@ class HeldAnswer:
         if not self._opened:
             self._opened = True
             await self._send(start)
-        # A replica whose queue a stream has come to says so in comments, at a pace that is not this client's.
-        if self._complete or not self.streams or is_content(message.get("body", b"")):
+        # A replica whose queue it has come to says so in comments or spaces, at a pace that is not this client's.
+        if self._complete or is_content(message.get("body", b"")):
             self.begun.set()
         await self._send(message)
 
@@ -111,6 +113,21 @@ class HeldAnswer:
     def _last(self, error: bytes) -> Message:
         body = b"data: " + error + b"\n\n" + _LAST_FRAME if self.streams else error
         return {"type": "http.response.body", "body": body, "more_body": False}
+
+
+def beat_s(scope: Scope, heartbeat_s: float) -> float:
+    """Seconds between two signs of life: the client hears three within what it says it waits for a byte."""
+    patience_s = read_timeout_s(scope)
+    return heartbeat_s if patience_s is None else max(_SHORTEST_BEAT_S, min(heartbeat_s, patience_s / _BEATS_A_READ))
+
+
+def read_timeout_s(scope: Scope) -> float | None:
+    """How long the official client waits for the next byte, as it says itself."""
+    try:
+        told_s = float(header(scope, b"x-stainless-read-timeout"))
+    except ValueError:
+        return None
+    return told_s if told_s > 0 else None
 
 
 def _start(*, streams: bool) -> Message:

@@ -37,4 +37,4 @@ class PassThrough:
 
         admission = self._admission if scope["path"] in GENERATES else None
         streams = body.get("stream") is True
-        await let_in(admission, ask_of(scope, body), receive, send, streams=streams, answer=answer)
+        await let_in(admission, ask_of(scope, body), scope, receive, send, streams=streams, answer=answer)

@@ -15,7 +15,9 @@ from rag_stack.api.admission import Admission, is_content
 
 GENERATES: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 _KEPT: Final = 512
+# What is told in the body of an answer that has its status: in a stream, and in any other.
 _ERROR_FRAME: Final = b'data: {"error"'
+_ERROR_BODY: Final = b'{"error"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +152,8 @@ class Traffic:
             return
         body = message.get("body", b"")
         if passage.status == 200 and is_content(body):
-            if body.startswith(_ERROR_FRAME):
-                passage.broken = True  # a refusal in a stream, say, which does not come out of the engine
+            if body.startswith(_ERROR_FRAME if passage.events else _ERROR_BODY):
+                passage.broken = True  # a refusal after a wait, say, which does not come out of the engine
             else:
                 self._progress_s = self._clock()
                 self._chunks += 1

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any, Final, Literal, TypeAlias
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_stack.api.auth import KeyRing
-from rag_stack.api.held_answer import HeldAnswer
+from rag_stack.api.held_answer import HeldAnswer, beat_s, read_timeout_s
 from rag_stack.api.http import ClientDisconnectedError, error_response, header, read_json
 from rag_stack.api.places import Limits, Places
 from rag_stack.errors import (
@@ -40,10 +41,10 @@ Look: TypeAlias = Callable[[], Awaitable["Outlook"]]
 CHATS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 POSTS: Final = CHATS | {"/v1/responses", "/tokenize", "/detokenize"}
 GETS: Final = frozenset({"/version"})
+# When a request came here, by `time.time`: a key of the scope, which goes to the replica with it. A header could come
+# from a client.
+HELD_SINCE: Final = "rag_stack.held_since"
 _MAX_RETRY_AFTER_S: Final = 60
-# A client hears something at least three times within what it waits for.
-_BEATS_A_READ: Final = 3.0
-_SHORTEST_BEAT_S: Final = 0.05
 # Of what a client waits for, the part after which a refusal goes out: the second beat of three.
 _PATIENT_FOR: Final = 0.6
 # What is told at a beat was asked for so long before: it may be as old as the last question.
@@ -100,7 +101,7 @@ class WaitingRoom:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        scope, send = _named(scope, send)
+        scope, send = _named({**scope, HELD_SINCE: time.time()}, send)
         try:
             await self._hold(scope, receive, send, await self._look())
         except ClientDisconnectedError:
@@ -118,8 +119,14 @@ class WaitingRoom:
             _check_body(scope["path"], body, rules.models)
             held = HeldAnswer(send, streams=body.get("stream") is True)
             del body  # what is counted is the body as it came; parsed it is several times as large
-            stay = _Stay(inbox, held, look=self._look, patience_s=_read_timeout_s(scope))
+            stay = _Stay(inbox, held, look=self._look, patience_s=read_timeout_s(scope))
             await stay.last(self._app, scope, outlook)
+
+
+def held_for_s(scope: Scope, *, now_s: float) -> float | None:
+    """How long before `now_s`, by `time.time`, a request came to the waiting room; None: it did not come by there."""
+    since_s = scope.get(HELD_SINCE)
+    return None if since_s is None else max(0.0, now_s - since_s)
 
 
 class _Stay:
@@ -139,7 +146,8 @@ class _Stay:
         gone = asyncio.create_task(self._inbox.listen())
         begun = asyncio.create_task(self._held.begun.wait())
         try:
-            await self._accompany(answer, gone, begun, outlook)
+            every_s = beat_s(scope, outlook.rules.heartbeat_s)
+            await self._accompany(answer, gone, begun, outlook, every_s=every_s)
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise ClientDisconnectedError
@@ -154,11 +162,16 @@ class _Stay:
             await asyncio.gather(gone, begun, return_exceptions=True)
 
     async def _accompany(
-        self, answer: asyncio.Task[None], gone: asyncio.Task[None], begun: asyncio.Task[bool], outlook: Outlook
+        self,
+        answer: asyncio.Task[None],
+        gone: asyncio.Task[None],
+        begun: asyncio.Task[bool],
+        outlook: Outlook,
+        *,
+        every_s: float,
     ) -> None:
         """Until the answer begins or the app ends. Raises ClientDisconnectedError and UnavailableError."""
-        beat_s = self._beat_s(outlook.rules.heartbeat_s)
-        beat_at_s = self._began_s + beat_s
+        beat_at_s = self._began_s + every_s
         while True:
             at_s = min(beat_at_s, self._began_s + outlook.rules.hold_s)
             for until_s in (at_s - _LOOK_AHEAD_S, at_s):
@@ -171,7 +184,7 @@ class _Stay:
                 with contextlib.suppress(UnavailableError):  # then what was known last
                     outlook = await self._look()
             await self._comfort(outlook)
-            beat_at_s += beat_s
+            beat_at_s += every_s
 
     async def _comfort(self, outlook: Outlook) -> None:
         """A sign of life, or the refusal of whom waiting cannot help."""
@@ -186,11 +199,6 @@ class _Stay:
             await self._held.beat()
         elif self._patience_s is not None and waited_s >= self._patience_s * _PATIENT_FOR:
             raise UnavailableError("nothing serves yet", retry_after_s=outlook.retry_after_s())
-
-    def _beat_s(self, heartbeat_s: float) -> float:
-        if self._patience_s is None:
-            return heartbeat_s
-        return max(_SHORTEST_BEAT_S, min(heartbeat_s, self._patience_s / _BEATS_A_READ))
 
     async def _end(self, answer: asyncio.Task[None]) -> None:
         """Have the app end: it hears that the client has gone, and is cancelled where that does not help."""
@@ -270,15 +278,6 @@ def _check_body(path: str, body: dict[str, Any], models: Sequence[str]) -> None:
 
 def _is_below(path: str, prefixes: Sequence[str]) -> bool:
     return any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes)
-
-
-def _read_timeout_s(scope: Scope) -> float | None:
-    """How long the official client waits for the next byte, as it says itself."""
-    try:
-        told_s = float(header(scope, b"x-stainless-read-timeout"))
-    except ValueError:
-        return None
-    return told_s if told_s > 0 else None
 
 
 def _named(scope: Scope, send: Send) -> tuple[Scope, Send]:

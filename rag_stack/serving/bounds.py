@@ -11,7 +11,7 @@
 | request bodies | `server.max_body_bytes` each, `server.max_file_bytes` an upload | 413 |
 | admission, running | `engine.max_num_seqs` sequences | wait |
 | admission, waiting | `admission.queue`, `admission.waiting_tokens`, the TTFT target | 429 with `Retry-After` |
-| admission, waiting right after a start | `wake.hold_requests`, for `wake.hold_s` | 429 with `Retry-After` |
+| admission, what was held for the start | `wake.hold_requests`, for `wake.hold_s` | 429 with `Retry-After` |
 | retrieval | `retrieval.threads` run, `retrieval.queue` wait | 429 with `Retry-After` |
 | prompt and citations | asyncio's thread pool (CPUs + 4), fed by admitted requests alone | wait |
 | filter masks | an LRU for each index version (retrieval/filters.py) | recomputed |

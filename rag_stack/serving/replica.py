@@ -171,4 +171,5 @@ def limits(release: Release, *, slots: int | None = None) -> Limits:
         target_s=release.scaling.ttft_target_s,
         held=release.wake.hold_requests,
         held_s=release.wake.hold_s,
+        heartbeat_s=release.wake.heartbeat_s,
     )

@@ -40,16 +40,25 @@ class Client:
 class Request:
     """One request in a task: `finish` ends its use of the engine."""
 
-    def __init__(self, admission: Admission, caller: str = "a", *, tokens: int = 10, sequences: int = 1) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        caller: str = "a",
+        *,
+        tokens: int = 10,
+        sequences: int = 1,
+        waited_s: float | None = None,
+    ) -> None:
         self.client = Client()
         self.done = asyncio.Event()
         self.turn: Turn | None = None
         self._ask = Ask(caller, tokens, sequences)
+        self._waited_s = waited_s
         self._admission = admission
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        async with self._admission.turn(self._ask, self.client) as turn:
+        async with self._admission.turn(self._ask, self.client, waited_s=self._waited_s) as turn:
             self.turn = turn
             await turn.run(self._work())
 
@@ -67,7 +76,7 @@ class Request:
 
     async def refused(self) -> RagStackError:
         with pytest.raises(RagStackError) as caught:
-            await self.task
+            await asyncio.wait_for(self.task, timeout=5)
         return caught.value
 
 
@@ -181,17 +190,55 @@ async def test_what_was_held_for_a_start_is_let_in_whatever_its_deadline() -> No
     clock = Clock()
     admission = admission_of(clock, queue=1, held=10, held_s=900.0)
     await measured(admission, clock, held_s=2.5)
-    async with requests(admission, *"aaaaaaaa") as made:
+    async with requests(admission, *"aaaaaaaa", waited_s=60.0) as made:
         assert not any(request.task.done() for request in made)
         clock.now_s += 10.0
         async with requests(admission, "a") as (later,):
             assert isinstance(await later.refused(), OverloadedError)
 
 
+async def test_a_replica_that_starts_beside_others_takes_no_more_than_they_do() -> None:
+    clock = Clock()
+    admission = admission_of(clock, queue=1, held=10, held_s=900.0)
+    async with requests(admission, "a", "a", "a") as (_, second, third):
+        assert isinstance(await third.refused(), OverloadedError)
+        assert not second.task.done()
+
+
+async def test_of_two_replicas_that_wake_at_once_both_take_what_was_held() -> None:
+    clock = Clock()
+    for _ in range(2):
+        admission = admission_of(clock, queue=0, held=3, held_s=900.0)
+        async with requests(admission, *"aaaa", waited_s=60.0) as made:
+            assert not any(request.task.done() for request in made)
+        clock.now_s += 10.0
+
+
+async def test_a_crowd_that_is_slow_to_come_was_held_all_the_same() -> None:
+    clock = Clock()
+    admission = admission_of(clock, queue=0, held=10, held_s=900.0)
+    async with requests(admission, "a", waited_s=60.0):
+        clock.now_s += 20.0
+        async with requests(admission, "a", waited_s=21.0) as (of_the_crowd,):
+            assert not of_the_crowd.task.done(), "it came to the waiting room before there was a replica"
+            async with requests(admission, "a", waited_s=5.0) as (later,):
+                assert isinstance(await later.refused(), OverloadedError), "it came when there was one"
+
+
+async def test_what_came_by_itself_takes_no_place_of_what_was_held() -> None:
+    admission = admission_of(queue=2, held=2, held_s=900.0)
+    async with (
+        requests(admission, "a", "a", "a"),
+        requests(admission, "b", "b", "b", waited_s=60.0) as (*held, too_much),
+    ):
+        await too_much.refused()
+        assert not any(request.task.done() for request in held)
+
+
 async def test_what_was_held_is_not_counted_by_tokens_and_nobody_takes_its_place() -> None:
     clock = Clock()
     admission = admission_of(clock, queue=4, held=4, held_s=900.0, waiting_tokens=100)
-    async with requests(admission, *"aaaa", tokens=60) as held:
+    async with requests(admission, *"aaaa", tokens=60, waited_s=60.0) as held:
         clock.now_s += 10.0
         async with requests(admission, "b", "b", tokens=60) as (later, too_much):
             await too_much.refused()
@@ -241,7 +288,8 @@ async def test_a_lost_engine_ends_what_runs_and_what_waits_and_takes_nothing_mor
 
 
 @pytest.mark.parametrize(
-    ("body", "content"), [(b"", False), (b": ping\n\n", False), (b"data: {}\n\n", True), (b": a\n\ndata: 1\n\n", True)]
+    ("body", "content"),
+    [(b"", False), (b" ", False), (b": ping\n\n", False), (b"data: {}\n\n", True), (b": a\n\ndata: 1\n\n", True)],
 )
 def test_a_comment_is_no_content(body: bytes, content: bool) -> None:
     assert is_content(body) == content

@@ -1,24 +1,40 @@
 """What a client hears while it waits for its turn, and when it does not come."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
+from rag_stack.api.admission import Admission, Limits, is_content
 from rag_stack.api.auth import CALLER
-from rag_stack.api.entrance import PatientStream, ask_of
+from rag_stack.api.entrance import PatientStream, ask_of, let_in
 from rag_stack.api.fair_queue import Ask
-from rag_stack.errors import OverloadedError
+from rag_stack.api.http import ClientDisconnectedError
+from rag_stack.api.traffic import Traffic
+from rag_stack.api.waiting_room import HELD_SINCE
+from rag_stack.errors import EngineLostError, OverloadedError, RagStackError
+from rag_stack.metrics import MemoryRecorder
 
 EVENTS = [(b"content-type", b"text/event-stream")]
+JSON = [(b"content-type", b"application/json"), (b"content-length", b"12"), (b"x-own", b"1")]
+BODY = b'{"ok": true}'
 
 
 class Sent(list[Message]):
-    """What left."""
+    """What left. `beats` counts the signs of life."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beats = asyncio.Semaphore(0)
 
     async def __call__(self, message: Message) -> None:
         self.append(message)
+        if message["type"] == "http.response.body" and not is_content(message["body"]):
+            self.beats.release()
 
     @property
     def statuses(self) -> list[int]:
@@ -27,6 +43,72 @@ class Sent(list[Message]):
     @property
     def body(self) -> bytes:
         return b"".join(message.get("body", b"") for message in self)
+
+
+class Asked:
+    """A request that comes to the entrance, and an engine that answers it when `answers` is set."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        *,
+        streams: bool = False,
+        scope: Scope | None = None,
+        status: int = 200,
+        fails: Exception | None = None,
+    ) -> None:
+        self.sent = Sent()
+        self.gone, self.began, self.answers = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._admission, self._streams, self._status, self._fails = admission, streams, status, fails
+        self._scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], **(scope or {})}
+        self.task: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await let_in(self._admission, Ask("a", 1), scope, receive, send, streams=self._streams, answer=self._answer)
+
+    async def ask(self, traffic: Traffic | None = None) -> None:
+        app = self if traffic is None else traffic.around(self)
+        await app(self._scope, self._receive, self.sent)
+
+    async def _answer(self, send: Send, timed: Callable[[Send], Send]) -> None:
+        self.began.set()
+        await self.answers.wait()
+        if self._fails is not None:
+            raise self._fails
+        for message in (start(self._status, JSON), {"type": "http.response.body", "body": BODY}):
+            await timed(send)(message)
+
+    async def _receive(self) -> Message:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def beaten(self, times: int = 1) -> None:
+        for _ in range(times):
+            await asyncio.wait_for(self.sent.beats.acquire(), timeout=5)
+
+
+def admission_of(*, heartbeat_s: float = 0.02, target_s: float = 100.0) -> Admission:
+    limits = Limits(
+        slots=1,
+        queue=8,
+        waiting_tokens=1000,
+        target_s=target_s,
+        held=8,
+        held_s=900.0,
+        heartbeat_s=heartbeat_s,
+    )
+    return Admission(limits, recorder=MemoryRecorder())
+
+
+@asynccontextmanager
+async def busy(admission: Admission) -> AsyncIterator[asyncio.Event]:
+    """Somebody else has the engine, until the event is set."""
+    other = Asked(admission)
+    other.task = asyncio.create_task(other.ask())
+    await other.began.wait()
+    yield other.answers
+    other.answers.set()
+    await other.task
 
 
 def start(status: int = 200, headers: Any = EVENTS) -> Message:
@@ -72,6 +154,187 @@ async def test_an_error_ends_a_stream_that_has_begun() -> None:
     await stream.fail(OverloadedError("full"))
     assert json.loads(sent.body.removeprefix(b"data: "))["error"]["code"] == "overloaded"
     assert not sent[-1].get("more_body", False)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def told(status: int = 200) -> Sequence[Message]:
+    return [start(status, JSON), {"type": "http.response.body", "body": BODY}]
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_an_answer_that_is_no_stream_hears_spaces_while_it_waits_and_until_it_is_made(status: int) -> None:
+    admission = admission_of()
+    asked = Asked(admission, status=status)
+    async with busy(admission) as other_ends:
+        asking = asyncio.create_task(asked.ask())
+        await asked.beaten(2)
+        other_ends.set()
+        await asked.began.wait()
+        while not asked.sent.beats.locked():  # those that it heard before its turn
+            await asked.sent.beats.acquire()
+        await asked.beaten(2)
+        asked.answers.set()
+        await asking
+    assert asked.sent.statuses == [200]
+    assert dict(asked.sent[0]["headers"])[b"content-type"] == b"application/json"
+    assert asked.sent.body.startswith(b"    ")
+    assert json.loads(asked.sent.body).keys() == ({"ok"} if status == 200 else {"error"})
+    assert not asked.sent[-1].get("more_body", False)
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_who_need_not_wait_for_a_heartbeat_gets_its_answer_unchanged(status: int) -> None:
+    admission = admission_of()
+    at_once, other = Asked(admission, status=status), Asked(admission)
+    asking = asyncio.create_task(at_once.ask())
+    await at_once.began.wait()
+    waiting = asyncio.create_task(other.ask())
+    await other.beaten(3)
+    at_once.answers.set()
+    other.answers.set()
+    await asyncio.gather(asking, waiting)
+    assert at_once.sent == told(status)
+    admission = admission_of(heartbeat_s=10.0)
+    soon = Asked(admission, status=status)
+    soon.answers.set()
+    async with busy(admission) as other_ends:
+        asking = asyncio.create_task(soon.ask())
+        await settle()
+        assert admission.snapshot().waiting == 1
+        other_ends.set()
+        await asking
+    assert soon.sent == told(status)
+
+
+async def test_a_refusal_before_the_first_heartbeat_has_its_own_status() -> None:
+    admission = admission_of(heartbeat_s=10.0, target_s=0.05)
+    asked = Asked(admission)
+    async with busy(admission):
+        with pytest.raises(OverloadedError):
+            await asked.ask()
+    assert not asked.sent
+
+
+async def test_a_refusal_after_a_space_is_told_in_the_body_and_counts_as_a_failure() -> None:
+    admission = admission_of(target_s=0.3)
+    asked, traffic = Asked(admission), Traffic(ttft_target_s=5.0, admission=admission)
+    async with busy(admission):
+        await asked.ask(traffic)
+    assert asked.sent.statuses == [200]
+    assert json.loads(asked.sent.body)["error"]["code"] == OverloadedError.code
+    seen = traffic.snapshot()
+    assert (seen.answered, seen.failed, seen.good) == (0, 1, 0)
+
+
+async def test_a_space_is_nothing_that_came_out_of_the_engine() -> None:
+    admission = admission_of()
+    asked, traffic = Asked(admission), Traffic(ttft_target_s=5.0, admission=admission)
+    asked.answers.set()
+    async with busy(admission) as other_ends:
+        asking = asyncio.create_task(asked.ask(traffic))
+        await settle()
+        before_s = traffic.snapshot().progress_s
+        await asked.beaten(2)
+        assert (traffic.snapshot().chunks, traffic.snapshot().progress_s) == (0, before_s)
+        other_ends.set()
+        await asking
+    assert (traffic.snapshot().chunks, traffic.snapshot().answered) == (1, 1)
+
+
+async def test_an_engine_that_is_lost_after_a_space_is_told_in_the_body() -> None:
+    admission = admission_of()
+    asked = Asked(admission)
+    async with busy(admission) as other_ends:
+        asking = asyncio.create_task(asked.ask())
+        await asked.beaten()
+        other_ends.set()
+        await asked.began.wait()
+        admission.give_up(EngineLostError("gone", retry_after_s=10))
+        await asking
+    assert json.loads(asked.sent.body)["error"]["message"] == "gone"
+
+
+async def test_a_failure_that_nobody_expected_is_told_in_the_body_and_raised_for_the_log() -> None:
+    admission = admission_of()
+    asked = Asked(admission, fails=ValueError("a secret"))
+    asked.answers.set()
+    async with busy(admission) as other_ends:
+        asking = asyncio.create_task(asked.ask())
+        await asked.beaten()
+        other_ends.set()
+        with pytest.raises(ValueError, match="a secret"):
+            await asking
+    error = json.loads(asked.sent.body)["error"]
+    assert (error["type"], "secret" in error["message"]) == (RagStackError.type, False)
+
+
+async def test_who_says_how_long_it_waits_hears_something_sooner() -> None:
+    admission = admission_of(heartbeat_s=10.0)
+    asked = Asked(admission, scope={"headers": [(b"x-stainless-read-timeout", b"0.3")]})
+    asked.answers.set()
+    async with busy(admission) as other_ends:
+        asking = asyncio.create_task(asked.ask())
+        await asked.beaten()
+        other_ends.set()
+        await asking
+
+
+@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_client_that_goes_away_while_it_waits_leaves_nothing_behind(*, streams: bool, heard: bool) -> None:
+    admission = admission_of(heartbeat_s=0.02 if heard else 10.0)
+    asked = Asked(admission, streams=streams)
+    async with busy(admission):
+        before = asyncio.all_tasks()
+        asking = asyncio.create_task(asked.ask())
+        await settle()
+        assert admission.snapshot().waiting == 1
+        if heard:
+            await asked.beaten()
+        asked.gone.set()
+        with pytest.raises(ClientDisconnectedError):
+            await asking
+        assert admission.snapshot().waiting == admission.snapshot().waiting_tokens == 0
+        assert asyncio.all_tasks() == before
+        said = len(asked.sent)
+    assert admission.snapshot().turns == 0
+    assert not asked.began.is_set(), "nobody searches or generates for it"
+    assert len(asked.sent) == said
+
+
+async def test_a_client_that_goes_away_while_its_answer_is_made_hears_no_more_spaces() -> None:
+    admission = admission_of()
+    asked = Asked(admission, fails=ClientDisconnectedError())
+    async with busy(admission) as other_ends:
+        before = asyncio.all_tasks()
+        asking = asyncio.create_task(asked.ask())
+        await asked.beaten()
+        other_ends.set()
+        await asked.began.wait()
+        asked.answers.set()
+        with pytest.raises(ClientDisconnectedError):
+            await asking
+        assert not asyncio.all_tasks() - before
+    assert admission.snapshot().turns == 0
+    assert b"error" not in asked.sent.body
+
+
+async def test_the_waiting_room_says_who_was_held() -> None:
+    admission = admission_of(target_s=0.0)
+    held, by_itself = Asked(admission, scope={HELD_SINCE: 0.0}), Asked(admission)
+    held.answers.set()
+    async with busy(admission) as other_ends:
+        asking = asyncio.create_task(held.ask())
+        await settle()
+        with pytest.raises(OverloadedError):
+            await by_itself.ask()
+        other_ends.set()
+        await asking
+    assert json.loads(held.sent.body) == {"ok": True}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,7 @@ from rag_stack.api import rag_layer
 from rag_stack.api.auth import digest
 from rag_stack.api.places import Limits, Places
 from rag_stack.api.traffic import GENERATES
-from rag_stack.api.waiting_room import CHATS, GETS, POSTS, Outlook, Rules, WaitingRoom
+from rag_stack.api.waiting_room import CHATS, GETS, HELD_SINCE, POSTS, Outlook, Rules, WaitingRoom, held_for_s
 from rag_stack.errors import UnavailableError
 from rag_stack.metrics import HELD, HELD_BYTES, MemoryRecorder
 
@@ -207,6 +208,42 @@ async def test_a_replicas_own_comments_do_not_end_the_company() -> None:
     await asking
     assert client.answer.startswith(b": waiting\n\n: the engine starts\n\n")
     assert client.answer.endswith(b"\n\ndata: one\n\n")
+
+
+async def test_a_replicas_own_spaces_do_not_end_the_company() -> None:
+    going_on = asyncio.Event()
+
+    async def queues(_: Scope, __: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b" ", "more_body": True})
+        await going_on.wait()
+        await send({"type": "http.response.body", "body": b'{"ok": true}', "more_body": False})
+
+    client = Client(room(queues), chat(stream=False))
+    asking = client.start()
+    for _ in range(3):
+        await beaten(client)
+    going_on.set()
+    await asking
+    assert client.answer.startswith(b"   ")
+    assert json.loads(client.answer) == {"ok": True}
+
+
+async def test_what_is_passed_on_says_since_when_it_was_held_and_no_client_can() -> None:
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        seen.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    before_s = time.time()
+    await Client(room(app), chat(stream=False), headers={HELD_SINCE: "0"}).ask()
+    assert before_s <= seen[0][HELD_SINCE] <= time.time()
+    assert held_for_s({"headers": [(HELD_SINCE.encode(), b"0")]}, now_s=1.0) is None
+    assert held_for_s({HELD_SINCE: 3.0}, now_s=10.0) == 7.0
+    assert held_for_s({HELD_SINCE: 3.0}, now_s=1.0) == 0.0, "the other node's clock is ahead"
 
 
 async def test_who_has_heard_something_is_kept_while_a_start_begins_anew() -> None:

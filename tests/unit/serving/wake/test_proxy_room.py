@@ -1,10 +1,13 @@
 """What the waiting room takes from a release, and what it does while nobody tells it anything."""
 
 import asyncio
+import pickle
 from typing import Any
 
 import pytest
+from ray.serve._private.proxy_request_response import ASGIProxyRequest
 
+from rag_stack.api.waiting_room import HELD_SINCE
 from rag_stack.config import Release
 from rag_stack.errors import UnavailableError
 from rag_stack.serving.environment import prepare
@@ -41,6 +44,12 @@ def test_the_environment_names_the_room() -> None:
     environ: dict[str, str] = {}
     prepare(environ)
     assert environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == f"{middlewares.__module__}.{middlewares.__name__}"
+
+
+def test_a_replica_hears_from_serves_proxy_since_when_a_request_was_held() -> None:
+    scope = {"type": "http", "path": "/v1/completions", "headers": [], HELD_SINCE: 12.5}
+    passed = pickle.loads(ASGIProxyRequest(scope, None, None).serialized_replica_arg("proxy"))
+    assert passed.asgi_scope[HELD_SINCE] == 12.5
 
 
 async def test_only_the_first_request_waits_for_what_it_has_to_know() -> None:
