@@ -2,7 +2,8 @@
 
 A step of a `canary` ends well when all of these hold; if one fails for good, the rollout goes back, with the reason:
 
-    started    the new version has a ready replica, and has not failed to start three times
+    started    the new version has a ready replica, and has not failed to start three times; a start that Serve ends, to
+               scale down or because its node drains, has not failed
     canaries   every canary question was answered as expected, before the new version gets any share
     errors     of the new version's answers in this step at most `max_error_rate` failed. It goes back as soon as so
                many have failed that `step_requests` answers could not make up for it

@@ -114,8 +114,9 @@ class Replica:
     async def close(self) -> None:
         """The end, once Serve has let the running answers finish: leave the others, stop, unmap, let go of pins.
 
-        The pins of models are the process's own, and go with it.
+        The pins of models are the process's own, and go with it. Serve asks for the end of a start, too.
         """
+        await self._member.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

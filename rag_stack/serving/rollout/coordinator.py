@@ -7,9 +7,9 @@ replicas and by Serve; until it is, nobody gets orders and everything stays as i
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 from rag_stack.config import Canary
 from rag_stack.errors import ArtifactError, RagStackError
@@ -19,6 +19,7 @@ from rag_stack.releases.progress import MAX_FAILED_STARTS, CanaryResult, Evidenc
 from rag_stack.releases.rollout import Rollout
 from rag_stack.serving.rollout.assignment import Live, Stage, release_for, split, surge, to_retire
 from rag_stack.serving.rollout.choice import Split
+from rag_stack.serving.rollout.served import Served, not_wanted
 from rag_stack.serving.rollout.tally import Report, Tally
 
 _TICK_S: Final = 0.5
@@ -32,13 +33,11 @@ _SILENT_S: Final = 30.0
 _REPORTS_PER_S: Final = 100.0
 _LOG: Final = logging.getLogger("ray.serve")
 
-ServeState: TypeAlias = Literal["starting", "running", "stopping"]
-
 
 class Replicas(Protocol):
-    """Asks Serve for the engine's replicas by name; None when it does not answer."""
+    """Asks Serve for the engine's replicas; None when it does not answer."""
 
-    def __call__(self) -> Awaitable[Mapping[str, ServeState] | None]: ...
+    def __call__(self) -> Awaitable[Served | None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,8 @@ class ReleaseRollout:
         self._plan: RolloutPlan | None = None
         self._loaded: dict[str, PinnedRelease] = {}
         self._members: dict[str, _Member] = {}
-        self._serve: Mapping[str, ServeState] = {}
+        self._serve = Served()
+        self._not_wanted: set[str] = set()
         self._retiring: set[str] = set()
         self._failed_starts: set[str] = set()
         self._canaries: tuple[CanaryResult, ...] = ()
@@ -244,31 +244,34 @@ class ReleaseRollout:
         if found is None:
             return
         self._asked_s = self._clock()
-        gone = self._serve.keys() - found.keys()
+        gone = self._serve.replicas.keys() - found.replicas.keys()
+        self._not_wanted |= not_wanted(self._serve, found, heard_of=self._members)
         self._serve = found
         for name in gone:
             self._forget(name)
+        self._not_wanted.intersection_update(found.replicas)
         # What was told by one that Serve has let go meanwhile.
-        self._retiring.intersection_update(found)
-        known = all(name in self._members for name, state in found.items() if state == "running")
+        self._retiring.intersection_update(found.replicas)
+        known = all(name in self._members for name, state in found.replicas.items() if state == "running")
         self._informed = self._informed or known or self._clock() - self._began_s > _SILENT_S
         self._measure()
 
     def _forget(self, name: str) -> None:
+        """One that is gone. Its start has failed where it was neither through nor told to stop."""
         member = self._members.pop(name, None)
         self._retiring.discard(name)
         self._tally.forget(name)
-        if member is None or member.report.state == "ready" or self._plan is None:
+        if member is None or member.report.state in ("ready", "stopped") or self._plan is None:
             return
-        if member.report.release == self._plan.new:
+        if name not in self._not_wanted and member.report.release == self._plan.new:
             self._failed_starts.add(name)
 
     def _measure(self) -> None:
         """How many serve without a rollout: those that there are when nothing has moved for a while, less the surge."""
-        count = sum(state != "stopping" for state in self._serve.values())
+        count = sum(state != "stopping" for state in self._serve.replicas.values())
         if count != self._count:
             self._count, self._moved_s = count, self._clock()
-        resting = all(state == "running" for state in self._serve.values()) and not self._retiring
+        resting = all(state == "running" for state in self._serve.replicas.values()) and not self._retiring
         undisturbed = not self._surge and not self._retiring
         if undisturbed or (resting and self._clock() - self._moved_s >= _SETTLED_S):
             self._base = count - self._surge
@@ -344,10 +347,12 @@ class ReleaseRollout:
         return live
 
     def _stage(self, name: str, member: _Member) -> Stage | None:
-        state = self._serve.get(name)
+        state = self._serve.replicas.get(name)
         if state == "stopping":
             return "stopping"
-        if member.report.state == "failed" or (state is None and self._clock() - member.heard_s > _SILENT_S):
+        if member.report.state in ("failed", "stopped") or (
+            state is None and self._clock() - member.heard_s > _SILENT_S
+        ):
             return None
         if name in self._retiring and state == "running":
             return "retiring"

@@ -73,13 +73,28 @@ class ReleaseMember:
             raise ReleaseRefusedError(f"{pinned.version}: canary question {wrong.question!r}: {wrong.detail}")
 
     async def fail(self, reason: str) -> None:
-        """Tell the coordinator that this replica does not start: the results of its canaries, too, if it has any."""
+        """Tell the coordinator that this replica does not start: the results of its canaries, too, if it has any.
+
+        What breaks because the replica was told to stop is no failure.
+        """
+        if self._state == "stopped":
+            return
         self._state = "failed"
         self._end_starting()
         await self._sync(reason)
 
+    async def stop(self) -> None:
+        """Serve ends this replica. Where it is still on its start, the coordinator hears that nothing has failed."""
+        if self._state != "starting":
+            return
+        self._state = "stopped"
+        self._end_starting()
+        await self._sync()
+
     async def follow(self, traffic: Traffic) -> None:
         """Tell how it goes and take orders, until cancelled. The replica takes requests from now on."""
+        if self._state == "stopped":
+            return
         self._end_starting()
         self._traffic, self._state = traffic, "ready"
         await self._keep_telling()

@@ -8,7 +8,8 @@ from typing import Final, Literal, TypeAlias
 from rag_stack.releases.progress import CanaryResult
 
 _KEPT: Final = 2048
-State: TypeAlias = Literal["starting", "ready", "failed"]
+# A start ends as `ready`, or as `failed`; or `stopped`, where Serve wanted no replica there any more.
+State: TypeAlias = Literal["starting", "ready", "failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

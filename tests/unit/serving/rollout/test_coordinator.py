@@ -1,6 +1,6 @@
 """The coordinator with a real plan in a real store, and a fleet that behaves as Serve and its replicas do."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from rag_stack.releases.plan import RolloutPlan, RolloutStore
 from rag_stack.releases.progress import CanaryResult
 from rag_stack.releases.published import load
 from rag_stack.releases.rollout import Rollout
-from rag_stack.serving.rollout.coordinator import Orders, ReleaseRollout, ServeState
+from rag_stack.serving.rollout.coordinator import Assignment, Orders, ReleaseRollout
+from rag_stack.serving.rollout.served import Served, ServeState
 from rag_stack.serving.rollout.tally import Report
 
 ROLLOUT = {"steps": [0.25, 0.5, 1.0], "step_requests": 10, "step_s": 2, "limit_s": 600}
@@ -77,6 +78,13 @@ class World:
                 return self.plan()
         raise AssertionError(f"still {self.plan()}, waits for {self.coordinator.waits_for}")
 
+    async def until_starting(self, pinned: PinnedRelease) -> list[str]:
+        for _ in range(20):
+            await self.turn()
+            if starting := [name for name in self.fleet.starting(pinned.version) if name in self.fleet.seen]:
+                return starting
+        raise AssertionError(f"none starts, {self.plan()}")
+
 
 class Fleet:
     """Starts replicas up to the target and the surge that it hears of; one that is retired stops, and is replaced."""
@@ -89,11 +97,16 @@ class Fleet:
         self.report: dict[str, Report] = {}
         self.orders: dict[str, Orders] = {}
         self.bad: dict[str, str] = {}
+        self.slow: set[str] = set()
+        self.seen: set[str] = set()
+        self.assigned: dict[str, Assignment] = {}
+        self.wanted = target
         self.fewest = target
         self.most = 0
 
-    async def states(self) -> Mapping[str, ServeState]:
-        return dict(self.serve)
+    async def states(self) -> Served:
+        self.seen = {name for name in self.serve if name in self.assigned}
+        return Served(dict(self.serve), self.wanted)
 
     def running(self) -> list[str]:
         return [name for name, state in self.serve.items() if state == "running"]
@@ -108,7 +121,7 @@ class Fleet:
             await self._start(name, coordinator)
         self._report(coordinator)
         surge = max((each.surge for name, each in self.orders.items() if name in self.running()), default=0)
-        wanted = self.target + surge if self.target else 0
+        wanted = self.wanted = self.target + surge if self.target else 0
         live = [name for name, state in self.serve.items() if state != "stopping"]
         for name in sorted(live, key=lambda name: self.serve[name] != "starting")[: max(0, len(live) - wanted)]:
             self.serve[name] = "stopping"
@@ -118,8 +131,12 @@ class Fleet:
         self.most = max(self.most, sum(state != "stopping" for state in self.serve.values()))
 
     async def _start(self, name: str, coordinator: ReleaseRollout) -> None:
-        assignment = await coordinator.assign(name)
+        if name not in self.assigned:
+            self.assigned[name] = await coordinator.assign(name)
+        assignment = self.assigned[name]
         version = self.release[name] = assignment.pinned.version
+        if version in self.slow:
+            return
         canaries = tuple(
             CanaryResult(question=each.question, passed=self.bad.get(version) != "canary")
             for each in assignment.canaries
@@ -132,6 +149,10 @@ class Fleet:
             del self.serve[name]
         else:
             self.serve[name] = "running"
+
+    def starting(self, version: str) -> list[str]:
+        """Those that have taken a version and have not come up."""
+        return [name for name, state in self.serve.items() if state == "starting" and self.release.get(name) == version]
 
     def _report(self, coordinator: ReleaseRollout) -> None:
         for name in self.running():
@@ -190,6 +211,85 @@ async def test_a_bad_release_goes_back_by_itself(tmp_path: Path, bad: str, reaso
         await world.turn()
     assert world.fleet.releases() == [world.deployed.version] * 2
     assert (world.fleet.fewest, world.fleet.most) == (2, 3)
+
+
+def scaled_down(world: World, name: str) -> None:
+    """Serve stops those that start first."""
+    world.fleet.target -= 1
+
+
+def drained(world: World, name: str) -> None:
+    """Its node goes: it hears of that, and tells; another one is wanted in its place."""
+    world.coordinator.sync(name, Report(release=world.fleet.release[name], state="stopped"))
+    world.fleet.serve[name] = "stopping"
+
+
+@pytest.mark.parametrize("stop", [scaled_down, drained])
+async def test_a_start_that_was_told_to_stop_has_not_failed(tmp_path: Path, stop: Callable[[World, str], None]) -> None:
+    world = World(tmp_path, replicas=2)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be brief.")
+    world.fleet.slow.add(new.version)
+    for _ in range(4):
+        starting = await world.until_starting(new)
+        stop(world, starting[0])
+        for _ in range(3):
+            await world.turn()
+        assert starting[0] not in world.fleet.serve
+        world.fleet.target = 2
+    assert world.plan().state == "canary"
+    world.fleet.slow.clear()
+    plan = await world.until_steady()
+    assert (plan.old, plan.ended[-1].outcome) == (new.version, "promoted")
+
+
+def dies(world: World, name: str) -> None:
+    """Its process is gone, without a word."""
+    del world.fleet.serve[name]
+
+
+def fails_while_scaled_down(world: World, name: str) -> None:
+    """It tells that it does not start; and Serve wants one less."""
+    world.coordinator.sync(name, Report(release=world.fleet.release[name], state="failed"))
+    world.fleet.target -= 1
+
+
+@pytest.mark.parametrize("end", [dies, fails_while_scaled_down])
+async def test_a_version_whose_starts_fail_goes_back_whatever_else_is_stopped(
+    tmp_path: Path, end: Callable[[World, str], None]
+) -> None:
+    world = World(tmp_path, replicas=2)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be wrong.")
+    world.fleet.slow.add(new.version)
+    for _ in range(3):
+        assert world.plan().state == "canary"
+        starting = await world.until_starting(new)
+        end(world, starting[0])
+        for _ in range(3):
+            await world.turn()
+        assert starting[0] not in world.fleet.serve
+        world.fleet.target = 2
+    plan = await world.until_steady()
+    assert "failed to start 3 times" in plan.ended[-1].reason
+
+
+async def test_of_two_starts_that_end_when_one_less_is_wanted_one_has_failed(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=0)
+    await world.turn()
+    new = world.apply("Be wrong.")
+    for number in range(3):
+        names = (f"{number}a", f"{number}b")
+        world.fleet.serve, world.fleet.wanted = dict.fromkeys(names, "starting"), 2
+        await world.coordinator.tick()
+        for name in names:
+            world.coordinator.sync(name, Report(release=new.version, state="starting"))
+        assert world.plan().state == "canary"
+        world.fleet.serve, world.fleet.wanted = {}, 1
+        await world.coordinator.tick()
+    assert "failed to start 3 times" in world.plan().reason
 
 
 async def test_a_failed_canary_goes_back_before_anybody_was_asked(tmp_path: Path) -> None:

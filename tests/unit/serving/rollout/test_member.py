@@ -119,3 +119,29 @@ async def test_without_a_plan_it_is_what_was_deployed_and_with_one_what_the_plan
     goal = release_goal(pinned, tiers)
     assert (goal.version, goal.release.prompt.system) == (following.version, "Answer briefly.")
     assert release_goal(pinned, tiers, serving=goal) == goal
+
+
+async def test_a_start_that_serve_ends_is_told_as_stopped_and_what_breaks_then_is_no_failure(
+    pinned: PinnedRelease, tiers: Tiers
+) -> None:
+    told = Told(Assignment(pinned))
+    member = ReleaseMember("a", told)
+    await member.take(pinned, tiers)
+    await member.stop()
+    with pytest.raises(RuntimeError):
+        async with telling_failure(member):
+            raise RuntimeError("the engine was shut down")
+    await member.follow(Traffic(ttft_target_s=1.0))
+    assert told.reports[-1].state == "stopped"
+    assert not member.standing().takes
+
+
+async def test_a_start_that_failed_stays_failed_when_serve_ends_it(pinned: PinnedRelease, tiers: Tiers) -> None:
+    told = Told(Assignment(pinned))
+    member = ReleaseMember("a", told)
+    await member.take(pinned, tiers)
+    with pytest.raises(RuntimeError):
+        async with telling_failure(member):
+            raise RuntimeError("no memory")
+    await member.stop()
+    assert told.reports[-1].state == "failed"
