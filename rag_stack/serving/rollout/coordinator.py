@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from rag_stack.config import Canary
 from rag_stack.errors import ArtifactError, RagStackError
 from rag_stack.releases.pinned import PinnedRelease
-from rag_stack.releases.plan import RolloutPlan, RolloutStore
+from rag_stack.releases.plan import FIRST_STEP, RolloutPlan, RolloutStore
 from rag_stack.releases.progress import MAX_FAILED_STARTS, CanaryResult, Evidence, Seen
 from rag_stack.releases.rollout import Rollout
 from rag_stack.serving.rollout.assignment import Live, Stage, release_for, split, surge, to_retire
@@ -42,20 +42,27 @@ class Replicas(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a replica is to be, and the questions that it has to answer before it takes any."""
+    """What a replica is to be, and the questions that it has to answer before it takes any: see `Orders`."""
 
     pinned: PinnedRelease
     canaries: tuple[Canary, ...] = ()
+    canaries_of_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a replica tells routers and autoscaler, whether it is to go, and when to ask again."""
+    """What a replica tells routers and autoscaler, whether it is to go, and when to ask again.
+
+    `canaries` are to be answered beside its work. They are those of the rollout that began at `canaries_of_s`, in Unix
+    seconds: a version may be applied twice, with other questions, and with other indexes behind it.
+    """
 
     split: Split
     surge: int
     retire: bool
     again_s: float
+    canaries: tuple[Canary, ...] = ()
+    canaries_of_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -153,7 +160,9 @@ class ReleaseRollout:
             self._hear(name, Report(release=version, state="starting"))
             self._moved_s = self._clock()
         proves = plan is not None and plan.state == "canary" and version == plan.new
-        return Assignment(pinned, plan.rollout.canaries if plan and proves else ())
+        if plan is None or not proves:
+            return Assignment(pinned)
+        return Assignment(pinned, plan.rollout.canaries, plan.began_s)
 
     def sync(self, name: str, report: Report) -> Orders | None:
         """Take a report; None until it is known what there is, and then nothing is to be changed."""
@@ -163,7 +172,10 @@ class ReleaseRollout:
         again_s = max(_TICK_S, len(self._members) / _REPORTS_PER_S)
         if not self._plan.running and not self._retiring:
             again_s *= 2
-        return Orders(self._split, self._surge, name in self._retiring, again_s)
+        orders = Orders(self._split, self._surge, name in self._retiring, again_s)
+        if not self._has_to_prove(self._plan, report, orders):
+            return orders
+        return replace(orders, canaries=self._plan.rollout.canaries, canaries_of_s=self._plan.began_s)
 
     def now(self) -> dict[str, Any]:
         """What is seen, for people: what is waited for, the shares as they are, the replicas of each version."""
@@ -282,9 +294,15 @@ class ReleaseRollout:
         if report.retiring:
             self._retiring.add(name)
         if self._plan is not None and report.release == self._plan.new:
-            self._canaries = report.canaries or self._canaries
+            if report.canaries_of_s == self._plan.began_s:
+                self._canaries = report.canaries or self._canaries
             if report.state == "failed":
                 self._failed_starts.add(name)
+
+    def _has_to_prove(self, plan: RolloutPlan, report: Report, orders: Orders) -> bool:
+        """Whether a replica of the new version that was ready before this rollout is asked what starting ones are."""
+        waits = plan.state == "canary" and plan.step == FIRST_STEP and not self._canaries
+        return waits and report.release == plan.new and report.state == "ready" and not orders.retire
 
     async def _advance(self, plan: RolloutPlan) -> None:
         """Move the plan by what was seen. Without any replica the next start has to show what the release is like.

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from rag_stack.api.traffic import Traffic
 from rag_stack.artifacts.tiers import Tiers
-from rag_stack.config import Canary
+from rag_stack.config import Release
 from rag_stack.errors import ReleaseRefusedError
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.progress import CanaryResult
@@ -46,8 +46,12 @@ class ReleaseMember:
         self.name = name
         self._coordinator = coordinator
         self._release = ""
-        self._canaries: Sequence[Canary] = ()
+        self._assignment: Assignment | None = None
         self._results: tuple[CanaryResult, ...] = ()
+        self._results_of_s = 0.0
+        self._proves: tuple[ASGIApp, Release] | None = None
+        self._proving_of_s = 0.0
+        self._proving: asyncio.Task[None] | None = None
         self._state: State = "starting"
         self._orders: Orders | None = None
         self._retiring = False
@@ -60,14 +64,19 @@ class ReleaseMember:
         assignment = await self._assigned()
         if assignment is None:
             assignment = Assignment(await asyncio.to_thread(release_goal, deployed, tiers))
-        self._release, self._canaries = assignment.pinned.version, assignment.canaries
+        self._release, self._assignment = assignment.pinned.version, assignment
         # A start takes a minute or more, and the coordinator is to know that it goes on.
         self._starting = asyncio.create_task(self._keep_telling())
         return assignment.pinned
 
     async def prove(self, app: ASGIApp, pinned: PinnedRelease) -> None:
-        """Answer the canary questions, by an app that asks for no key. Raises ReleaseRefusedError when one fails."""
-        self._results = await ask_canaries(app, pinned.release, self._canaries)
+        """Answer the canary questions, by an app that asks for no key. Raises ReleaseRefusedError when one fails.
+
+        The app answers those of later rollouts to this release, too; what fails then is told and ends nothing.
+        """
+        self._proves = (app, pinned.release)
+        if self._assignment is not None:
+            await self._answer(self._assignment)
         wrong = next((each for each in self._results if not each.passed), None)
         if wrong is not None:
             raise ReleaseRefusedError(f"{pinned.version}: canary question {wrong.question!r}: {wrong.detail}")
@@ -97,7 +106,11 @@ class ReleaseMember:
             return
         self._end_starting()
         self._traffic, self._state = traffic, "ready"
-        await self._keep_telling()
+        try:
+            await self._keep_telling()
+        finally:
+            if self._proving is not None:
+                self._proving.cancel()
 
     async def check_health(self) -> None:
         """Raise when this replica has been retired: Serve then drains it, and starts another in its place."""
@@ -143,6 +156,24 @@ class ReleaseMember:
             self._orders = orders
             # Once told to go it goes, whatever is said later: Serve may have seen it fail already.
             self._retiring |= orders.retire
+            self._prove_again(orders)
+
+    def _prove_again(self, orders: Orders) -> None:
+        """Begin to answer what is asked beside the work, once a rollout; again if that came to nothing."""
+        asks = bool(orders.canaries) and orders.canaries_of_s != self._results_of_s
+        under_way = self._proving is not None and not self._proving.done()
+        if not asks or (under_way and orders.canaries_of_s == self._proving_of_s):
+            return
+        if self._proving is not None:
+            self._proving.cancel()
+        self._proving_of_s = orders.canaries_of_s
+        self._proving = asyncio.create_task(self._answer(orders))
+
+    async def _answer(self, asked: Assignment | Orders) -> None:
+        if self._proves is None:
+            return
+        results = await ask_canaries(*self._proves, asked.canaries)
+        self._results, self._results_of_s = results, asked.canaries_of_s
 
     def _report(self, reason: str) -> Report:
         seen = self._traffic.snapshot() if self._traffic else None
@@ -154,6 +185,7 @@ class ReleaseMember:
             failed=seen.failed if seen else 0,
             ttft_s=_after(self._told_ttft_s, seen.ttft_s) if seen else (),
             canaries=self._results,
+            canaries_of_s=self._results_of_s,
             reason=reason,
         )
 

@@ -16,7 +16,8 @@ State: TypeAlias = Literal["starting", "ready", "failed", "stopped"]
 class Report:
     """A replica tells where it is. `answered`, which includes the `failed`, counts since its start.
 
-    `ttft_s` are the times to the first token that it has not told before.
+    `ttft_s` are the times to the first token that it has not told before. `canaries` are its last answers, to the
+    questions of the rollout that began at `canaries_of_s`, in Unix seconds.
     """
 
     release: str
@@ -26,6 +27,7 @@ class Report:
     failed: int = 0
     ttft_s: tuple[float, ...] = ()
     canaries: tuple[CanaryResult, ...] = ()
+    canaries_of_s: float = 0.0
     reason: str = ""
 
 

@@ -1,6 +1,7 @@
 """The coordinator with a real plan in a real store, and a fleet that behaves as Serve and its replicas do."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rag_stack.releases.published import load
 from rag_stack.releases.rollout import Rollout
 from rag_stack.serving.rollout.coordinator import Assignment, Orders, ReleaseRollout
 from rag_stack.serving.rollout.served import Served, ServeState
-from rag_stack.serving.rollout.tally import Report
+from rag_stack.serving.rollout.tally import Report, State
 
 ROLLOUT = {"steps": [0.25, 0.5, 1.0], "step_requests": 10, "step_s": 2, "limit_s": 600}
 
@@ -98,6 +99,7 @@ class Fleet:
         self.orders: dict[str, Orders] = {}
         self.bad: dict[str, str] = {}
         self.slow: set[str] = set()
+        self.asked: list[str] = []
         self.seen: set[str] = set()
         self.assigned: dict[str, Assignment] = {}
         self.wanted = target
@@ -142,7 +144,10 @@ class Fleet:
             for each in assignment.canaries
         )
         fails = self.bad.get(version) == "start" or not all(each.passed for each in canaries)
-        self.report[name] = Report(release=version, state="failed" if fails else "ready", canaries=canaries)
+        state: State = "failed" if fails else "ready"
+        self.report[name] = Report(
+            release=version, state=state, canaries=canaries, canaries_of_s=assignment.canaries_of_s
+        )
         self.orders.pop(name, None)
         if fails:
             coordinator.sync(name, self.report[name])
@@ -166,10 +171,15 @@ class Fleet:
                 failed=failed,
                 ttft_s=(0.5 if bad == "slow" else 0.1,) * 5,
                 canaries=last.canaries,
+                canaries_of_s=last.canaries_of_s,
             )
             orders = coordinator.sync(name, self.report[name])
             if orders is not None:
                 self.orders[name] = orders
+            if orders is not None and orders.canaries:
+                self.asked.append(name)
+                answers = tuple(CanaryResult(question=each.question, passed=bad is None) for each in orders.canaries)
+                self.report[name] = replace(self.report[name], canaries=answers, canaries_of_s=orders.canaries_of_s)
             if orders is not None and orders.retire:
                 self.serve[name] = "stopping"
         ready = [name for name in self.running() if not (name in self.orders and self.orders[name].retire)]
@@ -310,6 +320,56 @@ async def test_canaries_are_asked_of_the_new_release_alone(tmp_path: Path) -> No
     world.apply("Be brief.")
     await world.turn()
     assert [each.question for each in (await world.coordinator.assign("b")).canaries] == ["Who?"]
+
+
+CANARIES = {**ROLLOUT, "canaries": [{"question": "Who?"}]}
+
+
+async def applied_again(world: World) -> None:
+    """What is deployed, a new version in its place at once, and it again while replicas of it still serve."""
+    for _ in range(6):
+        await world.turn()
+    prompt = world.release.prompt.model_copy(update={"system": "Be brief."})
+    world.rollout.apply(pin(world.release.model_copy(update={"prompt": prompt}), world.tiers), at_once=True)
+    for _ in range(4):
+        await world.turn()
+    assert len(set(world.fleet.releases())) == 2
+    world.rollout.apply(world.deployed, replacing=True)
+
+
+async def test_a_version_that_serves_still_is_asked_its_canaries_where_it_serves(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=2, rollout=CANARIES)
+    await applied_again(world)
+    plan = await world.until_steady()
+    assert (plan.old, plan.ended[-1].outcome) == (world.deployed.version, "promoted")
+    assert len(world.fleet.asked) == 1, "one that runs answers for all, once"
+
+
+async def test_a_version_that_serves_still_goes_back_when_it_answers_a_canary_wrong(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=2, rollout=CANARIES)
+    world.fleet.bad[world.deployed.version] = "canary"
+    await applied_again(world)
+    plan = await world.until_steady()
+    assert (plan.ended[-1].outcome, plan.ended[-1].step) == ("rolled_back", -1)
+    assert "Who?" in plan.ended[-1].reason
+
+
+async def test_what_a_replica_answered_in_another_rollout_says_nothing_of_this_one(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=1, rollout=CANARIES)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be brief.")
+    await world.turn()
+    old = Report(
+        release=new.version,
+        state="ready",
+        canaries=(CanaryResult(question="Who?", passed=False),),
+        canaries_of_s=world.plan().began_s - 1.0,
+    )
+    orders = world.coordinator.sync("from before", old)
+    assert orders is not None
+    assert ([each.question for each in orders.canaries], orders.canaries_of_s) == (["Who?"], world.plan().began_s)
+    assert (await world.until_steady()).old == new.version
 
 
 async def test_at_zero_replicas_the_rollout_waits_for_the_next_start_which_takes_it(

@@ -108,6 +108,28 @@ async def test_a_failed_canary_is_told_before_the_start_fails(
     assert [each.passed for each in last.canaries] == [False]
 
 
+async def test_one_that_serves_answers_the_canaries_of_a_later_rollout_and_goes_on_serving(
+    pinned: PinnedRelease, tiers: Tiers, engine: Starlette, tmp_path: Path
+) -> None:
+    told = Told(Assignment(pinned, (Canary(question="Who?"),), 1.0))
+    told.orders = Orders(Split(), surge=0, retire=False, again_s=0.01)
+    member = ReleaseMember("a", told)
+    await member.take(pinned, tiers)
+    await member.prove(build_layer(engine, tmp_path / "indexes"), pinned)
+    following = asyncio.create_task(member.follow(Traffic(ttft_target_s=1.0)))
+    while (await told.next_report()).canaries_of_s != 1.0:
+        pass
+    assert [each.passed for each in told.reports[-1].canaries] == [True]
+    wrong = Canary(question="Who else?", answer_contains="nobody says this")
+    told.orders = Orders(Split(), surge=0, retire=False, again_s=0.01, canaries=(wrong,), canaries_of_s=2.0)
+    while (last := await told.next_report()).canaries_of_s != 2.0:
+        assert [each.question for each in last.canaries] == ["Who?"]
+    assert [(each.question, each.passed) for each in last.canaries] == [("Who else?", False)]
+    assert last.state == "ready"
+    assert member.standing().takes
+    following.cancel()
+
+
 async def test_without_a_plan_it_is_what_was_deployed_and_with_one_what_the_plan_has_as_its_goal(
     pinned: PinnedRelease, tiers: Tiers, tmp_path: Path
 ) -> None:
