@@ -101,7 +101,8 @@ class Replica:
         if await first_token(ours.around(engine), self.pinned.release):
             self._start.lap("first token")
         await self._member.prove(ours.around(engine), self.pinned)
-        self._tasks.append(asyncio.create_task(keep_announcing(self._start.report(), self._recorder)))
+        announcing = keep_announcing(self._start.report(), self._recorder, self.pinned.release)
+        self._tasks.append(asyncio.create_task(announcing))
         self._tasks.append(asyncio.create_task(self._member.follow(self.traffic)))
         admitting = replace(layer, admission=self.admission)
         return NamedByServe(self.traffic.around(admitting.around(engine)))
