@@ -1,14 +1,11 @@
 """A replica's side of a rollout: which release it takes, what it tells coordinator and routers, and when it goes."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from starlette.types import ASGIApp
 
 from rag_stack.api.traffic import Traffic
@@ -17,7 +14,7 @@ from rag_stack.config import Release
 from rag_stack.errors import ReleaseRefusedError
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.progress import CanaryResult
-from rag_stack.serving.prefixes import ADMIN_APP
+from rag_stack.serving.asking import AskAdmin
 from rag_stack.serving.rollout.canary import ask_canaries
 from rag_stack.serving.rollout.choice import Split, Standing
 from rag_stack.serving.rollout.coordinator import Assignment, Orders
@@ -28,7 +25,6 @@ from rag_stack.serving.rollout.tally import Report, State
 _ASSIGN_LIMIT_S: Final = 60.0
 _TELL_LIMIT_S: Final = 10.0
 _AGAIN_S: Final = 1.0
-_LOG: Final = logging.getLogger("ray.serve")
 
 
 class Coordinator(Protocol):
@@ -194,12 +190,11 @@ class ReleaseMember:
             self._starting.cancel()
 
 
-class AskAdmin:
-    """The coordinator behind a Serve handle. One that is absent is asked again; that is said once."""
+class AdminCoordinator:
+    """The coordinator in the admin application (`Coordinator`)."""
 
     def __init__(self) -> None:
-        self._handle: Any = None
-        self._silent = False
+        self._ask = AskAdmin(silence="the rollout's coordinator does not answer")
 
     async def assign(self, name: str) -> Assignment | None:
         """See ReleaseRollout.assign."""
@@ -211,28 +206,10 @@ class AskAdmin:
         orders: Orders | None = await self._ask("sync_release", name, report)
         return orders
 
-    async def _ask(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - each answers its own
-        response: Any = None
-        try:
-            self._handle = self._handle or await asyncio.to_thread(serve.get_app_handle, ADMIN_APP)
-            response = getattr(self._handle, method).remote(*arguments)
-            answer = await response
-        except asyncio.CancelledError:
-            if response is not None:
-                response.cancel()
-            raise
-        except (RayServeException, RayError) as exc:
-            if not self._silent:
-                _LOG.warning("the rollout's coordinator does not answer: %s", exc)
-            self._silent = True
-            return None
-        self._silent = False
-        return answer
-
 
 def member_of_this_replica() -> ReleaseMember:
     """The member for the Serve replica in whose process this runs."""
-    return ReleaseMember(serve.get_replica_context().replica_id.unique_id, AskAdmin())
+    return ReleaseMember(serve.get_replica_context().replica_id.unique_id, AdminCoordinator())
 
 
 @asynccontextmanager
