@@ -2,8 +2,10 @@
 
 A step of a `canary` ends well when all of these hold; if one fails for good, the rollout goes back, with the reason:
 
-    started    the new version has a ready replica, and has not failed to start three times
-    canaries   every canary question was answered as expected, before the new version gets any share
+    started    the new version has a ready replica, and has not failed to start three times; a start that Serve ends, to
+               scale down or because its node drains, has not failed
+    canaries   every canary question was answered as expected in this rollout, before the new version gets any share: by
+               the replica that starts, or by one of the new version that serves still
     errors     of the new version's answers in this step at most `max_error_rate` failed. It goes back as soon as so
                many have failed that `step_requests` answers could not make up for it
     ttft       the new version's median time to the first token in this step is at most `max_ttft_ratio` times the old

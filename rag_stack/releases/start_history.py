@@ -1,6 +1,7 @@
 """How long starts took, kept beside the artifacts: what the autoscaler looks ahead by and `Retry-After` is made of.
 
-One small object a release's name, `starts/<name>.json`, written by the application behind /v1/models alone.
+One small object a release's name, `starts/<name>.json`, written by the application behind /v1/models alone. Versions of
+the release that start alike share a label; each start is kept under that of the version that the replica took.
 """
 
 import hashlib

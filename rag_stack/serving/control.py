@@ -227,11 +227,14 @@ class ModelsServer:
         self._watch = WakeWatch(pinned, ask=partial(ask_serve, ENGINE_APP))
         self._watching = asyncio.create_task(self._watch.run())
 
-    async def keep_load(self, starter: Starter, card: dict[str, Any]) -> None:
-        """Take over what a replica, or the command that started this server, reports of its start."""
+    async def keep_load(self, starter: Starter, card: dict[str, Any], label: str = "") -> None:
+        """Take over what a replica, or the command that started this server, reports of its start.
+
+        A replica tells the label of the release that it took (`label_of`).
+        """
         self._starts.keep(starter, card)
-        if starter == "replica":
-            await self._watch.keep(card)
+        if label:
+            await self._watch.keep(card, label)
 
     async def outlook(self) -> dict[str, Any]:
         """What the waiting room has to know: the release, how the engine is, and in how many seconds it may serve."""
@@ -240,7 +243,7 @@ class ModelsServer:
         return {"release": release, "state": self._watch.state, "estimate_s": estimate_s}
 
     async def load_time(self) -> LoadTime | None:
-        """How long starts of this release take."""
+        """How long starts take of the release that serves, or was deployed."""
         return self._watch.load_time()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -101,7 +101,8 @@ class Replica:
         if await first_token(ours.around(engine), self.pinned.release):
             self._start.lap("first token")
         await self._member.prove(ours.around(engine), self.pinned)
-        self._tasks.append(asyncio.create_task(keep_announcing(self._start.report(), self._recorder)))
+        announcing = keep_announcing(self._start.report(), self._recorder, self.pinned.release)
+        self._tasks.append(asyncio.create_task(announcing))
         self._tasks.append(asyncio.create_task(self._member.follow(self.traffic)))
         admitting = replace(layer, admission=self.admission)
         return NamedByServe(self.traffic.around(admitting.around(engine)))
@@ -114,8 +115,9 @@ class Replica:
     async def close(self) -> None:
         """The end, once Serve has let the running answers finish: leave the others, stop, unmap, let go of pins.
 
-        The pins of models are the process's own, and go with it.
+        The pins of models are the process's own, and go with it. Serve asks for the end of a start, too.
         """
+        await self._member.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from rag_stack.metrics import Recorder
-from rag_stack.retrieval.rollout import Orders, Report
+from rag_stack.serving.asking import AskAdmin
 from rag_stack.serving.following.follow import Follower
 from rag_stack.serving.opening import OpenRetrieval
 from rag_stack.serving.prefixes import ADMIN_APP
@@ -17,34 +18,8 @@ from rag_stack.serving.prefixes import ADMIN_APP
 # A start is not held up by a coordinator that is absent; it joins when it appears.
 _JOIN_LIMIT_S: Final = 60.0
 _LEAVE_LIMIT_S: Final = 2.0
+_SILENCE: Final = "index versions stay as they are, the coordinator does not answer"
 _LOG: Final = logging.getLogger("ray.serve")
-
-
-class AskAdmin:
-    """The coordinator behind a Serve handle (`follow.Sync`). One that is absent is asked again; that is said once."""
-
-    def __init__(self) -> None:
-        self._handle: Any = None
-        self._silent = False
-
-    async def __call__(self, participant: str, report: Report, known: Orders | None) -> Orders | None:
-        """See Sync."""
-        response: Any = None
-        try:
-            self._handle = self._handle or await asyncio.to_thread(serve.get_app_handle, ADMIN_APP)
-            response = self._handle.sync.remote(participant, report, known)
-            orders: Orders = await response
-        except asyncio.CancelledError:
-            if response is not None:
-                response.cancel()
-            raise
-        except (RayServeException, RayError) as exc:
-            if not self._silent:
-                _LOG.warning("index versions stay as they are, the coordinator does not answer: %s", exc)
-            self._silent = True
-            return None
-        self._silent = False
-        return orders
 
 
 async def leave(follower: Follower) -> None:
@@ -70,7 +45,7 @@ async def follow(retrieval: OpenRetrieval, recorder: Recorder) -> Follower:
         retrieval.shelf,
         retrieval.tiers,
         serving=retrieval.following,
-        sync=AskAdmin(),
+        sync=partial(AskAdmin(silence=_SILENCE), "sync"),
         recorder=recorder,
     )
     await follower.join(timeout_s=_JOIN_LIMIT_S)

@@ -1,4 +1,7 @@
-"""A replica answers a release's canary questions before it takes any other: the whole way of a request, in process."""
+"""A replica answers a release's canary questions: the whole way of a request, in process.
+
+Before it takes any other; or beside them, where it served before the rollout began.
+"""
 
 import asyncio
 from collections.abc import Mapping, Sequence

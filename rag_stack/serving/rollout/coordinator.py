@@ -7,18 +7,19 @@ replicas and by Serve; until it is, nobody gets orders and everything stays as i
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 from rag_stack.config import Canary
 from rag_stack.errors import ArtifactError, RagStackError
 from rag_stack.releases.pinned import PinnedRelease
-from rag_stack.releases.plan import RolloutPlan, RolloutStore
+from rag_stack.releases.plan import FIRST_STEP, RolloutPlan, RolloutStore
 from rag_stack.releases.progress import MAX_FAILED_STARTS, CanaryResult, Evidence, Seen
 from rag_stack.releases.rollout import Rollout
 from rag_stack.serving.rollout.assignment import Live, Stage, release_for, split, surge, to_retire
 from rag_stack.serving.rollout.choice import Split
+from rag_stack.serving.rollout.served import Served, not_wanted
 from rag_stack.serving.rollout.tally import Report, Tally
 
 _TICK_S: Final = 0.5
@@ -32,31 +33,36 @@ _SILENT_S: Final = 30.0
 _REPORTS_PER_S: Final = 100.0
 _LOG: Final = logging.getLogger("ray.serve")
 
-ServeState: TypeAlias = Literal["starting", "running", "stopping"]
-
 
 class Replicas(Protocol):
-    """Asks Serve for the engine's replicas by name; None when it does not answer."""
+    """Asks Serve for the engine's replicas; None when it does not answer."""
 
-    def __call__(self) -> Awaitable[Mapping[str, ServeState] | None]: ...
+    def __call__(self) -> Awaitable[Served | None]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a replica is to be, and the questions that it has to answer before it takes any."""
+    """What a replica is to be, and the questions that it has to answer before it takes any: see `Orders`."""
 
     pinned: PinnedRelease
     canaries: tuple[Canary, ...] = ()
+    canaries_of_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a replica tells routers and autoscaler, whether it is to go, and when to ask again."""
+    """What a replica tells routers and autoscaler, whether it is to go, and when to ask again.
+
+    `canaries` are to be answered beside its work. They are those of the rollout that began at `canaries_of_s`, in Unix
+    seconds: a version may be applied twice, with other questions, and with other indexes behind it.
+    """
 
     split: Split
     surge: int
     retire: bool
     again_s: float
+    canaries: tuple[Canary, ...] = ()
+    canaries_of_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -96,7 +102,8 @@ class ReleaseRollout:
         self._plan: RolloutPlan | None = None
         self._loaded: dict[str, PinnedRelease] = {}
         self._members: dict[str, _Member] = {}
-        self._serve: Mapping[str, ServeState] = {}
+        self._serve = Served()
+        self._not_wanted: set[str] = set()
         self._retiring: set[str] = set()
         self._failed_starts: set[str] = set()
         self._canaries: tuple[CanaryResult, ...] = ()
@@ -153,7 +160,9 @@ class ReleaseRollout:
             self._hear(name, Report(release=version, state="starting"))
             self._moved_s = self._clock()
         proves = plan is not None and plan.state == "canary" and version == plan.new
-        return Assignment(pinned, plan.rollout.canaries if plan and proves else ())
+        if plan is None or not proves:
+            return Assignment(pinned)
+        return Assignment(pinned, plan.rollout.canaries, plan.began_s)
 
     def sync(self, name: str, report: Report) -> Orders | None:
         """Take a report; None until it is known what there is, and then nothing is to be changed."""
@@ -163,7 +172,10 @@ class ReleaseRollout:
         again_s = max(_TICK_S, len(self._members) / _REPORTS_PER_S)
         if not self._plan.running and not self._retiring:
             again_s *= 2
-        return Orders(self._split, self._surge, name in self._retiring, again_s)
+        orders = Orders(self._split, self._surge, name in self._retiring, again_s)
+        if not self._has_to_prove(self._plan, report, orders):
+            return orders
+        return replace(orders, canaries=self._plan.rollout.canaries, canaries_of_s=self._plan.began_s)
 
     def now(self) -> dict[str, Any]:
         """What is seen, for people: what is waited for, the shares as they are, the replicas of each version."""
@@ -244,31 +256,34 @@ class ReleaseRollout:
         if found is None:
             return
         self._asked_s = self._clock()
-        gone = self._serve.keys() - found.keys()
+        gone = self._serve.replicas.keys() - found.replicas.keys()
+        self._not_wanted |= not_wanted(self._serve, found, heard_of=self._members)
         self._serve = found
         for name in gone:
             self._forget(name)
+        self._not_wanted.intersection_update(found.replicas)
         # What was told by one that Serve has let go meanwhile.
-        self._retiring.intersection_update(found)
-        known = all(name in self._members for name, state in found.items() if state == "running")
+        self._retiring.intersection_update(found.replicas)
+        known = all(name in self._members for name, state in found.replicas.items() if state == "running")
         self._informed = self._informed or known or self._clock() - self._began_s > _SILENT_S
         self._measure()
 
     def _forget(self, name: str) -> None:
+        """One that is gone. Its start has failed where it was neither through nor told to stop."""
         member = self._members.pop(name, None)
         self._retiring.discard(name)
         self._tally.forget(name)
-        if member is None or member.report.state == "ready" or self._plan is None:
+        if member is None or member.report.state in ("ready", "stopped") or self._plan is None:
             return
-        if member.report.release == self._plan.new:
+        if name not in self._not_wanted and member.report.release == self._plan.new:
             self._failed_starts.add(name)
 
     def _measure(self) -> None:
         """How many serve without a rollout: those that there are when nothing has moved for a while, less the surge."""
-        count = sum(state != "stopping" for state in self._serve.values())
+        count = sum(state != "stopping" for state in self._serve.replicas.values())
         if count != self._count:
             self._count, self._moved_s = count, self._clock()
-        resting = all(state == "running" for state in self._serve.values()) and not self._retiring
+        resting = all(state == "running" for state in self._serve.replicas.values()) and not self._retiring
         undisturbed = not self._surge and not self._retiring
         if undisturbed or (resting and self._clock() - self._moved_s >= _SETTLED_S):
             self._base = count - self._surge
@@ -279,9 +294,15 @@ class ReleaseRollout:
         if report.retiring:
             self._retiring.add(name)
         if self._plan is not None and report.release == self._plan.new:
-            self._canaries = report.canaries or self._canaries
+            if report.canaries_of_s == self._plan.began_s:
+                self._canaries = report.canaries or self._canaries
             if report.state == "failed":
                 self._failed_starts.add(name)
+
+    def _has_to_prove(self, plan: RolloutPlan, report: Report, orders: Orders) -> bool:
+        """Whether a replica of the new version that was ready before this rollout is asked what starting ones are."""
+        waits = plan.state == "canary" and plan.step == FIRST_STEP and not self._canaries
+        return waits and report.release == plan.new and report.state == "ready" and not orders.retire
 
     async def _advance(self, plan: RolloutPlan) -> None:
         """Move the plan by what was seen. Without any replica the next start has to show what the release is like.
@@ -344,10 +365,12 @@ class ReleaseRollout:
         return live
 
     def _stage(self, name: str, member: _Member) -> Stage | None:
-        state = self._serve.get(name)
+        state = self._serve.replicas.get(name)
         if state == "stopping":
             return "stopping"
-        if member.report.state == "failed" or (state is None and self._clock() - member.heard_s > _SILENT_S):
+        if member.report.state in ("failed", "stopped") or (
+            state is None and self._clock() - member.heard_s > _SILENT_S
+        ):
             return None
         if name in self._retiring and state == "running":
             return "retiring"

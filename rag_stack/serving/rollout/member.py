@@ -1,23 +1,20 @@
 """A replica's side of a rollout: which release it takes, what it tells coordinator and routers, and when it goes."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from starlette.types import ASGIApp
 
 from rag_stack.api.traffic import Traffic
 from rag_stack.artifacts.tiers import Tiers
-from rag_stack.config import Canary
+from rag_stack.config import Release
 from rag_stack.errors import ReleaseRefusedError
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.progress import CanaryResult
-from rag_stack.serving.prefixes import ADMIN_APP
+from rag_stack.serving.asking import AskAdmin
 from rag_stack.serving.rollout.canary import ask_canaries
 from rag_stack.serving.rollout.choice import Split, Standing
 from rag_stack.serving.rollout.coordinator import Assignment, Orders
@@ -28,7 +25,6 @@ from rag_stack.serving.rollout.tally import Report, State
 _ASSIGN_LIMIT_S: Final = 60.0
 _TELL_LIMIT_S: Final = 10.0
 _AGAIN_S: Final = 1.0
-_LOG: Final = logging.getLogger("ray.serve")
 
 
 class Coordinator(Protocol):
@@ -46,8 +42,12 @@ class ReleaseMember:
         self.name = name
         self._coordinator = coordinator
         self._release = ""
-        self._canaries: Sequence[Canary] = ()
+        self._assignment: Assignment | None = None
         self._results: tuple[CanaryResult, ...] = ()
+        self._results_of_s = 0.0
+        self._proves: tuple[ASGIApp, Release] | None = None
+        self._proving_of_s = 0.0
+        self._proving: asyncio.Task[None] | None = None
         self._state: State = "starting"
         self._orders: Orders | None = None
         self._retiring = False
@@ -60,29 +60,53 @@ class ReleaseMember:
         assignment = await self._assigned()
         if assignment is None:
             assignment = Assignment(await asyncio.to_thread(release_goal, deployed, tiers))
-        self._release, self._canaries = assignment.pinned.version, assignment.canaries
+        self._release, self._assignment = assignment.pinned.version, assignment
         # A start takes a minute or more, and the coordinator is to know that it goes on.
         self._starting = asyncio.create_task(self._keep_telling())
         return assignment.pinned
 
     async def prove(self, app: ASGIApp, pinned: PinnedRelease) -> None:
-        """Answer the canary questions, by an app that asks for no key. Raises ReleaseRefusedError when one fails."""
-        self._results = await ask_canaries(app, pinned.release, self._canaries)
+        """Answer the canary questions, by an app that asks for no key. Raises ReleaseRefusedError when one fails.
+
+        The app answers those of later rollouts to this release, too; what fails then is told and ends nothing.
+        """
+        self._proves = (app, pinned.release)
+        if self._assignment is not None:
+            await self._answer(self._assignment)
         wrong = next((each for each in self._results if not each.passed), None)
         if wrong is not None:
             raise ReleaseRefusedError(f"{pinned.version}: canary question {wrong.question!r}: {wrong.detail}")
 
     async def fail(self, reason: str) -> None:
-        """Tell the coordinator that this replica does not start: the results of its canaries, too, if it has any."""
+        """Tell the coordinator that this replica does not start: the results of its canaries, too, if it has any.
+
+        What breaks because the replica was told to stop is no failure.
+        """
+        if self._state == "stopped":
+            return
         self._state = "failed"
         self._end_starting()
         await self._sync(reason)
 
+    async def stop(self) -> None:
+        """Serve ends this replica. Where it is still on its start, the coordinator hears that nothing has failed."""
+        if self._state != "starting":
+            return
+        self._state = "stopped"
+        self._end_starting()
+        await self._sync()
+
     async def follow(self, traffic: Traffic) -> None:
         """Tell how it goes and take orders, until cancelled. The replica takes requests from now on."""
+        if self._state == "stopped":
+            return
         self._end_starting()
         self._traffic, self._state = traffic, "ready"
-        await self._keep_telling()
+        try:
+            await self._keep_telling()
+        finally:
+            if self._proving is not None:
+                self._proving.cancel()
 
     async def check_health(self) -> None:
         """Raise when this replica has been retired: Serve then drains it, and starts another in its place."""
@@ -128,6 +152,24 @@ class ReleaseMember:
             self._orders = orders
             # Once told to go it goes, whatever is said later: Serve may have seen it fail already.
             self._retiring |= orders.retire
+            self._prove_again(orders)
+
+    def _prove_again(self, orders: Orders) -> None:
+        """Begin to answer what is asked beside the work, once a rollout; again if that came to nothing."""
+        asks = bool(orders.canaries) and orders.canaries_of_s != self._results_of_s
+        under_way = self._proving is not None and not self._proving.done()
+        if not asks or (under_way and orders.canaries_of_s == self._proving_of_s):
+            return
+        if self._proving is not None:
+            self._proving.cancel()
+        self._proving_of_s = orders.canaries_of_s
+        self._proving = asyncio.create_task(self._answer(orders))
+
+    async def _answer(self, asked: Assignment | Orders) -> None:
+        if self._proves is None:
+            return
+        results = await ask_canaries(*self._proves, asked.canaries)
+        self._results, self._results_of_s = results, asked.canaries_of_s
 
     def _report(self, reason: str) -> Report:
         seen = self._traffic.snapshot() if self._traffic else None
@@ -139,6 +181,7 @@ class ReleaseMember:
             failed=seen.failed if seen else 0,
             ttft_s=_after(self._told_ttft_s, seen.ttft_s) if seen else (),
             canaries=self._results,
+            canaries_of_s=self._results_of_s,
             reason=reason,
         )
 
@@ -147,12 +190,11 @@ class ReleaseMember:
             self._starting.cancel()
 
 
-class AskAdmin:
-    """The coordinator behind a Serve handle. One that is absent is asked again; that is said once."""
+class AdminCoordinator:
+    """The coordinator in the admin application (`Coordinator`)."""
 
     def __init__(self) -> None:
-        self._handle: Any = None
-        self._silent = False
+        self._ask = AskAdmin(silence="the rollout's coordinator does not answer")
 
     async def assign(self, name: str) -> Assignment | None:
         """See ReleaseRollout.assign."""
@@ -164,28 +206,10 @@ class AskAdmin:
         orders: Orders | None = await self._ask("sync_release", name, report)
         return orders
 
-    async def _ask(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - each answers its own
-        response: Any = None
-        try:
-            self._handle = self._handle or await asyncio.to_thread(serve.get_app_handle, ADMIN_APP)
-            response = getattr(self._handle, method).remote(*arguments)
-            answer = await response
-        except asyncio.CancelledError:
-            if response is not None:
-                response.cancel()
-            raise
-        except (RayServeException, RayError) as exc:
-            if not self._silent:
-                _LOG.warning("the rollout's coordinator does not answer: %s", exc)
-            self._silent = True
-            return None
-        self._silent = False
-        return answer
-
 
 def member_of_this_replica() -> ReleaseMember:
     """The member for the Serve replica in whose process this runs."""
-    return ReleaseMember(serve.get_replica_context().replica_id.unique_id, AskAdmin())
+    return ReleaseMember(serve.get_replica_context().replica_id.unique_id, AdminCoordinator())
 
 
 @asynccontextmanager

@@ -8,14 +8,16 @@ from typing import Final, Literal, TypeAlias
 from rag_stack.releases.progress import CanaryResult
 
 _KEPT: Final = 2048
-State: TypeAlias = Literal["starting", "ready", "failed"]
+# A start ends as `ready`, or as `failed`; or `stopped`, where Serve wanted no replica there any more.
+State: TypeAlias = Literal["starting", "ready", "failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A replica tells where it is. `answered`, which includes the `failed`, counts since its start.
 
-    `ttft_s` are the times to the first token that it has not told before.
+    `ttft_s` are the times to the first token that it has not told before. `canaries` are its last answers, to the
+    questions of the rollout that began at `canaries_of_s`, in Unix seconds.
     """
 
     release: str
@@ -25,6 +27,7 @@ class Report:
     failed: int = 0
     ttft_s: tuple[float, ...] = ()
     canaries: tuple[CanaryResult, ...] = ()
+    canaries_of_s: float = 0.0
     reason: str = ""
 
 

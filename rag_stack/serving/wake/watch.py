@@ -101,9 +101,13 @@ class WakeWatch:
         elif self._starting_since_s is None:
             self._starting_since_s = now_s
 
-    async def keep(self, card: Mapping[str, Any]) -> None:
-        """Keep a replica's start, when it is new."""
-        start = Start(self._label, tier_of(card), float(card["ready_at"]), float(card["seconds"]))
+    async def keep(self, card: Mapping[str, Any], label: str) -> None:
+        """Keep a replica's start, when it is new, under the label of the release that it took (`label_of`).
+
+        What is told of starts is from then on of that release: a replica tells again and again, so it is what serves.
+        """
+        self._label = label
+        start = Start(label, tier_of(card), float(card["ready_at"]), float(card["seconds"]))
         history = self._history.with_start(start)
         if history is self._history:
             return
@@ -123,7 +127,10 @@ class WakeWatch:
         return self._told.state
 
     def load_time(self) -> LoadTime | None:
-        """How long starts of this release took, from where the last one had its weights."""
+        """How long starts took, from where the last one had its weights.
+
+        Of the release that served last; of the one that was deployed until a replica has told.
+        """
         return self._history.load_time(self._label)
 
     def estimate_s(self, *, now_s: float) -> float:

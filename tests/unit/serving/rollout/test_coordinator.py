@@ -1,6 +1,7 @@
 """The coordinator with a real plan in a real store, and a fleet that behaves as Serve and its replicas do."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from rag_stack.releases.plan import RolloutPlan, RolloutStore
 from rag_stack.releases.progress import CanaryResult
 from rag_stack.releases.published import load
 from rag_stack.releases.rollout import Rollout
-from rag_stack.serving.rollout.coordinator import Orders, ReleaseRollout, ServeState
-from rag_stack.serving.rollout.tally import Report
+from rag_stack.serving.rollout.coordinator import Assignment, Orders, ReleaseRollout
+from rag_stack.serving.rollout.served import Served, ServeState
+from rag_stack.serving.rollout.tally import Report, State
 
 ROLLOUT = {"steps": [0.25, 0.5, 1.0], "step_requests": 10, "step_s": 2, "limit_s": 600}
 
@@ -77,6 +79,13 @@ class World:
                 return self.plan()
         raise AssertionError(f"still {self.plan()}, waits for {self.coordinator.waits_for}")
 
+    async def until_starting(self, pinned: PinnedRelease) -> list[str]:
+        for _ in range(20):
+            await self.turn()
+            if starting := [name for name in self.fleet.starting(pinned.version) if name in self.fleet.seen]:
+                return starting
+        raise AssertionError(f"none starts, {self.plan()}")
+
 
 class Fleet:
     """Starts replicas up to the target and the surge that it hears of; one that is retired stops, and is replaced."""
@@ -89,11 +98,17 @@ class Fleet:
         self.report: dict[str, Report] = {}
         self.orders: dict[str, Orders] = {}
         self.bad: dict[str, str] = {}
+        self.slow: set[str] = set()
+        self.asked: list[str] = []
+        self.seen: set[str] = set()
+        self.assigned: dict[str, Assignment] = {}
+        self.wanted = target
         self.fewest = target
         self.most = 0
 
-    async def states(self) -> Mapping[str, ServeState]:
-        return dict(self.serve)
+    async def states(self) -> Served:
+        self.seen = {name for name in self.serve if name in self.assigned}
+        return Served(dict(self.serve), self.wanted)
 
     def running(self) -> list[str]:
         return [name for name, state in self.serve.items() if state == "running"]
@@ -108,7 +123,7 @@ class Fleet:
             await self._start(name, coordinator)
         self._report(coordinator)
         surge = max((each.surge for name, each in self.orders.items() if name in self.running()), default=0)
-        wanted = self.target + surge if self.target else 0
+        wanted = self.wanted = self.target + surge if self.target else 0
         live = [name for name, state in self.serve.items() if state != "stopping"]
         for name in sorted(live, key=lambda name: self.serve[name] != "starting")[: max(0, len(live) - wanted)]:
             self.serve[name] = "stopping"
@@ -118,20 +133,31 @@ class Fleet:
         self.most = max(self.most, sum(state != "stopping" for state in self.serve.values()))
 
     async def _start(self, name: str, coordinator: ReleaseRollout) -> None:
-        assignment = await coordinator.assign(name)
+        if name not in self.assigned:
+            self.assigned[name] = await coordinator.assign(name)
+        assignment = self.assigned[name]
         version = self.release[name] = assignment.pinned.version
+        if version in self.slow:
+            return
         canaries = tuple(
             CanaryResult(question=each.question, passed=self.bad.get(version) != "canary")
             for each in assignment.canaries
         )
         fails = self.bad.get(version) == "start" or not all(each.passed for each in canaries)
-        self.report[name] = Report(release=version, state="failed" if fails else "ready", canaries=canaries)
+        state: State = "failed" if fails else "ready"
+        self.report[name] = Report(
+            release=version, state=state, canaries=canaries, canaries_of_s=assignment.canaries_of_s
+        )
         self.orders.pop(name, None)
         if fails:
             coordinator.sync(name, self.report[name])
             del self.serve[name]
         else:
             self.serve[name] = "running"
+
+    def starting(self, version: str) -> list[str]:
+        """Those that have taken a version and have not come up."""
+        return [name for name, state in self.serve.items() if state == "starting" and self.release.get(name) == version]
 
     def _report(self, coordinator: ReleaseRollout) -> None:
         for name in self.running():
@@ -145,10 +171,15 @@ class Fleet:
                 failed=failed,
                 ttft_s=(0.5 if bad == "slow" else 0.1,) * 5,
                 canaries=last.canaries,
+                canaries_of_s=last.canaries_of_s,
             )
             orders = coordinator.sync(name, self.report[name])
             if orders is not None:
                 self.orders[name] = orders
+            if orders is not None and orders.canaries:
+                self.asked.append(name)
+                answers = tuple(CanaryResult(question=each.question, passed=bad is None) for each in orders.canaries)
+                self.report[name] = replace(self.report[name], canaries=answers, canaries_of_s=orders.canaries_of_s)
             if orders is not None and orders.retire:
                 self.serve[name] = "stopping"
         ready = [name for name in self.running() if not (name in self.orders and self.orders[name].retire)]
@@ -192,6 +223,85 @@ async def test_a_bad_release_goes_back_by_itself(tmp_path: Path, bad: str, reaso
     assert (world.fleet.fewest, world.fleet.most) == (2, 3)
 
 
+def scaled_down(world: World, name: str) -> None:
+    """Serve stops those that start first."""
+    world.fleet.target -= 1
+
+
+def drained(world: World, name: str) -> None:
+    """Its node goes: it hears of that, and tells; another one is wanted in its place."""
+    world.coordinator.sync(name, Report(release=world.fleet.release[name], state="stopped"))
+    world.fleet.serve[name] = "stopping"
+
+
+@pytest.mark.parametrize("stop", [scaled_down, drained])
+async def test_a_start_that_was_told_to_stop_has_not_failed(tmp_path: Path, stop: Callable[[World, str], None]) -> None:
+    world = World(tmp_path, replicas=2)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be brief.")
+    world.fleet.slow.add(new.version)
+    for _ in range(4):
+        starting = await world.until_starting(new)
+        stop(world, starting[0])
+        for _ in range(3):
+            await world.turn()
+        assert starting[0] not in world.fleet.serve
+        world.fleet.target = 2
+    assert world.plan().state == "canary"
+    world.fleet.slow.clear()
+    plan = await world.until_steady()
+    assert (plan.old, plan.ended[-1].outcome) == (new.version, "promoted")
+
+
+def dies(world: World, name: str) -> None:
+    """Its process is gone, without a word."""
+    del world.fleet.serve[name]
+
+
+def fails_while_scaled_down(world: World, name: str) -> None:
+    """It tells that it does not start; and Serve wants one less."""
+    world.coordinator.sync(name, Report(release=world.fleet.release[name], state="failed"))
+    world.fleet.target -= 1
+
+
+@pytest.mark.parametrize("end", [dies, fails_while_scaled_down])
+async def test_a_version_whose_starts_fail_goes_back_whatever_else_is_stopped(
+    tmp_path: Path, end: Callable[[World, str], None]
+) -> None:
+    world = World(tmp_path, replicas=2)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be wrong.")
+    world.fleet.slow.add(new.version)
+    for _ in range(3):
+        assert world.plan().state == "canary"
+        starting = await world.until_starting(new)
+        end(world, starting[0])
+        for _ in range(3):
+            await world.turn()
+        assert starting[0] not in world.fleet.serve
+        world.fleet.target = 2
+    plan = await world.until_steady()
+    assert "failed to start 3 times" in plan.ended[-1].reason
+
+
+async def test_of_two_starts_that_end_when_one_less_is_wanted_one_has_failed(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=0)
+    await world.turn()
+    new = world.apply("Be wrong.")
+    for number in range(3):
+        names = (f"{number}a", f"{number}b")
+        world.fleet.serve, world.fleet.wanted = dict.fromkeys(names, "starting"), 2
+        await world.coordinator.tick()
+        for name in names:
+            world.coordinator.sync(name, Report(release=new.version, state="starting"))
+        assert world.plan().state == "canary"
+        world.fleet.serve, world.fleet.wanted = {}, 1
+        await world.coordinator.tick()
+    assert "failed to start 3 times" in world.plan().reason
+
+
 async def test_a_failed_canary_goes_back_before_anybody_was_asked(tmp_path: Path) -> None:
     world = World(tmp_path, replicas=1, rollout={**ROLLOUT, "canaries": [{"question": "Who?"}]})
     for _ in range(6):
@@ -210,6 +320,56 @@ async def test_canaries_are_asked_of_the_new_release_alone(tmp_path: Path) -> No
     world.apply("Be brief.")
     await world.turn()
     assert [each.question for each in (await world.coordinator.assign("b")).canaries] == ["Who?"]
+
+
+CANARIES = {**ROLLOUT, "canaries": [{"question": "Who?"}]}
+
+
+async def applied_again(world: World) -> None:
+    """What is deployed, a new version in its place at once, and it again while replicas of it still serve."""
+    for _ in range(6):
+        await world.turn()
+    prompt = world.release.prompt.model_copy(update={"system": "Be brief."})
+    world.rollout.apply(pin(world.release.model_copy(update={"prompt": prompt}), world.tiers), at_once=True)
+    for _ in range(4):
+        await world.turn()
+    assert len(set(world.fleet.releases())) == 2
+    world.rollout.apply(world.deployed, replacing=True)
+
+
+async def test_a_version_that_serves_still_is_asked_its_canaries_where_it_serves(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=2, rollout=CANARIES)
+    await applied_again(world)
+    plan = await world.until_steady()
+    assert (plan.old, plan.ended[-1].outcome) == (world.deployed.version, "promoted")
+    assert len(world.fleet.asked) == 1, "one that runs answers for all, once"
+
+
+async def test_a_version_that_serves_still_goes_back_when_it_answers_a_canary_wrong(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=2, rollout=CANARIES)
+    world.fleet.bad[world.deployed.version] = "canary"
+    await applied_again(world)
+    plan = await world.until_steady()
+    assert (plan.ended[-1].outcome, plan.ended[-1].step) == ("rolled_back", -1)
+    assert "Who?" in plan.ended[-1].reason
+
+
+async def test_what_a_replica_answered_in_another_rollout_says_nothing_of_this_one(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=1, rollout=CANARIES)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be brief.")
+    await world.turn()
+    old = Report(
+        release=new.version,
+        state="ready",
+        canaries=(CanaryResult(question="Who?", passed=False),),
+        canaries_of_s=world.plan().began_s - 1.0,
+    )
+    orders = world.coordinator.sync("from before", old)
+    assert orders is not None
+    assert ([each.question for each in orders.canaries], orders.canaries_of_s) == (["Who?"], world.plan().began_s)
+    assert (await world.until_steady()).old == new.version
 
 
 async def test_at_zero_replicas_the_rollout_waits_for_the_next_start_which_takes_it(

@@ -108,6 +108,28 @@ async def test_a_failed_canary_is_told_before_the_start_fails(
     assert [each.passed for each in last.canaries] == [False]
 
 
+async def test_one_that_serves_answers_the_canaries_of_a_later_rollout_and_goes_on_serving(
+    pinned: PinnedRelease, tiers: Tiers, engine: Starlette, tmp_path: Path
+) -> None:
+    told = Told(Assignment(pinned, (Canary(question="Who?"),), 1.0))
+    told.orders = Orders(Split(), surge=0, retire=False, again_s=0.01)
+    member = ReleaseMember("a", told)
+    await member.take(pinned, tiers)
+    await member.prove(build_layer(engine, tmp_path / "indexes"), pinned)
+    following = asyncio.create_task(member.follow(Traffic(ttft_target_s=1.0)))
+    while (await told.next_report()).canaries_of_s != 1.0:
+        pass
+    assert [each.passed for each in told.reports[-1].canaries] == [True]
+    wrong = Canary(question="Who else?", answer_contains="nobody says this")
+    told.orders = Orders(Split(), surge=0, retire=False, again_s=0.01, canaries=(wrong,), canaries_of_s=2.0)
+    while (last := await told.next_report()).canaries_of_s != 2.0:
+        assert [each.question for each in last.canaries] == ["Who?"]
+    assert [(each.question, each.passed) for each in last.canaries] == [("Who else?", False)]
+    assert last.state == "ready"
+    assert member.standing().takes
+    following.cancel()
+
+
 async def test_without_a_plan_it_is_what_was_deployed_and_with_one_what_the_plan_has_as_its_goal(
     pinned: PinnedRelease, tiers: Tiers, tmp_path: Path
 ) -> None:
@@ -119,3 +141,29 @@ async def test_without_a_plan_it_is_what_was_deployed_and_with_one_what_the_plan
     goal = release_goal(pinned, tiers)
     assert (goal.version, goal.release.prompt.system) == (following.version, "Answer briefly.")
     assert release_goal(pinned, tiers, serving=goal) == goal
+
+
+async def test_a_start_that_serve_ends_is_told_as_stopped_and_what_breaks_then_is_no_failure(
+    pinned: PinnedRelease, tiers: Tiers
+) -> None:
+    told = Told(Assignment(pinned))
+    member = ReleaseMember("a", told)
+    await member.take(pinned, tiers)
+    await member.stop()
+    with pytest.raises(RuntimeError):
+        async with telling_failure(member):
+            raise RuntimeError("the engine was shut down")
+    await member.follow(Traffic(ttft_target_s=1.0))
+    assert told.reports[-1].state == "stopped"
+    assert not member.standing().takes
+
+
+async def test_a_start_that_failed_stays_failed_when_serve_ends_it(pinned: PinnedRelease, tiers: Tiers) -> None:
+    told = Told(Assignment(pinned))
+    member = ReleaseMember("a", told)
+    await member.take(pinned, tiers)
+    with pytest.raises(RuntimeError):
+        async with telling_failure(member):
+            raise RuntimeError("no memory")
+    await member.stop()
+    assert told.reports[-1].state == "failed"

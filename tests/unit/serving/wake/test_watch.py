@@ -4,13 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from rag_stack.artifacts.object_store import open_store
 from rag_stack.config import Release
 from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.releases.start_history import label_of, read_history
 from rag_stack.serving.wake.watch import EngineTold, WakeWatch
 
 ASLEEP = EngineTold(0, 0, failed=False)
 STARTING = EngineTold(0, 1, failed=False)
 READY = EngineTold(1, 1, failed=False)
+RELEASE = {"name": "r", "model": {"name": "m"}, "embedder": {"name": "e"}}
+LABEL = label_of(Release.model_validate(RELEASE))
 
 
 @pytest.fixture
@@ -19,8 +23,8 @@ def watch(tmp_path: Path) -> WakeWatch:
 
 
 def _watch(root: Path) -> WakeWatch:
-    told = {"name": "r", "model": {"name": "m"}, "embedder": {"name": "e"}, "artifacts": {"root": f"file://{root}"}}
-    pinned = PinnedRelease(release=Release.model_validate(told), created_at=0)
+    release = Release.model_validate({**RELEASE, "artifacts": {"root": f"file://{root}"}})
+    pinned = PinnedRelease(release=release, created_at=0)
     return WakeWatch(pinned, ask=lambda: ASLEEP)
 
 
@@ -40,7 +44,7 @@ def test_the_state_is_one_word(watch: WakeWatch, told: EngineTold, state: str) -
 async def test_the_estimate_runs_down_while_it_starts(watch: WakeWatch) -> None:
     assert watch.estimate_s(now_s=0) == 60.0
     for number, seconds in enumerate((10.0, 20.0, 40.0)):
-        await watch.keep(card(number, seconds))
+        await watch.keep(card(number, seconds), LABEL)
     assert watch.card() == {"state": "asleep", "estimate_seconds": 20.0, "start_seconds": {"p50": 20.0, "p90": 40.0}}
     watch.see(STARTING, now_s=100)
     watch.see(STARTING, now_s=105)
@@ -52,8 +56,21 @@ async def test_the_estimate_runs_down_while_it_starts(watch: WakeWatch) -> None:
     assert watch.estimate_s(now_s=300) == 20.0
 
 
+async def test_a_start_is_kept_under_what_the_replica_took_and_the_estimate_is_of_what_serves(
+    watch: WakeWatch, tmp_path: Path
+) -> None:
+    """A release that was rolled out starts as fast as it does, and says nothing of the one that was deployed."""
+    await watch.keep(card(1, 12.5), LABEL)
+    await watch.keep(card(2, 90.0), "rolled out")
+    kept = read_history(open_store(f"file://{tmp_path}"), "r")
+    assert [(each.label, each.seconds) for each in kept.starts] == [(LABEL, 12.5), ("rolled out", 90.0)]
+    assert watch.estimate_s(now_s=0) == 90.0
+    await watch.keep(card(1, 12.5), LABEL)
+    assert watch.estimate_s(now_s=0) == 12.5, "it was taken back, and those of the old one tell again"
+
+
 async def test_another_process_knows_what_this_one_was_told(watch: WakeWatch, tmp_path: Path) -> None:
-    await watch.keep(card(1, 12.5))
+    await watch.keep(card(1, 12.5), LABEL)
     other = _watch(tmp_path)
     await other.read()
     assert other.load_time() == watch.load_time() is not None
@@ -62,8 +79,8 @@ async def test_another_process_knows_what_this_one_was_told(watch: WakeWatch, tm
 async def test_a_start_that_is_told_before_the_history_is_read_does_not_replace_it(
     watch: WakeWatch, tmp_path: Path
 ) -> None:
-    await watch.keep(card(1, 12.5))
-    await _watch(tmp_path).keep(card(2, 20.0))
+    await watch.keep(card(1, 12.5), LABEL)
+    await _watch(tmp_path).keep(card(2, 20.0), LABEL)
     newest = _watch(tmp_path)
     await newest.read()
     known = newest.load_time()
