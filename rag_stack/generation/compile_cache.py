@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,7 @@ from rag_stack.config import Release
 
 _ROOT: Final = "VLLM_CACHE_ROOT"
 _FOLDER: Final = "compiled"
+_CLASSES: Final = "modelinfos"  # as vLLM calls it
 
 
 def keep_compiled(release: Release, environ: MutableMapping[str, str] = os.environ) -> Path:
@@ -18,10 +20,21 @@ def keep_compiled(release: Release, environ: MutableMapping[str, str] = os.envir
 
     It survives the process and, with the node's cache, the pod: torch.compile's output, which takes minutes, and with
     compilation off still what vLLM finds out about a model's class in a process of its own. Megabytes. vLLM keys what
-    is in it by its own version and settings; two releases whose settings differ have a directory each.
+    is in it by its own version and settings; two releases whose settings differ have a directory each, but one for
+    what is known of models' classes, which only vLLM's own version changes: to find it out takes a Python that imports
+    vLLM.
     """
-    cache = Path(environ.get("RAG_STACK_CACHE") or release.artifacts.cache).absolute()
-    return Path(environ.setdefault(_ROOT, str(cache / _FOLDER / settings_key(release))))
+    if _ROOT in environ:
+        return Path(environ[_ROOT])
+    compiled = Path(environ.get("RAG_STACK_CACHE") or release.artifacts.cache).absolute() / _FOLDER
+    root = compiled / settings_key(release)
+    # Without them vLLM begins with nothing known, and goes on.
+    with suppress(OSError):
+        (compiled / _CLASSES).mkdir(parents=True, exist_ok=True)
+        root.mkdir(exist_ok=True)
+        (root / _CLASSES).symlink_to(Path("..", _CLASSES), target_is_directory=True)
+    environ[_ROOT] = str(root)
+    return root
 
 
 def settings_key(release: Release) -> str:

@@ -24,6 +24,21 @@ def test_a_node_that_keeps_its_cache_elsewhere_says_so(tmp_path: Path) -> None:
     assert keep_compiled(release(), environ).parent == tmp_path / "compiled"
 
 
+def test_what_is_known_of_models_classes_is_shared(tmp_path: Path) -> None:
+    artifacts = ArtifactsConfig(cache=tmp_path)
+    one = keep_compiled(release(artifacts=artifacts), {})
+    (one / "modelinfos" / "llama.json").write_text("known")
+    other = keep_compiled(release(artifacts=artifacts, engine={"max_model_len": 512}), {})
+    assert other != one
+    assert (other / "modelinfos" / "llama.json").read_text() == "known"
+    assert keep_compiled(release(artifacts=artifacts), {}) == one
+
+
+def test_a_directory_that_cannot_be_made_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "compiled").write_text("in the way")
+    assert keep_compiled(release(artifacts=ArtifactsConfig(cache=tmp_path)), {}).parent == tmp_path / "compiled"
+
+
 def test_what_the_user_has_set_stays() -> None:
     environ = {"VLLM_CACHE_ROOT": "/mine"}
     assert keep_compiled(release(), environ) == Path("/mine")
