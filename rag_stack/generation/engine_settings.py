@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import logging
 import platform
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ _LOADER_PACKAGES = {
     "tensorizer": "tensorizer",
     "torchao": "torchao",
 }
+_LOG = logging.getLogger(__name__)
 # vLLM 0.29 without `max_num_seqs`: 128 on a CPU, 256 or 1024 on a GPU, by its memory.
 _LEAST_SEQUENCES = 128
 # What times an engine's start, in place of vLLM's own worker; named and not imported, since it is the worker's process
@@ -88,20 +90,23 @@ def on_this_node(engine: Mapping[str, Any]) -> dict[str, Any]:
     """A release's settings, with the `dtype` that vLLM's `auto` would not find. Imports vLLM: seconds.
 
     On every x86 CPU that is bfloat16. Where the CPU has no instructions for it, a prompt takes some five times as long
-    as in float32 (576 tokens on two cores of Zen 3: 14 s against 3). A `dtype` that the release names is kept.
+    as in float32 (576 tokens on two cores of Zen 3: 14 s against 3); weights, keys and values take twice the memory in
+    that. What the release names as its `dtype` is kept, and a quantized model's is its own.
     """
     from vllm.platforms import current_platform
 
-    if engine.get("dtype", "auto") != "auto" or not current_platform.is_cpu() or _computes_bfloat16():
+    chosen = engine.get("dtype", "auto") != "auto" or engine.get("quantization")
+    if chosen or not current_platform.is_cpu() or _computes_bfloat16():
         return dict(engine)
+    _LOG.info("this CPU has no bfloat16 instructions: the engine computes in float32, unless `engine.dtype` is given")
     return {**engine, "dtype": "float32"}
 
 
 def _computes_bfloat16() -> bool:
-    """Whether oneDNN, which multiplies the matrices, does so in bfloat16 on this CPU; on Arm it does not say."""
+    """By the test by which vLLM picks its own kernels; Arm has those for either."""
     import torch
 
-    return platform.machine() not in ("x86_64", "AMD64") or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return platform.machine() not in ("x86_64", "AMD64") or bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def loader_name(load_config: object) -> str:
