@@ -32,7 +32,9 @@ from rag_stack.metrics import ADMISSION_QUEUE, ADMISSION_REFUSED, ADMISSION_TOKE
 
 Reason = Literal["full", "pushed out", "late", "engine"]
 # Who came to the waiting room so long after a replica's first request was not held for its start. Nodes' clocks are
-# less apart, and the room is told of a replica a moment after the replica serves.
+# less apart, and the room is told of a replica a moment after the replica serves. With a head whose clock is ahead by
+# more, part of the crowd seems to come late and may get 429; with one that is behind by more, what comes so much later
+# waits without a deadline too. Either ends by itself: what comes when the room knows the replica does not pass there.
 _HELD_WITHIN_S: Final = 3.0
 # The share of the target that may pass before the first token leaves here.
 _MOST: Final = 0.75
@@ -43,8 +45,8 @@ class Limits:
     """What one replica takes on.
 
     `slots` sequences run, `queue` requests with `waiting_tokens` together wait, and beside them `held` of those that
-    were held for its start, for `held_s` at most. `target_s` is the time to the first token that is aimed at. Who waits
-    hears something every `heartbeat_s`.
+    were held for its start, for `held_s` at most. `target_s` is the time to the first token that is aimed at. A client
+    that does not say how long it waits hears something every `heartbeat_s`.
     """
 
     slots: int
@@ -71,10 +73,15 @@ class AdmissionSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A sign of life, to be sent every so often while a request waits."""
+    """A sign of life, to be sent `every_s` while a request waits.
+
+    It is also an answer's beginning, and nobody who has heard it can be refused with a status. Who may still be refused
+    for coming too late hears it after `quiet_s` first, when its client will not wait much longer for anything.
+    """
 
     send: Callable[[], Awaitable[None]]
     every_s: float
+    quiet_s: float
 
 
 class Turn:
@@ -85,7 +92,7 @@ class Turn:
         self.arrived_s = clock()
         self.waited_s = waited_s
         self.began_s = 0.0
-        self.held = False
+        self.queued = self.held = False
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.given_up: asyncio.Future[RagStackError] = loop.create_future()
@@ -140,7 +147,7 @@ class Admission:
 
     @property
     def heartbeat_s(self) -> float:
-        """Who waits hears something this often."""
+        """A client that does not say how long it waits hears something this often."""
         return self._limits.heartbeat_s
 
     def set_slots(self, slots: int) -> None:
@@ -205,6 +212,7 @@ class Admission:
 
     async def _wait(self, turn: Turn, while_waiting: Beat | None) -> None:
         self._check_open()  # it may have been given up since the turn was asked for
+        turn.queued = True
         turn.held = self._holds(turn)
         if turn.held:
             self._check_held(turn)
@@ -217,15 +225,18 @@ class Admission:
         await self._wait_until(turn, until_s, while_waiting)
 
     async def _wait_until(self, turn: Turn, until_s: float, beat: Beat | None) -> None:
+        beat_at_s = math.inf if beat is None else turn.arrived_s + (beat.every_s if turn.held else beat.quiet_s)
         while not turn.ready.done():
-            left_s = until_s - self._clock()
-            if left_s <= 0:
+            now_s = self._clock()
+            if now_s >= until_s:
                 self._queue.remove(turn)
                 self._refuse(turn, "late", self._overloaded("was not reached", self._pace.wait_s(len(self._queue))))
                 break
-            await asyncio.wait({turn.ready}, timeout=left_s if beat is None else min(left_s, beat.every_s))
-            if beat is not None and not turn.ready.done() and self._clock() - turn.arrived_s >= beat.every_s:
+            if beat is not None and now_s >= beat_at_s:
                 await beat.send()
+                beat_at_s = now_s + beat.every_s
+                continue
+            await asyncio.wait({turn.ready}, timeout=min(until_s, beat_at_s) - now_s)
         turn.ready.result()
 
     def _check_deadline(self, turn: Turn) -> None:

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rag_stack.api.auth import CALLER
 from rag_stack.api.http import dumps
 
 # What Starlette's router of ours left in the scope must not reach the engine's router.
-_OURS = frozenset({"app", "endpoint", "path_params", "route", "router", CALLER})
+_ROUTERS = frozenset({"app", "endpoint", "path_params", "route", "router"})
+# Nor what we note there ourselves: who asks, and since when it was held.
+_OURS: Final = "rag_stack."
 # All that the engine is told. Keys and cookies are not its business, and other headers steer it: vLLM takes a priority
 # and a data-parallel rank from them.
 _HEADERS = frozenset({b"accept", b"content-type", b"traceparent", b"tracestate", b"user-agent", b"x-request-id"})
@@ -35,7 +36,7 @@ async def forward(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, b
 
 def inner_scope(scope: Scope) -> Scope:
     """The scope as the engine may see it."""
-    inner = {k: v for k, v in scope.items() if k not in _OURS}
+    inner = {k: v for k, v in scope.items() if k not in _ROUTERS and not k.startswith(_OURS)}
     return {**inner, "headers": [(k, v) for k, v in scope["headers"] if k in _HEADERS]}
 
 

@@ -19,7 +19,10 @@ _NO_ROUTE: Final = 404
 _UNAVAILABLE: Final = 503
 _GONE_S: Final = 5
 _BEATS_A_READ: Final = 3.0
-_SHORTEST_BEAT_S: Final = 0.05
+# However short a time a client says it waits: beats cost, and it is the client that asks for them.
+_SHORTEST_BEAT_S: Final = 1.0
+# The share of a client's read timeout that may pass in silence; the rest is for what is then sent to get there.
+_QUIET: Final = 0.8
 
 
 class HeldAnswer:
@@ -55,7 +58,7 @@ class HeldAnswer:
             if self.begun.is_set() or self._complete or (at_hand and not self._opened):
                 return
             if not self._opened:
-                await self._send(self._start or _start(streams=self.streams))
+                await self._send(self._start or early_start(streams=self.streams))
                 self._opened = True
             await self._send(_part(_COMMENT if self.streams else _SPACE))
 
@@ -115,10 +118,28 @@ class HeldAnswer:
         return {"type": "http.response.body", "body": body, "more_body": False}
 
 
+def early_start(*, streams: bool) -> Message:
+    """The start of an answer of which nothing is known yet."""
+    content_type = b"text/event-stream; charset=utf-8" if streams else b"application/json"
+    headers = [(b"content-type", content_type), (b"cache-control", b"no-cache")]
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
 def beat_s(scope: Scope, heartbeat_s: float) -> float:
-    """Seconds between two signs of life: the client hears three within what it says it waits for a byte."""
+    """Seconds between two signs of life: the client hears three within what it says it waits for a byte, from 3 s."""
     patience_s = read_timeout_s(scope)
-    return heartbeat_s if patience_s is None else max(_SHORTEST_BEAT_S, min(heartbeat_s, patience_s / _BEATS_A_READ))
+    if patience_s is None:
+        return heartbeat_s
+    return min(heartbeat_s, max(_SHORTEST_BEAT_S, patience_s / _BEATS_A_READ))
+
+
+def quiet_s(scope: Scope, heartbeat_s: float) -> float:
+    """Seconds for which a client can be told nothing and still hears what it is told then.
+
+    A heartbeat where it does not say how long it waits; never less than between two signs of life.
+    """
+    patience_s = read_timeout_s(scope)
+    return heartbeat_s if patience_s is None else max(beat_s(scope, heartbeat_s), patience_s * _QUIET)
 
 
 def read_timeout_s(scope: Scope) -> float | None:
@@ -128,12 +149,6 @@ def read_timeout_s(scope: Scope) -> float | None:
     except ValueError:
         return None
     return told_s if told_s > 0 else None
-
-
-def _start(*, streams: bool) -> Message:
-    content_type = b"text/event-stream; charset=utf-8" if streams else b"application/json"
-    headers = [(b"content-type", content_type), (b"cache-control", b"no-cache")]
-    return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
 def _is_no_route(start: Message) -> bool:

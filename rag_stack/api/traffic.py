@@ -12,12 +12,15 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_stack.api.admission import Admission, is_content
+from rag_stack.errors import OverloadedError
 
 GENERATES: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 _KEPT: Final = 512
 # What is told in the body of an answer that has its status: in a stream, and in any other.
 _ERROR_FRAME: Final = b'data: {"error"'
 _ERROR_BODY: Final = b'{"error"'
+# In a message its quotes would be escaped.
+_OVERLOADED: Final = f'"code":"{OverloadedError.code}"'.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class TrafficSnapshot:
     `arrived` are all, those too that were refused.
 
     Of those that wait, `queued` wait for admission, with `queued_tokens`; the others are in the engine, of whose
-    `slots` `busy` are taken (0 slots: not known). `refused` were answered 429.
+    `slots` `busy` are taken (0 slots: not known). `refused` were answered 429, or told as much in the body.
     `progress_s` is when anything last came out of the engine, by the monotonic clock. `ttft_s` are the newest times to
     the first byte of a stream, oldest first, at most 512; `good` are those within the target.
     """
@@ -153,7 +156,8 @@ class Traffic:
         body = message.get("body", b"")
         if passage.status == 200 and is_content(body):
             if body.startswith(_ERROR_FRAME if passage.events else _ERROR_BODY):
-                passage.broken = True  # a refusal after a wait, say, which does not come out of the engine
+                # A refusal after a wait, say: it does not come out of the engine.
+                passage.broken, passage.refused = True, _OVERLOADED in body
             else:
                 self._progress_s = self._clock()
                 self._chunks += 1
@@ -165,7 +169,7 @@ class Traffic:
         passage.complete |= not message.get("more_body", False)
 
     def _end(self, passage: "_Passage") -> None:
-        if passage.status == 429:
+        if passage.status == 429 or passage.refused:
             self._refused += 1
         elif passage.status >= 500 or passage.broken:
             self._failed += 1
@@ -188,5 +192,6 @@ class _Passage:
     events: bool = False
     streams: bool = False
     broken: bool = False
+    refused: bool = False
     complete: bool = False
     ttft_s: float = field(default=0.0)

@@ -23,6 +23,8 @@
 | control applications | `CONTROL_ONGOING` run, `QUEUED` wait | 429 |
 | participants' questions to the coordinator | one open a process, answered within 5 s | asked again |
 | traffic, pace | the newest 512 and 64 | the oldest goes |
+
+Whose answer had to begin before its turn came, with signs of life, is refused in the body (api/entrance.py).
 """
 
 from typing import Any, Final
