@@ -2,10 +2,11 @@
 
 A step of a `canary` ends well when all of these hold; if one fails for good, the rollout goes back, with the reason:
 
-    started    the new version has a ready replica, and has not failed to start three times; a start that Serve ends, to
-               scale down or because its node drains, has not failed
+    started    the new version has a ready replica, and has not failed to start three times; a start that Serve ends to
+               scale down, or whose node drains or dies, has not failed
     canaries   every canary question was answered as expected in this rollout, before the new version gets any share: by
-               the replica that starts, or by one of the new version that serves still
+               the replica that starts, or by one of the new version that serves already, which is asked until it
+               answers. One wrong answer, at any step, is enough to go back
     errors     of the new version's answers in this step at most `max_error_rate` failed. It goes back as soon as so
                many have failed that `step_requests` answers could not make up for it
     ttft       the new version's median time to the first token in this step is at most `max_ttft_ratio` times the old
@@ -34,10 +35,11 @@ TTFT_NOISE_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryResult:
-    """What came of one canary question."""
+    """What came of one canary question. One that was not `answered`, for want of room or time, has not `passed`."""
 
     question: str
     passed: bool
+    answered: bool = True
     detail: str = ""
 
 
@@ -47,7 +49,7 @@ class Seen:
 
     `replicas` counts all that are not gone: starting, ready or draining. `answered` includes the `failed`: answers of
     status 500 and over, and streams that ended with an error. `failed_starts` counts since the rollout began.
-    `canaries` are the last results, one a question, or none before they were all asked.
+    `canaries` are results, one a question, or none before they were all asked; wrong ones stay.
     """
 
     replicas: int = 0

@@ -16,7 +16,8 @@
 | prompt and citations | asyncio's thread pool (CPUs + 4), fed by admitted requests alone | wait |
 | filter masks | an LRU for each index version (retrieval/filters.py) | recomputed |
 | stores | `swap.max_stores` | 400 |
-| vLLM, waiting | none of its own; never more than admitted, so empty but for hand-over | - |
+| vLLM, waiting | none of its own; never more than admitted and one canary question, so empty but for hand-over | - |
+| canary questions beside requests | of one replica, one at a time, as a rollout to its version begins | asked again |
 | vLLM, KV blocks | `VLLM_CPU_KVCACHE_SPACE` / `gpu_memory_utilization` | preempted, recomputed |
 | an answer on its way out | uvicorn's high-water mark (64 KiB) a connection | vLLM's output waits, one answer |
 | a frame that is not complete, a whole answer | one answer: the request's `max_tokens` | - |

@@ -37,6 +37,7 @@ from rag_stack.serving.readiness import StoreTold, store_parts
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollout.coordinator import Assignment, ReleaseRollout
 from rag_stack.serving.rollout.coordinator import Orders as ReleaseOrders
+from rag_stack.serving.rollout.goal import release_goal
 from rag_stack.serving.rollout.serve_replicas import engine_replicas
 from rag_stack.serving.rollout.tally import Report as ReleaseReport
 from rag_stack.serving.wake.watch import WakeWatch, ask_serve, told_of
@@ -224,7 +225,12 @@ class ModelsServer:
     async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
         self._pinned = pinned
         self._starts = Starts()
-        self._watch = WakeWatch(pinned, ask=partial(ask_serve, ENGINE_APP))
+        tiers = open_tiers(pinned.release.artifacts, RayRecorder())
+        self._watch = WakeWatch(
+            pinned,
+            ask=partial(ask_serve, ENGINE_APP),
+            goal=lambda serving: release_goal(pinned, tiers, serving=serving),
+        )
         self._watching = asyncio.create_task(self._watch.run())
 
     async def keep_load(self, starter: Starter, card: dict[str, Any], label: str = "") -> None:
@@ -243,7 +249,7 @@ class ModelsServer:
         return {"release": release, "state": self._watch.state, "estimate_s": estimate_s}
 
     async def load_time(self) -> LoadTime | None:
-        """How long starts take of the release that serves, or was deployed."""
+        """How long starts take of the version that is, or is to be, promoted."""
         return self._watch.load_time()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -126,8 +126,11 @@ class RagServer(LLMServer):  # type: ignore[misc]
         return self._replica.autoscaling_stats(self._load.now())
 
     async def __del__(self) -> None:
-        """Serve awaits it when the replica has drained."""
-        await self._replica.close()
+        """Serve awaits it when the replica has drained, or to end a start, wherever that has come to."""
+        if (member := getattr(self, "_member", None)) is not None:
+            await member.stop()
+        if (replica := getattr(self, "_replica", None)) is not None:
+            await replica.close()
         await super().__del__()
 
     def _tokens(self) -> dict[str, int]:

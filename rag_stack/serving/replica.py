@@ -131,7 +131,7 @@ class Replica:
         return self._member.standing().to_stats()
 
     def autoscaling_stats(self, held: Held | None = None) -> dict[str, float]:
-        """What the autoscaling policy learns of this replica; the names are those of `scaling.Load`.
+        """What the autoscaling policy learns of this replica; the names are those of `scaling.policy.Load`.
 
         `held` is what the engine says that it has. An engine that does not say is taken to run as many as a replica is
         for: what a client of ours has heard of its answer does not tell, since not every answer is a stream.

@@ -11,6 +11,7 @@ import httpx
 from starlette.types import ASGIApp
 
 from rag_stack.config import Canary, Release
+from rag_stack.errors import OverloadedError
 from rag_stack.releases.progress import CanaryResult
 
 # Longer than any answer takes that a client would wait for.
@@ -18,30 +19,37 @@ _LIMIT_S: Final = 120.0
 _SHOWN: Final = 200
 
 
-async def ask_canaries(app: ASGIApp, release: Release, canaries: Sequence[Canary]) -> tuple[CanaryResult, ...]:
-    """What came of each question. `app` asks for no key. A question that is not answered has not passed."""
+async def ask_canaries(
+    app: ASGIApp, release: Release, canaries: Sequence[Canary], *, limit_s: float = _LIMIT_S
+) -> tuple[CanaryResult, ...]:
+    """What came of each question, one after the other, each within `limit_s`. `app` asks for no key.
+
+    Whatever is no answer as expected has not passed, and says why. What is refused as too much (429), or not answered
+    in time, was not answered.
+    """
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://replica", timeout=_LIMIT_S) as client:
-        return tuple([await _ask(client, release, canary) for canary in canaries])
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica", timeout=limit_s) as client:
+        return tuple([await _ask(client, release, canary, limit_s=limit_s) for canary in canaries])
 
 
-async def _ask(client: httpx.AsyncClient, release: Release, canary: Canary) -> CanaryResult:
+async def _ask(client: httpx.AsyncClient, release: Release, canary: Canary, *, limit_s: float) -> CanaryResult:
     body = {
         "model": release.model.name,
         "messages": [{"role": "user", "content": canary.question}],
         "temperature": 0,
         **_search(release),
     }
+    told, answered = "", True
     try:
-        async with asyncio.timeout(_LIMIT_S):
+        async with asyncio.timeout(limit_s):
             answer = await client.post("/v1/chat/completions", json=body)
+        told, answered = answer.text[:_SHOWN], answer.status_code != OverloadedError.status
+        detail = f"status {answer.status_code}: {told}" if answer.status_code != 200 else _wrong(canary, answer.json())
     except (TimeoutError, httpx.TimeoutException):
-        return CanaryResult(question=canary.question, passed=False, detail=f"no answer within {_LIMIT_S:g} s")
-    if answer.status_code != 200:
-        detail = f"status {answer.status_code}: {answer.text[:_SHOWN]}"
-        return CanaryResult(question=canary.question, passed=False, detail=detail)
-    detail = _wrong(canary, answer.json())
-    return CanaryResult(question=canary.question, passed=not detail, detail=detail)
+        answered, detail = False, f"no answer within {limit_s:g} s"
+    except Exception as exc:  # whatever form it has: a release that answers so is not what was expected of it
+        detail = f"not an answer as it should be ({type(exc).__name__}: {exc}): {told}"
+    return CanaryResult(question=canary.question, passed=not detail, answered=answered, detail=detail)
 
 
 def _search(release: Release) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which release a conversation goes to, and which replica of it. Pure; `release_router` asks it for every request."""
+"""Which release a conversation goes to, and which replica of it. Pure; `router` asks it for every request."""
 
 import hashlib
 import itertools

@@ -19,7 +19,7 @@ from rag_stack.releases.progress import MAX_FAILED_STARTS, CanaryResult, Evidenc
 from rag_stack.releases.rollout import Rollout
 from rag_stack.serving.rollout.assignment import Live, Stage, release_for, split, surge, to_retire
 from rag_stack.serving.rollout.choice import Split
-from rag_stack.serving.rollout.served import Served, not_wanted
+from rag_stack.serving.rollout.served import Served, not_failed
 from rag_stack.serving.rollout.tally import Report, Tally
 
 _TICK_S: Final = 0.5
@@ -53,8 +53,9 @@ class Assignment:
 class Orders:
     """What a replica tells routers and autoscaler, whether it is to go, and when to ask again.
 
-    `canaries` are to be answered beside its work. They are those of the rollout that began at `canaries_of_s`, in Unix
-    seconds: a version may be applied twice, with other questions, and with other indexes behind it.
+    `canaries` are to be answered beside its work, by one replica of the version. They are those of the rollout that
+    began at `canaries_of_s`, in Unix seconds: a version may be applied twice, with other questions, and with other
+    indexes behind it.
     """
 
     split: Split
@@ -103,10 +104,11 @@ class ReleaseRollout:
         self._loaded: dict[str, PinnedRelease] = {}
         self._members: dict[str, _Member] = {}
         self._serve = Served()
-        self._not_wanted: set[str] = set()
+        self._not_failed: set[str] = set()
         self._retiring: set[str] = set()
         self._failed_starts: set[str] = set()
         self._canaries: tuple[CanaryResult, ...] = ()
+        self._asked: str | None = None
         self._tally = Tally()
         self._base = self._surge = 0
         self._split = Split()
@@ -157,7 +159,8 @@ class ReleaseRollout:
             plan = self._plan
             version = self._version_for(plan) if plan else self._deployed.version
             pinned = await self._release(version)
-            self._hear(name, Report(release=version, state="starting"))
+            if not self._is_stopped(name):
+                self._hear(name, Report(release=version, state="starting"))
             self._moved_s = self._clock()
         proves = plan is not None and plan.state == "canary" and version == plan.new
         if plan is None or not proves:
@@ -173,7 +176,7 @@ class ReleaseRollout:
         if not self._plan.running and not self._retiring:
             again_s *= 2
         orders = Orders(self._split, self._surge, name in self._retiring, again_s)
-        if not self._has_to_prove(self._plan, report, orders):
+        if self._one_to_ask(self._plan) != name:
             return orders
         return replace(orders, canaries=self._plan.rollout.canaries, canaries_of_s=self._plan.began_s)
 
@@ -257,11 +260,11 @@ class ReleaseRollout:
             return
         self._asked_s = self._clock()
         gone = self._serve.replicas.keys() - found.replicas.keys()
-        self._not_wanted |= not_wanted(self._serve, found, heard_of=self._members)
+        self._not_failed |= not_failed(self._serve, found, heard_of=self._members)
         self._serve = found
         for name in gone:
             self._forget(name)
-        self._not_wanted.intersection_update(found.replicas)
+        self._not_failed.intersection_update(found.replicas)
         # What was told by one that Serve has let go meanwhile.
         self._retiring.intersection_update(found.replicas)
         known = all(name in self._members for name, state in found.replicas.items() if state == "running")
@@ -269,13 +272,13 @@ class ReleaseRollout:
         self._measure()
 
     def _forget(self, name: str) -> None:
-        """One that is gone. Its start has failed where it was neither through nor told to stop."""
+        """One that is gone. Its start has failed where it was neither through nor stopped, by whoever."""
         member = self._members.pop(name, None)
         self._retiring.discard(name)
         self._tally.forget(name)
         if member is None or member.report.state in ("ready", "stopped") or self._plan is None:
             return
-        if name not in self._not_wanted and member.report.release == self._plan.new:
+        if name not in self._not_failed and member.report.release == self._plan.new:
             self._failed_starts.add(name)
 
     def _measure(self) -> None:
@@ -294,15 +297,34 @@ class ReleaseRollout:
         if report.retiring:
             self._retiring.add(name)
         if self._plan is not None and report.release == self._plan.new:
-            if report.canaries_of_s == self._plan.began_s:
+            # A wrong answer stays, whoever tells of right ones after it.
+            wrong = any(not each.passed for each in self._canaries)
+            if report.canaries_of_s == self._plan.began_s and not wrong:
                 self._canaries = report.canaries or self._canaries
             if report.state == "failed":
                 self._failed_starts.add(name)
 
-    def _has_to_prove(self, plan: RolloutPlan, report: Report, orders: Orders) -> bool:
-        """Whether a replica of the new version that was ready before this rollout is asked what starting ones are."""
-        waits = plan.state == "canary" and plan.step == FIRST_STEP and not self._canaries
-        return waits and report.release == plan.new and report.state == "ready" and not orders.retire
+    def _is_stopped(self, name: str) -> bool:
+        """Whether it was told to stop before it had its assignment."""
+        member = self._members.get(name)
+        return member is not None and member.report.state == "stopped"
+
+    def _one_to_ask(self, plan: RolloutPlan) -> str | None:
+        """The replica, ready before this rollout, that is asked beside its work what starting ones are before theirs.
+
+        One for all, since what it is asked comes on top of what its engine was let have: who was asked last, or else
+        who was heard of first.
+        """
+        if plan.state != "canary" or plan.step != FIRST_STEP or self._canaries:
+            return None
+        able = [name for name, member in self._members.items() if self._can_be_asked(plan, name, member)]
+        self._asked = self._asked if self._asked in able else next(iter(able), None)
+        return self._asked
+
+    def _can_be_asked(self, plan: RolloutPlan, name: str, member: _Member) -> bool:
+        ready = member.report.release == plan.new and member.report.state == "ready" and name not in self._retiring
+        heard = self._clock() - member.heard_s <= _SILENT_S
+        return ready and heard and self._serve.replicas.get(name) != "stopping"
 
     async def _advance(self, plan: RolloutPlan) -> None:
         """Move the plan by what was seen. Without any replica the next start has to show what the release is like.
@@ -360,7 +382,8 @@ class ReleaseRollout:
         live = []
         for name, member in self._members.items():
             stage = self._stage(name, member)
-            if stage is not None:
+            # One that was stopped before it had taken a release is of none.
+            if stage is not None and member.report.release:
                 live.append(Live(name, member.report.release, stage))
         return live
 

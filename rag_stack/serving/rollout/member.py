@@ -1,6 +1,7 @@
 """A replica's side of a rollout: which release it takes, what it tells coordinator and routers, and when it goes."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
@@ -25,6 +26,7 @@ from rag_stack.serving.rollout.tally import Report, State
 _ASSIGN_LIMIT_S: Final = 60.0
 _TELL_LIMIT_S: Final = 10.0
 _AGAIN_S: Final = 1.0
+_LOG: Final = logging.getLogger("ray.serve")
 
 
 class Coordinator(Protocol):
@@ -61,18 +63,21 @@ class ReleaseMember:
         if assignment is None:
             assignment = Assignment(await asyncio.to_thread(release_goal, deployed, tiers))
         self._release, self._assignment = assignment.pinned.version, assignment
-        # A start takes a minute or more, and the coordinator is to know that it goes on.
+        # That this replica starts the coordinator has from Serve, but not, where it has been started anew, of which
+        # release. It is not told while Ray blocks this event loop, which is until the engine's core is up.
         self._starting = asyncio.create_task(self._keep_telling())
         return assignment.pinned
 
     async def prove(self, app: ASGIApp, pinned: PinnedRelease) -> None:
         """Answer the canary questions, by an app that asks for no key. Raises ReleaseRefusedError when one fails.
 
-        The app answers those of later rollouts to this release, too; what fails then is told and ends nothing.
+        The app answers those of later rollouts to this release, too, beside the work and not in its queue; what fails
+        then is told and ends nothing.
         """
         self._proves = (app, pinned.release)
         if self._assignment is not None:
-            await self._answer(self._assignment)
+            self._results = await ask_canaries(app, pinned.release, self._assignment.canaries)
+            self._results_of_s = self._assignment.canaries_of_s
         wrong = next((each for each in self._results if not each.passed), None)
         if wrong is not None:
             raise ReleaseRefusedError(f"{pinned.version}: canary question {wrong.question!r}: {wrong.detail}")
@@ -89,7 +94,11 @@ class ReleaseMember:
         await self._sync(reason)
 
     async def stop(self) -> None:
-        """Serve ends this replica. Where it is still on its start, the coordinator hears that nothing has failed."""
+        """Serve ends this replica. Where it is still on its start, the coordinator hears that nothing has failed.
+
+        While Ray blocks the event loop nobody gets to call this, and Serve may kill the process first: for then see
+        `not_failed`.
+        """
         if self._state != "starting":
             return
         self._state = "stopped"
@@ -163,13 +172,19 @@ class ReleaseMember:
         if self._proving is not None:
             self._proving.cancel()
         self._proving_of_s = orders.canaries_of_s
-        self._proving = asyncio.create_task(self._answer(orders))
+        self._proving = asyncio.create_task(self._answer_beside(orders))
 
-    async def _answer(self, asked: Assignment | Orders) -> None:
+    async def _answer_beside(self, orders: Orders) -> None:
+        """Answer, unless that comes to nothing: an engine with too much to do says nothing of its release."""
         if self._proves is None:
             return
-        results = await ask_canaries(*self._proves, asked.canaries)
-        self._results, self._results_of_s = results, asked.canaries_of_s
+        results = await ask_canaries(*self._proves, orders.canaries)
+        judged = tuple(each for each in results if each.answered)
+        if len(judged) < len(results) and all(each.passed for each in judged):
+            left = next(each for each in results if not each.answered)
+            _LOG.warning("canary question %r came to nothing, and is asked again: %s", left.question, left.detail)
+            return
+        self._results, self._results_of_s = judged, orders.canaries_of_s
 
     def _report(self, reason: str) -> Report:
         seen = self._traffic.snapshot() if self._traffic else None

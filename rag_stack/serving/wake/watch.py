@@ -35,6 +35,8 @@ ROUTER: Final = "LLMRouter"
 _FIRST_GUESS_S: Final = 60.0
 # A start that takes longer than all before it.
 _OVERDUE_S: Final = 5.0
+# Another version is promoted by hand, or after minutes.
+_GOAL_PERIOD_S: Final = 5.0
 # Serve tells all that it knows of all applications: a tenth of a core at this pace, so not while there is no need.
 _PERIOD_S: Final = 1.0
 _READY_PERIOD_S: Final = 5.0
@@ -62,12 +64,20 @@ class EngineTold:
 class WakeWatch:
     """Looks every second while nothing serves, else less often. The history outlives it on the object store."""
 
-    def __init__(self, pinned: PinnedRelease, *, ask: Callable[[], EngineTold]) -> None:
+    def __init__(
+        self,
+        pinned: PinnedRelease,
+        *,
+        ask: Callable[[], EngineTold],
+        goal: Callable[[PinnedRelease], PinnedRelease],
+    ) -> None:
+        """`pinned` was deployed; `goal` finds what is, or is to be, promoted, given what was. Both functions block."""
         release = pinned.release
         self._name = release.name
-        self._label = label_of(release)
+        self._serving = pinned
         self._store: ObjectStore = open_store(release.artifacts.root)
         self._ask = ask
+        self._goal = goal
         self._history = StartHistory()
         self._read = False
         self._told = EngineTold(0, 0, failed=False)
@@ -76,12 +86,11 @@ class WakeWatch:
     async def run(self) -> None:
         """Read the history, and keep looking until cancelled."""
         await self.read()
-        while True:
-            try:
-                self.see(await asyncio.to_thread(self._ask), now_s=time.monotonic())
-            except (RayServeException, RayError) as exc:
-                _LOG.warning("Serve does not say how the engine is: %s", exc)
-            await asyncio.sleep(_READY_PERIOD_S if self.state == "ready" else _PERIOD_S)
+        await asyncio.gather(self._keep_seeing(), self._keep_to_goal())
+
+    async def look_at_goal(self) -> None:
+        """What is told of starts is from now on of what is, or is to be, promoted."""
+        self._serving = await asyncio.to_thread(self._goal, self._serving)
 
     async def read(self) -> None:
         """Take over what earlier processes kept."""
@@ -102,11 +111,7 @@ class WakeWatch:
             self._starting_since_s = now_s
 
     async def keep(self, card: Mapping[str, Any], label: str) -> None:
-        """Keep a replica's start, when it is new, under the label of the release that it took (`label_of`).
-
-        What is told of starts is from then on of that release: a replica tells again and again, so it is what serves.
-        """
-        self._label = label
+        """Keep a replica's start, when it is new, under the label of the release that it took (`label_of`)."""
         start = Start(label, tier_of(card), float(card["ready_at"]), float(card["seconds"]))
         history = self._history.with_start(start)
         if history is self._history:
@@ -127,11 +132,8 @@ class WakeWatch:
         return self._told.state
 
     def load_time(self) -> LoadTime | None:
-        """How long starts took, from where the last one had its weights.
-
-        Of the release that served last; of the one that was deployed until a replica has told.
-        """
-        return self._history.load_time(self._label)
+        """How long starts took of the version that is, or is to be, promoted, from where the last had its weights."""
+        return self._history.load_time(label_of(self._serving.release))
 
     def estimate_s(self, *, now_s: float) -> float:
         """Seconds until the engine serves, if it is asked to."""
@@ -150,6 +152,19 @@ class WakeWatch:
         times = {} if known is None else {"p50": round(known.p50_s, 3), "p90": round(known.p90_s, 3)}
         estimate_s = round(self.estimate_s(now_s=time.monotonic()), 3)
         return {"state": self.state, "estimate_seconds": estimate_s, "start_seconds": times or None}
+
+    async def _keep_seeing(self) -> None:
+        while True:
+            try:
+                self.see(await asyncio.to_thread(self._ask), now_s=time.monotonic())
+            except (RayServeException, RayError) as exc:
+                _LOG.warning("Serve does not say how the engine is: %s", exc)
+            await asyncio.sleep(_READY_PERIOD_S if self.state == "ready" else _PERIOD_S)
+
+    async def _keep_to_goal(self) -> None:
+        while True:
+            await self.look_at_goal()
+            await asyncio.sleep(_GOAL_PERIOD_S)
 
 
 def ask_serve(app: str) -> EngineTold:

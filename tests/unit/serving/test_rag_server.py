@@ -10,8 +10,11 @@ from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig, Release
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import pin
-from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights
+from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
 from rag_stack.serving.replica_start import ReplicaStart
+from rag_stack.serving.rollout.coordinator import Assignment, Orders
+from rag_stack.serving.rollout.member import ReleaseMember
+from rag_stack.serving.rollout.tally import Report
 
 
 @pytest.fixture
@@ -55,3 +58,27 @@ async def test_a_started_replicas_weights_still_travel(weights: LocalWeights) ->
     copy = cloudpickle.loads(cloudpickle.dumps(weights))
     assert copy.directory == weights.directory
     await weights.loaded(MemoryRecorder())
+
+
+class Told:
+    """A coordinator that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    async def assign(self, name: str) -> Assignment | None:
+        return None
+
+    async def sync(self, name: str, report: Report) -> Orders | None:
+        self.reports.append(report)
+        return None
+
+
+async def test_one_that_is_ended_before_it_has_taken_a_release_tells_that_it_was_stopped() -> None:
+    told = Told()
+    # As Serve has it while its start waits for the coordinator, and before even that.
+    server = RagServer.__new__(RagServer)
+    await server.__del__()
+    server._member = ReleaseMember("a", told)
+    await server.__del__()
+    assert [each.state for each in told.reports] == ["stopped"]

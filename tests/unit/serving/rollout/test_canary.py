@@ -1,8 +1,12 @@
 """Canary questions go the whole way of a request, and say what is wrong with an answer."""
 
+import asyncio
 from pathlib import Path
 
+import pytest
 from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from rag_stack.config import Canary, Release
 from rag_stack.releases.progress import CanaryResult
@@ -56,3 +60,43 @@ async def test_an_engine_that_refuses_or_breaks_fails_the_canary_and_not_the_rep
     result = await ask(engine, tmp_path, Canary(question=KEEPER))
     assert not result.passed
     assert "out of memory" in result.detail
+    assert result.answered
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"choices": []}',
+        '{"choices": [{"message": null}]}',
+        '{"error": {"message": "no room"}}',
+        '["no room"]',
+        "no room",
+    ],
+)
+async def test_an_answer_of_another_form_has_not_passed_and_says_why(body: str) -> None:
+    app = Response(body, media_type="application/json")
+    (result,) = await ask_canaries(app, RELEASE, [Canary(question=KEEPER)])
+    assert (result.question, result.passed, result.answered) == (KEEPER, False, True)
+    assert "Error" in result.detail
+    assert body in result.detail
+
+
+async def no_response(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+async def never(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_an_app_that_says_nothing_at_all_has_not_passed() -> None:
+    (result,) = await ask_canaries(no_response, RELEASE, [Canary(question=KEEPER)])
+    assert (result.passed, result.answered) == (False, True)
+
+
+async def test_what_finds_no_room_or_no_time_was_not_answered(engine: Starlette, tmp_path: Path) -> None:
+    (late,) = await ask_canaries(never, RELEASE, [Canary(question=KEEPER)], limit_s=0.01)
+    assert (late.passed, late.answered, late.detail) == (False, False, "no answer within 0.01 s")
+    engine.state.error = (429, "too much")
+    refused = await ask(engine, tmp_path, Canary(question=KEEPER))
+    assert (refused.passed, refused.answered) == (False, False)
+    assert "too much" in refused.detail

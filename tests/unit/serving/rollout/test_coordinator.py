@@ -101,6 +101,9 @@ class Fleet:
         self.slow: set[str] = set()
         self.asked: list[str] = []
         self.seen: set[str] = set()
+        # Each replica has a node of its own, of its name.
+        self.nodes: set[str] = set()
+        self.draining: set[str] = set()
         self.assigned: dict[str, Assignment] = {}
         self.wanted = target
         self.fewest = target
@@ -108,7 +111,8 @@ class Fleet:
 
     async def states(self) -> Served:
         self.seen = {name for name in self.serve if name in self.assigned}
-        return Served(dict(self.serve), self.wanted)
+        self.nodes |= self.serve.keys()
+        return Served(dict(self.serve), self.wanted, {name: name for name in self.serve}, self.nodes - self.draining)
 
     def running(self) -> list[str]:
         return [name for name, state in self.serve.items() if state == "running"]
@@ -234,7 +238,19 @@ def drained(world: World, name: str) -> None:
     world.fleet.serve[name] = "stopping"
 
 
-@pytest.mark.parametrize("stop", [scaled_down, drained])
+def drained_while_its_engine_loads(world: World, name: str) -> None:
+    """Its node goes; Serve kills it before it has heard of that, and another one is wanted in its place."""
+    world.fleet.draining.add(name)
+    world.fleet.serve[name] = "stopping"
+
+
+def gone_with_its_node(world: World, name: str) -> None:
+    """As one whose process is gone, but for the node."""
+    world.fleet.draining.add(name)
+    del world.fleet.serve[name]
+
+
+@pytest.mark.parametrize("stop", [scaled_down, drained, drained_while_its_engine_loads, gone_with_its_node])
 async def test_a_start_that_was_told_to_stop_has_not_failed(tmp_path: Path, stop: Callable[[World, str], None]) -> None:
     world = World(tmp_path, replicas=2)
     for _ in range(6):
@@ -370,6 +386,65 @@ async def test_what_a_replica_answered_in_another_rollout_says_nothing_of_this_o
     assert orders is not None
     assert ([each.question for each in orders.canaries], orders.canaries_of_s) == (["Who?"], world.plan().began_s)
     assert (await world.until_steady()).old == new.version
+
+
+def asked_of(orders: Orders | None) -> list[str]:
+    assert orders is not None
+    return [each.question for each in orders.canaries]
+
+
+async def test_of_those_that_serve_already_one_is_asked_and_another_once_that_goes(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=1, rollout=CANARIES)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be brief.")
+    await world.coordinator.tick()
+    ready = Report(release=new.version, state="ready")
+    told = {name: world.coordinator.sync(name, ready) for name in ("a", "b", "c")}
+    assert {name: asked_of(orders) for name, orders in told.items()} == {"a": ["Who?"], "b": [], "c": []}
+    assert asked_of(world.coordinator.sync("b", ready)) == []
+    assert asked_of(world.coordinator.sync("a", ready)) == ["Who?"], "until it has answered"
+    world.coordinator.sync("a", replace(ready, retiring=True))
+    assert asked_of(world.coordinator.sync("c", ready)) == []
+    assert asked_of(world.coordinator.sync("b", ready)) == ["Who?"]
+    world.now_s += 60.0
+    assert asked_of(world.coordinator.sync("c", ready)) == ["Who?"], "the other is not heard of any more"
+    assert asked_of(world.coordinator.sync("b", ready)) == []
+
+
+async def test_a_wrong_answer_stays_wrong_whoever_tells_of_right_ones_after_it(tmp_path: Path) -> None:
+    world = World(tmp_path, replicas=1, rollout=CANARIES)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be wrong.")
+    await world.coordinator.tick()
+    for name, passed in (("a", True), ("b", False), ("a", True)):
+        canaries = (CanaryResult(question="Who?", passed=passed),)
+        report = Report(release=new.version, state="ready", canaries=canaries, canaries_of_s=world.plan().began_s)
+        world.coordinator.sync(name, report)
+    await world.coordinator.tick()
+    assert world.plan().state == "rolling_back"
+    assert "Who?" in world.plan().reason
+
+
+async def test_one_that_is_stopped_while_it_is_assigned_has_not_failed(tmp_path: Path) -> None:
+    """Its process may hear that it is to stop before it hears what it is, and the coordinator that first, too."""
+    world = World(tmp_path, replicas=1)
+    for _ in range(6):
+        await world.turn()
+    new = world.apply("Be brief.")
+    running, world.fleet.wanted = dict(world.fleet.serve), 2
+    for name in ("first", "second", "third"):
+        world.fleet.serve = {**running, name: "starting"}
+        await world.coordinator.tick()
+        world.coordinator.sync(name, Report(release="", state="stopped"))
+        assert (await world.coordinator.assign(name)).pinned.version == new.version
+        world.fleet.serve[name] = "stopping"
+        await world.coordinator.tick()
+        assert "" not in world.coordinator.now()["seen"]
+        world.fleet.serve = running
+        await world.coordinator.tick()
+    assert world.plan().state == "canary"
 
 
 async def test_at_zero_replicas_the_rollout_waits_for_the_next_start_which_takes_it(

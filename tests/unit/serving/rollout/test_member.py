@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from rag_stack.api.traffic import Traffic
 from rag_stack.artifacts.tiers import Tiers, open_tiers
@@ -127,6 +129,47 @@ async def test_one_that_serves_answers_the_canaries_of_a_later_rollout_and_goes_
     assert [(each.question, each.passed) for each in last.canaries] == [("Who else?", False)]
     assert last.state == "ready"
     assert member.standing().takes
+    following.cancel()
+
+
+async def test_one_that_serves_asks_itself_again_what_found_no_room_beside_its_work(
+    pinned: PinnedRelease, tiers: Tiers, engine: Starlette, tmp_path: Path
+) -> None:
+    told = Told(Assignment(pinned))
+    member = ReleaseMember("a", told)
+    await member.take(pinned, tiers)
+    await member.prove(build_layer(engine, tmp_path / "indexes"), pinned)
+    engine.state.error = (429, "no room")
+    asks = Orders(Split(), surge=0, retire=False, again_s=0.01, canaries=(Canary(question="Who?"),), canaries_of_s=2.0)
+    told.orders = asks
+    following = asyncio.create_task(member.follow(Traffic(ttft_target_s=1.0)))
+    while len(engine.state.requests) < 3:
+        assert (await told.next_report()).canaries_of_s == 0.0
+    engine.state.error = None
+    while (last := await told.next_report()).canaries_of_s != 2.0:
+        assert last.canaries == ()
+    assert [(each.question, each.passed) for each in last.canaries] == [("Who?", True)]
+    following.cancel()
+
+
+async def test_one_that_serves_tells_of_a_wrong_answer_though_another_question_found_no_room(
+    pinned: PinnedRelease, tiers: Tiers
+) -> None:
+    answers = iter((Response("no room", 429), Response("{}")))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await next(answers)(scope, receive, send)
+
+    told = Told(Assignment(pinned))
+    member = ReleaseMember("a", told)
+    await member.take(pinned, tiers)
+    await member.prove(app, pinned)
+    both = (Canary(question="Who?"), Canary(question="Why?"))
+    told.orders = Orders(Split(), surge=0, retire=False, again_s=0.01, canaries=both, canaries_of_s=2.0)
+    following = asyncio.create_task(member.follow(Traffic(ttft_target_s=1.0)))
+    while (last := await told.next_report()).canaries_of_s != 2.0:
+        pass
+    assert [(each.question, each.passed) for each in last.canaries] == [("Why?", False)]
     following.cancel()
 
 

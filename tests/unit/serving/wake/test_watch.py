@@ -1,5 +1,6 @@
 """What is told of the engine between its sleep and its first answer."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,33 @@ RELEASE = {"name": "r", "model": {"name": "m"}, "embedder": {"name": "e"}}
 LABEL = label_of(Release.model_validate(RELEASE))
 
 
+class Promoted:
+    """What is promoted, where the deployed release is not."""
+
+    def __init__(self) -> None:
+        self.now: PinnedRelease | None = None
+
+    def __call__(self, serving: PinnedRelease) -> PinnedRelease:
+        return self.now or serving
+
+
 @pytest.fixture
-def watch(tmp_path: Path) -> WakeWatch:
-    return _watch(tmp_path)
+def promoted() -> Promoted:
+    return Promoted()
 
 
-def _watch(root: Path) -> WakeWatch:
-    release = Release.model_validate({**RELEASE, "artifacts": {"root": f"file://{root}"}})
-    pinned = PinnedRelease(release=release, created_at=0)
-    return WakeWatch(pinned, ask=lambda: ASLEEP)
+@pytest.fixture
+def watch(tmp_path: Path, promoted: Promoted) -> WakeWatch:
+    return _watch(tmp_path, promoted)
+
+
+def pinned(root: Path, **changed: object) -> PinnedRelease:
+    release = Release.model_validate({**RELEASE, "artifacts": {"root": f"file://{root}"}, **changed})
+    return PinnedRelease(release=release, created_at=0)
+
+
+def _watch(root: Path, promoted: Promoted | None = None) -> WakeWatch:
+    return WakeWatch(pinned(root), ask=lambda: ASLEEP, goal=promoted or Promoted())
 
 
 def card(ready_at: float, seconds: float) -> dict[str, object]:
@@ -56,17 +75,40 @@ async def test_the_estimate_runs_down_while_it_starts(watch: WakeWatch) -> None:
     assert watch.estimate_s(now_s=300) == 20.0
 
 
-async def test_a_start_is_kept_under_what_the_replica_took_and_the_estimate_is_of_what_serves(
-    watch: WakeWatch, tmp_path: Path
+async def test_a_start_is_kept_under_what_the_replica_took_and_the_estimate_is_of_what_is_promoted(
+    watch: WakeWatch, promoted: Promoted, tmp_path: Path
 ) -> None:
     """A release that was rolled out starts as fast as it does, and says nothing of the one that was deployed."""
+    rolled_out = pinned(tmp_path, engine={"max_num_seqs": 4})
+    label = label_of(rolled_out.release)
     await watch.keep(card(1, 12.5), LABEL)
-    await watch.keep(card(2, 90.0), "rolled out")
+    await watch.keep(card(2, 90.0), label)
     kept = read_history(open_store(f"file://{tmp_path}"), "r")
-    assert [(each.label, each.seconds) for each in kept.starts] == [(LABEL, 12.5), ("rolled out", 90.0)]
+    assert [(each.label, each.seconds) for each in kept.starts] == [(LABEL, 12.5), (label, 90.0)]
+    assert watch.estimate_s(now_s=0) == 12.5
+    promoted.now = rolled_out
+    await watch.look_at_goal()
     assert watch.estimate_s(now_s=0) == 90.0
     await watch.keep(card(1, 12.5), LABEL)
-    assert watch.estimate_s(now_s=0) == 12.5, "it was taken back, and those of the old one tell again"
+    assert watch.estimate_s(now_s=0) == 90.0, "a replica that is about to go tells again"
+    promoted.now = pinned(tmp_path)
+    await watch.look_at_goal()
+    assert watch.estimate_s(now_s=0) == 12.5, "it was taken back"
+
+
+async def test_it_looks_at_what_is_promoted_while_it_runs(tmp_path: Path) -> None:
+    looked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def goal(serving: PinnedRelease) -> PinnedRelease:
+        loop.call_soon_threadsafe(looked.set)
+        return serving
+
+    watch = WakeWatch(pinned(tmp_path), ask=lambda: ASLEEP, goal=goal)
+    running = asyncio.create_task(watch.run())
+    async with asyncio.timeout(10):
+        await looked.wait()
+    running.cancel()
 
 
 async def test_another_process_knows_what_this_one_was_told(watch: WakeWatch, tmp_path: Path) -> None:
