@@ -35,7 +35,7 @@ from loadtests.local_cluster import LocalCluster, started
 from loadtests.relay import Relay, relay
 from loadtests.s3_server import environment, serve_s3
 from loadtests.scripted_engine import Script
-from loadtests.swap_data import MODEL
+from loadtests.swap_data import EMBEDDER, INDEX, MODEL
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.node_cache import NodeCache, read_manifest
 from rag_stack.artifacts.object_store import open_store
@@ -104,7 +104,7 @@ async def _run(
     striker = Striker(cluster, processes, load, catalog, line, REPLICAS, promoted)
     load.start()
     await asyncio.sleep(_WARM_S)
-    before = await asyncio.to_thread(held, cluster, processes)
+    before = await asyncio.to_thread(held, cluster, processes, served=served(catalog))
     began_s = time.monotonic()
     told = Log(log, began_s=began_s)
     told.tell("run", seed=seed, length_s=length_s, faults=len(faults))
@@ -117,7 +117,7 @@ async def _run(
     told.tell("settled" if calm else "not settled", replicas=dict(await asyncio.to_thread(running)))
     await asyncio.sleep(_CALM_S)
     await load.stop()
-    after = await asyncio.to_thread(held, cluster, processes, verify=True)
+    after = await asyncio.to_thread(held, cluster, processes, served=served(catalog), verify=True)
     now_s = time.monotonic()
     violations = of_answers(load.asked, run.struck, promoted, swap_s=_SWAP_S)
     violations += of_what_is_held(before, after, at_s=now_s)
@@ -157,8 +157,17 @@ async def _settled(processes: Processes, before: Held) -> bool:
     return False
 
 
-def held(cluster: LocalCluster, processes: Processes, *, verify: bool = False) -> Held:
-    """What the cluster holds now; with `verify`, every cached artifact is read and checked. Blocking."""
+def served(catalog: Catalog) -> frozenset[str]:
+    """The digests of what is served now, as the caches' directories are called: each may be pinned on every node."""
+    named = (("models", MODEL), ("models", EMBEDDER), ("indexes", INDEX))
+    return frozenset(catalog.resolve(kind, name).digest.split(":")[-1] for kind, name in named)
+
+
+def held(cluster: LocalCluster, processes: Processes, *, served: frozenset[str], verify: bool = False) -> Held:
+    """What the cluster holds now, of pins those of what is not served any more. Blocking.
+
+    With `verify`, every cached artifact is read and checked.
+    """
     corrupt: list[str] = []
     for cache in cluster.caches if verify else ():
         for directory in (cache / "artifacts").glob("*"):
@@ -166,7 +175,7 @@ def held(cluster: LocalCluster, processes: Processes, *, verify: bool = False) -
                 NodeCache(cache).verify(read_manifest(directory))
             except ArtifactError as exc:
                 corrupt.append(str(exc))
-    return Held(processes.footprints(), shared_memory(), pinned_in(cluster.caches), tuple(corrupt))
+    return Held(processes.footprints(), shared_memory(), pinned_in(cluster.caches, served=served), tuple(corrupt))
 
 
 @contextmanager

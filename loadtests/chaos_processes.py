@@ -7,7 +7,7 @@ Each is held with its time of birth, so that an id that the system has given awa
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,9 +129,12 @@ def shared_memory(directory: Path = Path("/dev/shm")) -> frozenset[str]:
     return frozenset()
 
 
-def pinned_in(caches: Iterable[Path]) -> frozenset[str]:
-    """What some process holds in a node's cache, as `cache/digest`. The kernel lets go what a dead one held."""
-    pins = [pin for cache in caches for pin in (cache / "pins").glob("*")]
+def pinned_in(caches: Iterable[Path], *, served: Collection[str]) -> frozenset[str]:
+    """What some process holds in a node's cache and is not `served`, as `cache/digest`.
+
+    The kernel lets go what a dead one held.
+    """
+    pins = [pin for cache in caches for pin in (cache / "pins").glob("*") if pin.name not in served]
     return frozenset(f"{pin.parents[1].name}/{pin.name[:12]}" for pin in pins if is_pinned(pin))
 
 

@@ -86,7 +86,8 @@ class ScriptedServer:
 
     async def __del__(self) -> None:
         """Serve awaits it when the replica has drained."""
-        await self._replica.close()
+        if (replica := getattr(self, "_replica", None)) is not None:
+            await replica.close()
 
     async def turn(self, switch: str) -> int:
         """A fault: `die` as a killed engine core, `stick` and `unstick` as one that hangs. Returns the pid."""

@@ -75,6 +75,8 @@ class Traffic:
         self._refused = self._blocked = 0
         self._progress_s = clock()
         self._ttft_s: deque[float] = deque(maxlen=_KEPT)
+        # Called when an answer fails, at once: there may be no engine any more.
+        self.on_failure: Callable[[], None] = lambda: None
 
     def snapshot(self) -> TrafficSnapshot:
         """Now."""
@@ -149,6 +151,8 @@ class Traffic:
     def _see(self, message: Message, passage: "_Passage") -> None:
         if message["type"] == "http.response.start":
             passage.status = message["status"]
+            if passage.status >= 500:
+                self.on_failure()
             passage.events = any(
                 b"text/event-stream" in v for k, v in message.get("headers", []) if k == b"content-type"
             )
@@ -158,6 +162,8 @@ class Traffic:
             if body.startswith(_ERROR_FRAME if passage.events else _ERROR_BODY):
                 # A refusal after a wait, say: it does not come out of the engine.
                 passage.broken, passage.refused = True, _OVERLOADED in body
+                if not passage.refused:
+                    self.on_failure()
             else:
                 self._progress_s = self._clock()
                 self._chunks += 1

@@ -1,7 +1,9 @@
 """Tells an engine that works from one that is dead or hangs, and ends what waits for it."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from rag_stack.api.admission import Admission
@@ -17,7 +19,7 @@ Tokens = Callable[[], Mapping[str, int]]
 
 
 class EngineWatch:
-    """Asked by each health check.
+    """Asked by each health check, and when an answer fails.
 
     An engine hangs when it has had work for `stuck_s` and nothing came of it: no piece of any answer, and, where
     `tokens` tells, no token of those answers that go out as a whole. What waits for a slot, for its body or for its
@@ -41,6 +43,17 @@ class EngineWatch:
         self._tokens = tokens
         self._seen: Mapping[str, int] = {}
         self._lost: RagStackError | None = None
+        self._doubting: asyncio.Task[None] | None = None
+        traffic.on_failure = self.doubt
+
+    def doubt(self) -> None:
+        """An answer failed: look now. Until the next health check, requests would go to an engine that is dead."""
+        if self._lost is None and (self._doubting is None or self._doubting.done()):
+            self._doubting = asyncio.get_running_loop().create_task(self._check_quietly())
+
+    async def _check_quietly(self) -> None:
+        with suppress(RagStackError):
+            await self.check()
 
     async def check(self) -> None:
         """Raise EngineLostError if the engine is lost, now or once before; all its requests are then ended with it."""

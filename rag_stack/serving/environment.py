@@ -55,11 +55,12 @@ def _recovery() -> dict[str, str]:
     """What decides how long clients miss a process that was killed, and who asks again.
 
     A request that a replica took and died over, unanswered, is given to another: half of a chat that nobody has seen
-    is worth nothing. A POST to a control application is asked again, too, and so may be done twice: a store be made
-    twice. Every official client does the same when its connection breaks, so that nobody is safe from it without this.
+    is worth nothing. So is one to which a replica says 503, since its engine is lost. A POST to a control application
+    is asked again, too, and so may be done twice: a store be made twice. Every official client does the same when its
+    connection breaks, so that nobody is safe from it without this.
     """
     return {
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 503",
         # A request that is to be asked again is kept whole: chats, not uploads. 16 KiB by default.
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
         # HAProxy is replaced after three checks without an answer: ten seconds apart by default.

@@ -210,3 +210,43 @@ async def test_an_error_in_a_stream_is_no_progress(replica: Replica) -> None:
         replica.now_s += 2
         with pytest.raises(EngineLostError):
             await watch.check()
+
+
+async def test_an_answer_that_fails_has_the_engine_looked_at_before_the_next_health_check() -> None:
+    replica = Replica()
+    watch = replica.watch()
+
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions"}
+    await replica.traffic.around(failing)(scope, _silent, _ignore)
+    await settle()
+    async with replica.asked() as answer:  # an engine that lives goes on
+        assert answer.error is None
+    replica.dead = True
+    await replica.traffic.around(failing)(scope, _silent, _ignore)
+    await settle()
+    async with replica.asked() as answer:
+        assert isinstance(answer.error, EngineLostError)
+    with pytest.raises(EngineLostError):
+        await watch.check()
+
+
+async def test_an_error_frame_in_a_stream_counts_as_a_failure() -> None:
+    replica = Replica()
+    watch = replica.watch()
+    replica.dead = True
+
+    async def breaking(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": b'data: {"error": {"code": 500}}\n\n', "more_body": True})
+
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions"}
+    await replica.traffic.around(breaking)(scope, _silent, _ignore)
+    await settle()
+    async with replica.asked() as answer:
+        assert isinstance(answer.error, EngineLostError)
+    with pytest.raises(EngineLostError):
+        await watch.check()

@@ -90,6 +90,7 @@ def _backend(servers: list[_Dying]) -> str:
 
 
 _WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\r\nhere"
+_LOST = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _FRAME = b'data: {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": []}\n\n'
 _CUT = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -114,6 +115,34 @@ def test_what_a_replica_has_not_answered_when_it_dies_is_asked_of_another(tmp_pa
             answers = [client.post(url, json={"stream": False}) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200] * 4
         assert servers[0].asked >= 1, "nobody asked the one that dies"
+
+
+def test_what_a_replica_whose_engine_is_lost_refuses_is_asked_of_another(tmp_path: Path) -> None:
+    with _replicas(_LOST, _WHOLE) as servers, _serving(tmp_path / "haproxy.cfg", servers) as url:
+        _answer(url)
+        with httpx.Client(trust_env=False) as client:
+            answers = [client.post(url, json={"stream": False}) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert servers[0].asked >= 1, "nobody asked the one without an engine"
+
+
+def test_where_no_process_is_left_the_answer_says_when_to_ask_again(tmp_path: Path) -> None:
+    as_serve_has_it = tmp_path / "500.http"
+    as_serve_has_it.write_bytes(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n")
+    port, nobody = free_port(), free_port()
+    config = tmp_path / "haproxy.cfg"
+    files = "".join(f"    errorfile {code} {as_serve_has_it}\n" for code in (502, 503, 504))
+    text = _EMPTY.format(port=port, more="use_backend application").replace("frontend http", f"{files}frontend http", 1)
+    config.write_text(f"{text}backend application\n    server s0 127.0.0.1:{nobody}\n")
+    with _haproxy(config):
+        response = _answer(f"http://127.0.0.1:{port}")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "10")
+    assert response.json()["error"]["code"] == "unavailable"
+    config.write_text(config.read_text().replace(str(nobody), str(free_port())))
+    with _haproxy(config), httpx.Client(trust_env=False) as client:
+        _answer(f"http://127.0.0.1:{port}")
+        said = client.post(f"http://127.0.0.1:{port}/v1/vector_stores", json={})
+    assert (said.status_code, said.headers["retry-after"]) == (503, "10"), "a second start must leave it as it is"
 
 
 def test_a_stream_whose_replica_dies_raises_in_httpx_and_in_the_official_client(tmp_path: Path) -> None:
