@@ -113,8 +113,8 @@ async def _run(
         await asyncio.sleep(max(0.0, began_s + fault.at_s - time.monotonic()))
         await _strike(striker, fault, run, told)
     await asyncio.sleep(max(0.0, began_s + length_s - time.monotonic()))
-    calm = await _settled(processes, before)
-    told.tell("settled" if calm else "not settled", replicas=dict(await asyncio.to_thread(running)))
+    short = await _settled(processes, before)
+    told.tell("not settled" if short else "settled", replicas=dict(await asyncio.to_thread(running)), short=short)
     await asyncio.sleep(_CALM_S)
     await load.stop()
     after = await asyncio.to_thread(held, cluster, processes, served=served(catalog), verify=True)
@@ -142,19 +142,21 @@ async def _strike(striker: Striker, fault: Fault, run: Run, log: Log) -> None:
         log.tell("struck", number=fault.number, took_s=round(struck.ended_s - struck.began_s, 2), detail=struck.detail)
 
 
-async def _settled(processes: Processes, before: Held) -> bool:
-    """Wait until all replicas serve and there is one of everything again, or for long enough."""
-    until_s = time.monotonic() + _SETTLE_S
+async def _settled(processes: Processes, before: Held) -> list[str]:
+    """Wait until all replicas serve and there is one of everything again, or for long enough; returns what is short."""
+    until_s, short = time.monotonic() + _SETTLE_S, ["all"]
     while time.monotonic() < until_s:
         states = await asyncio.to_thread(running)
         counts = dict.fromkeys(before.footprints, 0)
         for member in await asyncio.to_thread(processes.members):
             counts[member.role] = counts.get(member.role, 0) + 1
         short = [role for role, was in before.footprints.items() if role != "idle" and counts[role] < was.processes]
-        if settled(states, replicas=REPLICAS) and not short:
-            return True
+        if not settled(states, replicas=REPLICAS):
+            short.append("replicas")
+        if not short:
+            break
         await asyncio.sleep(1.0)
-    return False
+    return short
 
 
 def served(catalog: Catalog) -> frozenset[str]:
