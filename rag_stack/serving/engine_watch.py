@@ -13,13 +13,14 @@ from rag_stack.errors import EngineLostError, RagStackError
 _LOG: Final = logging.getLogger("ray.serve")
 # A replacement is there after this long at the earliest.
 _RETRY_AFTER_S: Final = 10
+_LOOK_S: Final = 1.0
 
 # Tokens that the engine has made so far, for each of its requests.
 Tokens = Callable[[], Mapping[str, int]]
 
 
 class EngineWatch:
-    """Asked by each health check, and when an answer fails.
+    """Asked by each health check, by itself while it runs, and when an answer fails.
 
     An engine hangs when it has had work for `stuck_s` and nothing came of it: no piece of any answer, and, where
     `tokens` tells, no token of those answers that go out as a whole. What waits for a slot, for its body or for its
@@ -50,6 +51,12 @@ class EngineWatch:
         """An answer failed: look now. Until the next health check, requests would go to an engine that is dead."""
         if self._lost is None and (self._doubting is None or self._doubting.done()):
             self._doubting = asyncio.get_running_loop().create_task(self._check_quietly())
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled: of a replica that is to go, and still answers, Serve asks nothing."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await self._check_quietly()
 
     async def _check_quietly(self) -> None:
         with suppress(RagStackError):

@@ -104,6 +104,7 @@ class Replica:
         announcing = keep_announcing(self._start.report(), self._recorder, self.pinned.release)
         self._tasks.append(asyncio.create_task(announcing))
         self._tasks.append(asyncio.create_task(self._member.follow(self.traffic)))
+        self._tasks.append(asyncio.create_task(self._watch.run()))
         admitting = replace(layer, admission=self.admission)
         return NamedByServe(self.traffic.around(admitting.around(engine)))
 

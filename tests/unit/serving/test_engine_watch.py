@@ -13,6 +13,7 @@ from rag_stack.api.fair_queue import Ask
 from rag_stack.api.traffic import Traffic
 from rag_stack.errors import EngineLostError
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.serving import engine_watch
 from rag_stack.serving.engine_watch import EngineWatch
 
 STUCK_S = 10.0
@@ -250,3 +251,20 @@ async def test_an_error_frame_in_a_stream_counts_as_a_failure() -> None:
         assert isinstance(answer.error, EngineLostError)
     with pytest.raises(EngineLostError):
         await watch.check()
+
+
+async def test_it_looks_by_itself_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_watch, "_LOOK_S", 0.001)
+    replica = Replica()
+    running = asyncio.create_task(replica.watch().run())
+    async with replica.asked() as answer:
+        await asyncio.sleep(0.02)
+        assert answer.error is None
+        replica.dead = True
+        async with asyncio.timeout(5):
+            while answer.error is None:
+                await asyncio.sleep(0.001)
+        assert isinstance(answer.error, EngineLostError)
+    assert not running.done(), "it goes on: who answers meanwhile is told as well"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
