@@ -59,6 +59,7 @@ class Answer:
 
     def __init__(self, admission: Admission) -> None:
         self.over = asyncio.Event()
+        self.lost = asyncio.Event()
         self.pieces: asyncio.Queue[bytes] = asyncio.Queue()
         self.error: BaseException | None = None
         self._admission = admission
@@ -69,6 +70,7 @@ class Answer:
                 await turn.run(self._answer(send))
         except EngineLostError as exc:
             self.error = exc
+            self.lost.set()
 
     async def _answer(self, send: Send) -> None:
         await send(START)
@@ -261,9 +263,7 @@ async def test_it_looks_by_itself_too(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0.02)
         assert answer.error is None
         replica.dead = True
-        async with asyncio.timeout(5):
-            while answer.error is None:
-                await asyncio.sleep(0.001)
+        await asyncio.wait_for(answer.lost.wait(), 5)
         assert isinstance(answer.error, EngineLostError)
     assert not running.done(), "it goes on: who answers meanwhile is told as well"
     running.cancel()
