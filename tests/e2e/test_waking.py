@@ -143,20 +143,19 @@ def test_who_goes_away_leaves_no_work(sleeper: Sleeper) -> None:
     assert sleeper.tell("seen")["wakes"] <= 1
 
 
-@pytest.mark.parametrize("killed", [1, 2])
-def test_search_and_chats_survive_the_routers(sleeper: Sleeper, killed: int) -> None:
+def test_search_does_without_the_router_and_chats_come_back(sleeper: Sleeper) -> None:
+    """Serve runs one router for each node with a proxy: here it is the only one."""
+
     def chat() -> int:
         return httpx.post(f"{sleeper.url}/v1/chat/completions", json=sleeper.chat(stream=False), timeout=60).status_code
 
     assert chat() == 200
-    assert len(sleeper.tell(f"kill ServeReplica:engine:LLMRouter {killed}")["killed"]) == killed
-    began_s = time.monotonic()
-    statuses = []
-    while time.monotonic() - began_s < LIMIT_S:
-        statuses += [sleeper.search().status_code, chat()]
-        if statuses[-2:] == [200, 200] and len(sleeper.tell("pids ServeReplica:engine:LLMRouter")["pids"]) == 2:
-            break
-        time.sleep(0.1)
-    assert statuses[-2:] == [200, 200]
-    if killed == 1:  # HAProxy asks the other one
-        assert set(statuses) == {200}
+    (killed,) = sleeper.tell("kill ServeReplica:engine:LLMRouter 1")["killed"]
+    deadline_s = time.monotonic() + LIMIT_S
+    searches, back = [], False
+    while not back:
+        searches.append(sleeper.search().status_code)
+        routers = sleeper.tell("pids ServeReplica:engine:LLMRouter")["pids"]
+        back = chat() == 200 and routers != [] and killed not in routers
+        assert time.monotonic() < deadline_s, routers
+    assert set(searches) == {200}
