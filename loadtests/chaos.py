@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3
     result = build_report(run, seed=options.seed, minutes=options.minutes)
     print("\n".join(report.goal_lines(result)))
-    report.write(result, draw(run), directory=options.results)
+    report.write(result, draw(result.samples), directory=options.results)
     return report.exit_code(result)
 
 

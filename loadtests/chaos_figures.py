@@ -87,32 +87,28 @@ def _sample(run: Run, struck: Struck) -> Mapping[str, report.Value]:
     }
 
 
-def draw(run: Run) -> Figure:
-    """Answers, failed tries and dropped requests a second; below, what struck when."""
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.1, 1))
-    seconds = max(1, math.ceil(run.ended_s - run.began_s))
-    ok = _a_second(run, [each.ended_s for each in run.asked if each.ending in ("ok", "left")], seconds)
-    tries = _a_second(run, [each.ended_s for each in run.asked for _ in each.failures], seconds)
-    above.fill_between(range(seconds), ok, step="mid", color="#b8cfe0", label="answered")
-    above.step(range(seconds), tries, where="mid", color="#d1603d", linewidth=1, label="failed tries")
-    bad = [each.at_s - run.began_s for each in run.violations]
-    above.plot(bad, [0.0] * len(bad), "x", color="black", label="violations", clip_on=False)
-    above.set_ylabel("a second")
-    above.legend(loc="upper right", frameon=False, ncols=3)
-    names = sorted({struck.name for struck in run.struck}, reverse=True)
-    for struck in run.struck:
-        colour = "#d1603d" if struck.name in BREAKS_STREAMS else "#2f5d80"
-        width = max(1.0, struck.ended_s - struck.began_s)
-        below.barh(names.index(struck.name), width, left=struck.began_s - run.began_s, height=0.7, color=colour)
-    below.set_yticks(range(len(names)), names)
-    below.tick_params(axis="y", labelsize=8)
+def draw(samples: Sequence[Mapping[str, report.Value]]) -> Figure:
+    """Around each fault, how long the slowest answer took and how many tries failed; below, what struck when."""
+    figure = Figure(figsize=(11, 6.5), layout="tight")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
+    at_s = [float(sample["at_s"] or 0) for sample in samples]
+    longest_s = [float(sample["longest_answer_s"] or 0) for sample in samples]
+    tries = [int(sample["failed_tries"] or 0) for sample in samples]
+    above.vlines(at_s, 0, longest_s, color="#b8cfe0", linewidth=2)
+    above.plot(at_s, longest_s, "o", color="#2f5d80", markersize=4, label="slowest answer, with its retries, s")
+    above.plot(at_s, tries, "x", color="#d1603d", markersize=5, label="failed tries")
+    above.set_ylim(bottom=0)
+    above.legend(loc="upper right", frameon=False)
+    names = sorted({str(sample["arm"]) for sample in samples}, reverse=True)
+    for sample, began_s in zip(samples, at_s, strict=True):
+        name = str(sample["arm"])
+        colour = "#d1603d" if name in BREAKS_STREAMS else "#2f5d80"
+        width = max(2.0, float(sample["took_s"] or 0))
+        below.barh(names.index(name), width, left=began_s, height=0.7, color=colour)
+    below.set_yticks(range(len(names)), names, fontsize=8)
+    below.set_ylim(-0.6, len(names) - 0.4)
+    below.set_xlim(left=0)
     below.set_xlabel("seconds; red: faults that take a stream's process away")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _a_second(run: Run, times_s: Sequence[float], seconds: int) -> list[int]:
-    counts = Counter(int(at_s - run.began_s) for at_s in times_s)
-    return [counts[second] for second in range(seconds)]

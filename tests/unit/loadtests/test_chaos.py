@@ -136,4 +136,4 @@ def test_the_report_counts_what_was_done_and_what_was_broken() -> None:
     assert (result.goals["chaos.violations"].value, result.goals["chaos.faults"].value) == (1, 1)
     assert not result.goals["chaos.faults"].met
     assert result.arms["replica"]["gave_up"] == 1
-    draw(run)
+    draw(result.samples)
