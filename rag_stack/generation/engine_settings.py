@@ -89,9 +89,9 @@ def engine_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
 def on_this_node(engine: Mapping[str, Any]) -> dict[str, Any]:
     """A release's settings, with the `dtype` that vLLM's `auto` would not find. Imports vLLM: seconds.
 
-    On every x86 CPU that is bfloat16. Where the CPU has no instructions for it, a prompt takes some five times as long
-    as in float32 (576 tokens on two cores of Zen 3: 14 s against 3); weights, keys and values take twice the memory in
-    that. What the release names as its `dtype` is kept, and a quantized model's is its own.
+    On every x86 CPU that is bfloat16. Where the CPU has no instructions for it, a prompt takes several times as long as
+    in float32; weights, keys and values take twice the memory in that. What the release names as its `dtype` is kept,
+    and a quantized model's is its own.
     """
     from vllm.platforms import current_platform
 

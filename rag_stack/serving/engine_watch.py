@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import Final
 
 from rag_stack.api.admission import Admission
@@ -59,8 +58,12 @@ class EngineWatch:
             await self._check_quietly()
 
     async def _check_quietly(self) -> None:
-        with suppress(RagStackError):
+        try:
             await self.check()
+        except RagStackError:
+            return  # told where it was found; the next health check raises it
+        except Exception:
+            _LOG.exception("cannot look at the engine")  # and goes on: the next look may succeed
 
     async def check(self) -> None:
         """Raise EngineLostError if the engine is lost, now or once before; all its requests are then ended with it."""
