@@ -28,7 +28,7 @@ CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Shell fragments that all have to succeed in the finished image as its user, read-only or not.
 CHECKS: Final = {
-    "user": "test \"$(id -u):$(id -g)\" = 1000:1000",
+    "user": 'test "$(id -u):$(id -g)" = 1000:1000',
     "home": 'test "$HOME" = /home/ray && test -d "$HOME"',
     "version": "rag-stack version",
     "ray": "ray --version",
@@ -103,7 +103,9 @@ class Run:
             case "USER" | "LABEL" | "CMD":
                 pass
             case _:
-                raise ValueError(f"line {one.line}: {one.keyword} is not executed here; expected one that is, see above")
+                raise ValueError(
+                    f"line {one.line}: {one.keyword} is not executed here; expected one that is, see above"
+                )
         print(f"{stage.name}:{one.line} {one.keyword} {time.monotonic() - started:.1f} s", flush=True)
         return directory
 
@@ -187,10 +189,23 @@ def _chroot(
     for source, target in (mounts or {}).items():
         inside = root / target.lstrip("/")
         make = "mkdir -p" if Path(source).is_dir() else f"mkdir -p {shlex.quote(str(inside.parent))} && touch"
-        script += [f"{make} {shlex.quote(str(inside))}", f"mount --bind {shlex.quote(source)} {shlex.quote(str(inside))}"]
+        script += [
+            f"{make} {shlex.quote(str(inside))}",
+            f"mount --bind {shlex.quote(source)} {shlex.quote(str(inside))}",
+        ]
     inner = f"umask 022; cd {directory} && {command}"
     variables = [f"{name}={value}" for name, value in environment.items()]
-    arguments: Sequence[str] = ["chroot", f"--userspec={user}", str(root), "env", "-i", *variables, "/bin/bash", "-c", inner]
+    arguments: Sequence[str] = [
+        "chroot",
+        f"--userspec={user}",
+        str(root),
+        "env",
+        "-i",
+        *variables,
+        "/bin/bash",
+        "-c",
+        inner,
+    ]
     script.append(f"exec {shlex.join(arguments)}")
     done = subprocess.run(
         ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", "\n".join(script)],
