@@ -15,10 +15,11 @@ COPY rag_stack rag_stack
 RUN python3.11 -m pip --python /build/bin/python wheel --quiet --no-deps --no-build-isolation --wheel-dir /dist .
 
 FROM python:3.11.16-slim-bookworm${BASE_DIGEST} AS server
-# KubeRay starts Ray with bash and asks the head and the workers with wget. There is no compiler: on a CPU the release
-# has `enforce_eager`. Python's image comes without .pyc files, which cost a process that cannot write them 15 CPU seconds.
+# KubeRay starts Ray with bash and asks the head and the workers with wget. vLLM's CPU kernels need libnuma: without it vLLM is
+# imported with a warning, and fails later. There is no compiler: on a CPU the release has `enforce_eager`. Python's image
+# comes without .pyc files, which cost a process that cannot write them 15 CPU seconds.
 RUN apt-get update \
- && apt-get install --yes --quiet --no-install-recommends bash ca-certificates wget \
+ && apt-get install --yes --quiet --no-install-recommends bash ca-certificates libnuma1 wget \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 1000 ray \
  && useradd --uid 1000 --gid 1000 --create-home --home-dir /home/ray --shell /bin/bash ray \

@@ -18,7 +18,7 @@ RUN python3.11 -m pip --python /build/bin/python wheel --quiet --no-deps --no-bu
 FROM python:3.11.16-slim-bookworm${BASE_DIGEST} AS server
 # As on a CPU, but for a compiler: Triton and torch.compile build small C and C++ modules at run time.
 RUN apt-get update \
- && apt-get install --yes --quiet --no-install-recommends bash ca-certificates g++ gcc libc6-dev wget \
+ && apt-get install --yes --quiet --no-install-recommends bash ca-certificates g++ gcc libc6-dev libnuma1 wget \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 1000 ray \
  && useradd --uid 1000 --gid 1000 --create-home --home-dir /home/ray --shell /bin/bash ray \

@@ -36,6 +36,11 @@ CHECKS: Final = {
     "login shell": "bash -lc 'command -v ray serve rag-stack'",
     "probes": "wget --version >/dev/null && command -v grep bash",
     "imports": "python -c 'import faiss, ray.serve.llm, torch, vllm; print(faiss.__version__, torch.__version__)'",
+    # `import vllm` only warns where they cannot be loaded.
+    "kernels": (
+        "python -c 'import torch; from vllm.platforms.cpu import CpuPlatform; "
+        "CpuPlatform.import_kernels(); print(torch.ops._C.silu_and_mul)'"
+    ),
     "haproxy": 'test -x "$RAY_SERVE_HAPROXY_BINARY_PATH" && "$RAG_STACK_HAPROXY" -v | head -n 1',
     "haproxy through its script": '"$RAY_SERVE_HAPROXY_BINARY_PATH" -v >/dev/null',
     "launch": "test -x /opt/rag-stack/lib/python3.11/site-packages/rag_stack/generation/launch",
