@@ -136,9 +136,11 @@ class Inbox:
 
 
 async def _run(app: ASGIApp, scope: Scope, inbox: Inbox, held: HeldAnswer) -> None:
-    """The app's answer, whole. Raises UnavailableError when it breaks off or does not come."""
+    """The app's answer, whole. Raises UnavailableError when it breaks off or does not come, and what the app says so by."""
     try:
         await app(scope, inbox, held)
+    except (ClientDisconnectedError, UnavailableError):
+        raise
     except Exception as exc:
         _log.exception("a request failed behind the waiting room")
         raise UnavailableError("the engine failed before its answer was complete", retry_after_s=1) from exc
