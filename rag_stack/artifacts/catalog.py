@@ -455,7 +455,7 @@ class Catalog:
         promotions = state.overflow()
         if not promotions:
             return
-        key, data = _archive_key(kind, name, promotions[0].number), archive_bytes(promotions)
+        key, data = archive_key(kind, name, promotions[0].number), archive_bytes(promotions)
         if not self.store.create(key, data) and self.store.read_bytes(key) != data:
             raise ArtifactCorruptError(
                 f"{self.store.url}/{key} holds other promotions than {kind}/{name} had; was the promoted pointer "
@@ -463,7 +463,7 @@ class Catalog:
             )
 
     def _archived(self, kind: ArtifactKind, name: str, number: int) -> tuple[Promotion, ...]:
-        key = _archive_key(kind, name, number)
+        key = archive_key(kind, name, number)
         try:
             found = archived_promotions(self.store.read_bytes(key), url=f"{self.store.url}/{key}")
         except ArtifactNotFoundError as exc:
@@ -529,7 +529,8 @@ def promoter() -> str:
     return f"{user}@{socket.gethostname()}"[:MAX_BY_CHARS]
 
 
-def _archive_key(kind: ArtifactKind, name: str, number: int) -> str:
+def archive_key(kind: ArtifactKind, name: str, number: int) -> str:
+    """Where the promotion with a number is, once the pointer does not hold it any more."""
     return f"{kind}/{name}/{_HISTORY}/{archive_name(number)}"
 
 

@@ -24,6 +24,7 @@ from rag_stack.artifacts.manifest import (
     parse_json_object,
 )
 from rag_stack.artifacts.object_store import ObjectEntry
+from rag_stack.artifacts.point import Points
 from rag_stack.artifacts.promotion import PointerState
 from rag_stack.config import is_name
 from rag_stack.errors import (
@@ -189,10 +190,10 @@ class Retention:
         """Delete the versions of a name, or of all names, that nobody needs, and what killed publishers left.
 
         Kept are: what is promoted and what a rollback would bring back, the `keep` versions promoted last, what a
-        release pins or a process leases, what a release version names, a model that an index was built with, what is in
-        a rollout's plan, and all that is younger than `older_than_s`, but at least the grace period. Leases that have
-        run out are removed. Blocking. Raises ArtifactError, on a store that cannot compare and set too: nothing is
-        promoted there either.
+        release pins or a process leases, what a backup point or a release version names, a model that an index was
+        built with, what is in a rollout's plan, and all that is younger than `older_than_s`, but at least the grace
+        period. Leases that have run out are removed. Blocking. Raises ArtifactError, on a store that cannot compare and
+        set too: nothing is promoted there either.
         """
         if keep < 0 or not 0 <= older_than_s <= _MAX_AGE_S:
             raise InvalidRequestError(
@@ -221,8 +222,9 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class _Holds:
-    pins: Sequence[Hold]
     leases: Sequence[Hold]
+    pins: Sequence[Hold]
+    points: Sequence[Hold]
 
 
 class _Run:
@@ -236,6 +238,7 @@ class _Run:
         self._keep = keep
         self._older_than = older_than
         self._deletion = Deletion(self._catalog, now=now)
+        self._points = Points(self._store)
         # Good enough for a first look. Before anything is deleted they are read again: see Deletion.
         self._holds = self._read_holds()
 
@@ -294,13 +297,16 @@ class _Run:
         return reasons
 
     def _read_holds(self) -> _Holds:
-        return _Holds(self._retention.pins(), self._retention.leases())
+        # Leases first: a backup lets go of its lease once its point is there, so one of the two is seen.
+        leases = self._retention.leases()
+        return _Holds(leases, self._retention.pins(), self._points.holds())
 
     def _held(self, ref: ArtifactRef, holds: _Holds) -> list[str]:
         pins = [f"pinned by release {hold.owner}" for hold in holds.pins if str(ref) in hold.refs]
         leases = [hold for hold in holds.leases if str(ref) in hold.refs]
         live = [hold for hold in leases if self._now - hold.renewed_at <= self._retention._lease]
-        return [*pins, *(f"in use by {hold.owner}" for hold in live)]
+        points = [f"in the backup point {hold.owner}" for hold in holds.points if str(ref) in hold.refs]
+        return [*pins, *(f"in use by {hold.owner}" for hold in live), *points]
 
     def _claimed(self, claim: ObjectEntry | None) -> list[str]:
         # On file:// the publishers' lock is asked, which knows: a claim may be that of a dead one.

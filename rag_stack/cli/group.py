@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.errors import EngineMissingError
 
-_SERVER_COMMANDS = ("cache", "index", "job", "model", "plan", "release", "serve")
+_SERVER_COMMANDS = ("backup", "cache", "drill", "index", "job", "model", "plan", "release", "serve")
 
 
 class RootGroup(TyperGroup):
@@ -42,10 +42,18 @@ class RootGroup(TyperGroup):
 def _load(name: str) -> typer.Typer:
     """Import a server command. Raises ModuleNotFoundError on the base install."""
     match name:
+        case "backup":
+            from rag_stack.cli import backup
+
+            return backup.app
         case "cache":
             from rag_stack.cli import cache
 
             return cache.app
+        case "drill":
+            from rag_stack.cli import drill
+
+            return drill.app
         case "index":
             from rag_stack.cli import index
 

@@ -28,7 +28,7 @@ def check_gates(
     """
     return (
         *_content(gates, metadata, embedder, documents),
-        *(_canary(number, canary, search) for number, canary in enumerate(gates.canaries, start=1)),
+        *(ask_canary(number, canary, search) for number, canary in enumerate(gates.canaries, start=1)),
         *(_against(gates, metadata, parent, parent_version or "the parent") if parent else ()),
     )
 
@@ -58,7 +58,8 @@ def _content(gates: Gates, metadata: IndexMetadata, embedder: EmbedderRef, docum
     )
 
 
-def _canary(number: int, canary: Canary, search: Search) -> GateResult:
+def ask_canary(number: int, canary: Canary, search: Search) -> GateResult:
+    """Whether a search finds what a question shall find. Blocking."""
     documents: dict[str, Passage] = {}
     for passage in search(canary.question, canary.top_k):
         documents.setdefault(passage.document_id, passage)
