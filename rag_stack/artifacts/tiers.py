@@ -119,5 +119,5 @@ def open_tiers(
     `cache` is what was asked for on the command line, and goes before both.
     """
     directory = cache or Path(os.environ.get("RAG_STACK_CACHE") or config.cache)
-    node_cache = NodeCache(directory, limit_bytes=config.cache_limit_bytes)
+    node_cache = NodeCache(directory, limit_bytes=config.cache_limit_bytes, recorder=recorder)
     return Tiers(Catalog(open_store(config.root)), node_cache, recorder, peers=peers)
