@@ -23,6 +23,9 @@ class Metric:
     description: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    # Of a counter with one label: the values that it has from the start, at 0. A rate sees no first event of a series
+    # that begins with it, and an alert no series that is not there.
+    starts_with: tuple[str, ...] = ()
 
 
 # A gauge and no histogram, whose sums Ray would round; it must be set again every few seconds for Ray to keep it.
@@ -52,6 +55,15 @@ ARTIFACT_LOAD_RATE = Metric(
     ("kind", "stage", "source"),
     _GB_PER_S,
 )
+CACHE_EVICTIONS = Metric(
+    "rag_stack_cache_evictions_total", "counter", "Artifacts that this process evicted from the node's cache"
+)
+CACHE_EVICTED_BYTES = Metric(
+    "rag_stack_cache_evicted_bytes_total", "counter", "Bytes of artifacts evicted from the node's cache"
+)
+CACHE_BYTES = Metric(
+    "rag_stack_cache_bytes", "gauge", "Bytes in the node's cache, those of running fetches with their final size"
+)
 REQUESTS = Metric("rag_stack_requests_total", "counter", "Requests answered", ("route", "status"))
 RETRIEVAL_MS = Metric(
     "rag_stack_retrieval_milliseconds",
@@ -70,6 +82,7 @@ ADMISSION_REFUSED = Metric(
     "counter",
     "Requests answered 429 or 503 and not by the engine, by reason (full, pushed out, late, engine)",
     ("reason",),
+    starts_with=("full", "pushed out", "late", "engine"),
 )
 ADMISSION_WAIT_SECONDS = Metric(
     "rag_stack_admission_wait_seconds",
@@ -78,12 +91,37 @@ ADMISSION_WAIT_SECONDS = Metric(
     (),
     _SECONDS,
 )
+TTFT_SECONDS = Metric(
+    "rag_stack_time_to_first_token_seconds",
+    "histogram",
+    "Seconds from a request's arrival at the replica to the first token of its stream",
+    (),
+    _SECONDS,
+)
+ANSWERS = Metric(
+    "rag_stack_answers_total",
+    "counter",
+    "Requests that generate, by how they ended (good: first token, or whole answer, within the target; late, failed, "
+    "refused, aborted)",
+    ("outcome",),
+    starts_with=("good", "late", "failed", "refused", "aborted"),
+)
+KV_CACHE_USAGE = Metric(
+    "rag_stack_kv_cache_usage_ratio", "gauge", "Share of the engine's memory for keys and values in use, 0 to 1"
+)
+ENGINE_STATE = Metric(
+    "rag_stack_engine_state",
+    "gauge",
+    "1 for the state of the engine (asleep, starting, ready, failed), else 0",
+    ("state",),
+)
 # No version is a label: a store may have thousands over its life.
 SWAPS = Metric(
     "rag_stack_index_swaps_total",
     "counter",
     "Index versions that this process was to take into service, by outcome (flipped, failed, superseded)",
     ("outcome",),
+    starts_with=("flipped", "failed", "superseded"),
 )
 SWAP_SECONDS = Metric(
     "rag_stack_index_swap_seconds",
@@ -98,16 +136,61 @@ SWAP_LAGGING = Metric(
     "1 while this process serves an older index version than it should, else 0",
     ("store",),
 )
+INDEX_AGE_SECONDS = Metric(
+    "rag_stack_index_age_seconds",
+    "gauge",
+    "Seconds since the index version that is wanted in service was published",
+    ("store",),
+)
+INDEX_UNPROMOTED = Metric(
+    "rag_stack_index_unpromoted",
+    "gauge",
+    "1 while the newest version of a store's index has never been promoted, as one that a gate has refused, else 0",
+    ("store",),
+)
+INDEX_FAILED_GATES = Metric(
+    "rag_stack_index_failed_gates",
+    "gauge",
+    "Gates of its own content that the newest version has failed, while it has never been promoted; else 0",
+    ("store",),
+)
+ROLLOUT_STATE = Metric(
+    "rag_stack_release_rollout_state",
+    "gauge",
+    "1 for the state of the release's rollout (steady, canary, promoting, rolling_back), else 0",
+    ("state",),
+)
+ROLLOUT_SHARE = Metric(
+    "rag_stack_release_rollout_share_ratio", "gauge", "Share of new conversations that go to the version on its way in"
+)
 HELD = Metric("rag_stack_held_requests", "gauge", "Requests held while no replica serves")
 HELD_BYTES = Metric("rag_stack_held_bytes", "gauge", "Bytes of the bodies of held requests")
-HELD_REFUSED = Metric("rag_stack_held_refused_total", "counter", "Requests for which there was no place", ("reason",))
-CITATIONS = Metric("rag_stack_citations_total", "counter", "Citations given", ("method",))
+HELD_REFUSED = Metric(
+    "rag_stack_held_refused_total",
+    "counter",
+    "Requests for which there was no place",
+    ("reason",),
+    starts_with=("requests", "caller", "bytes"),
+)
+CITATIONS = Metric(
+    "rag_stack_citations_total", "counter", "Citations given", ("method",), starts_with=("marker", "overlap")
+)
+TRACE_SPANS = Metric(
+    "rag_stack_trace_spans_total",
+    "counter",
+    "Spans that ended, by what became of them (sent, failed: the collector did not take them, dropped: no room)",
+    ("outcome",),
+    starts_with=("sent", "failed", "dropped"),
+)
 
 ALL = (
     START_SECONDS,
     ARTIFACT_LOAD_SECONDS,
     ARTIFACT_LOAD_BYTES,
     ARTIFACT_LOAD_RATE,
+    CACHE_EVICTIONS,
+    CACHE_EVICTED_BYTES,
+    CACHE_BYTES,
     REQUESTS,
     RETRIEVAL_MS,
     RETRIEVAL_QUEUE,
@@ -115,13 +198,23 @@ ALL = (
     ADMISSION_TOKENS,
     ADMISSION_REFUSED,
     ADMISSION_WAIT_SECONDS,
+    TTFT_SECONDS,
+    ANSWERS,
+    KV_CACHE_USAGE,
+    ENGINE_STATE,
     SWAPS,
     SWAP_SECONDS,
     SWAP_LAGGING,
+    INDEX_AGE_SECONDS,
+    INDEX_UNPROMOTED,
+    INDEX_FAILED_GATES,
+    ROLLOUT_STATE,
+    ROLLOUT_SHARE,
     HELD,
     HELD_BYTES,
     HELD_REFUSED,
     CITATIONS,
+    TRACE_SPANS,
 )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from rag_stack.api.admission import Admission
 from rag_stack.api.auth import KeyRing, digest
 from rag_stack.api.health import Health, Readiness
 from rag_stack.api.models import Models
@@ -26,6 +27,7 @@ from rag_stack.rag.pipeline import Pipeline
 from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.retrieval.retriever import Retriever
 from rag_stack.retrieval.shelf import Shelf
+from rag_stack.tracing.tracer import UNTRACED, Tracer
 from tests.embedder import WordEmbedder
 
 CREATED_AT = 1_700_000_000
@@ -102,6 +104,8 @@ def build_layer(
     queue: int = 8,
     context_tokens: int | None = None,
     recorder: Recorder | None = None,
+    admission: Admission | None = None,
+    tracer: Tracer = UNTRACED,
 ) -> ASGIApp:
     """The layer around `engine`, with its stores' indexes in `directory`. By default one store, "town"."""
     recorder = recorder or MemoryRecorder()
@@ -110,7 +114,7 @@ def build_layer(
         name: build_index(directory / name, documents, embedder=embedder, name=name)
         for name, documents in (stores if stores is not None else {"town": TOWN}).items()
     }
-    retriever = Retriever(embedder, shelf_of(indexes), threads=1, queue=queue, recorder=recorder)
+    retriever = Retriever(embedder, shelf_of(indexes), threads=1, queue=queue, recorder=recorder, tracer=tracer)
     prompt = PromptBuilder(
         system="Answer from the documents.",
         context_tokens=context_tokens or engine.state.max_model_len,
@@ -119,7 +123,12 @@ def build_layer(
     )
     layer = RagLayer(
         pipeline=Pipeline(
-            retriever, prompt=prompt, citer=Citer(), retrieval=RetrievalConfig(top_k=top_k), recorder=recorder
+            retriever,
+            prompt=prompt,
+            citer=Citer(),
+            retrieval=RetrievalConfig(top_k=top_k),
+            recorder=recorder,
+            tracer=tracer,
         ),
         reader=RequestReader(engine.state.model, lambda: tuple(indexes), default_store),
         vector_stores=VectorStores(lambda: [_card(name, index) for name, index in indexes.items()], retriever, 1 << 20),
@@ -130,6 +139,8 @@ def build_layer(
         release="test-release",
         release_version="0123456789ab",
         max_body_bytes=1 << 20,
+        admission=admission,
+        tracer=tracer,
     )
     return layer.around(engine)
 

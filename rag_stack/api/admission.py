@@ -144,6 +144,7 @@ class Admission:
         self._first_s = math.inf
         self._closed: RagStackError | None = None
         self.busy_since_s = clock()
+        self._tell()
 
     @property
     def heartbeat_s(self) -> float:

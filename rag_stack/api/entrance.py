@@ -28,6 +28,7 @@ from rag_stack.api.http import ClientDisconnectedError, dumps, error_body
 from rag_stack.api.waiting_room import held_for_s
 from rag_stack.errors import RagStackError
 from rag_stack.rag.prompt import text_of
+from rag_stack.tracing.tracer import UNTRACED, Tracer
 
 # English text has four characters a token, near enough to share an engine by.
 _CHARS_PER_TOKEN: Final = 4
@@ -39,7 +40,15 @@ Answer = Callable[[Send, Callable[[Send], Send]], Coroutine[Any, Any, None]]
 
 
 async def let_in(
-    admission: Admission | None, ask: Ask, scope: Scope, receive: Receive, send: Send, *, streams: bool, answer: Answer
+    admission: Admission | None,
+    ask: Ask,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    streams: bool,
+    answer: Answer,
+    tracer: Tracer = UNTRACED,
 ) -> None:
     """Answer when it is the request's turn. `answer` gets where to send, and what to put around the engine's `send`.
 
@@ -52,7 +61,17 @@ async def let_in(
     beat = Beat(patient.beat, beat_s(scope, admission.heartbeat_s), quiet_s(scope, admission.heartbeat_s))
     waited_s = held_for_s(scope, now_s=time.time())
     turn = admission.turn(ask, receive, waited_s=waited_s, while_waiting=beat)
+    turn = _traced(turn, tracer) if tracer.enabled else turn
     await _answer(turn, patient, answer, beat, patience_s=read_timeout_s(scope))
+
+
+@asynccontextmanager
+async def _traced(turn: AbstractAsyncContextManager[Turn], tracer: Tracer) -> AsyncIterator[Turn]:
+    """The turn, with the wait for it as a span. A wait in vain is all that its request's span shows."""
+    asked_s = time.time()
+    async with turn as mine:
+        tracer.add("admission", asked_s, time.time(), {"queued": mine.queued})
+        yield mine
 
 
 async def _answer(

@@ -18,6 +18,7 @@ from rag_stack.errors import (
     RagStackError,
 )
 from rag_stack.metrics import REQUESTS, Recorder
+from rag_stack.tracing.tracer import UNTRACED, Tracer
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -28,7 +29,7 @@ class Gate:
 
     `routes` is the whole allow-list: what stands in none of them is a 404. `lifespan` is the app whose start-up and
     shut-down events run, where that is another one than ours. `release` is what `x-rag-release` says on every answer,
-    refusals too.
+    refusals too. With a `tracer` each request is a span, but for those of open paths.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Gate:
         recorder: Recorder,
         lifespan: ASGIApp | None = None,
         release: str = "",
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._router = Router(routes, redirect_slashes=False, default=_not_found)
         self._lifespan = lifespan or self._router
         self._keys = keys
         self._open_paths = frozenset(open_paths)
         self._recorder = recorder
+        self._tracer = tracer
         self._named = [(b"x-rag-release", release.encode())] if release else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,6 +62,22 @@ class Gate:
         request_id = _request_id(scope)
         scope = self._at_root(scope, request_id=request_id)
         exchange = _Exchange(send, request_id=request_id, named=self._named)
+        if scope["path"] in self._open_paths:
+            await self._answer(scope, receive, exchange)
+            return
+        with self._tracer.request(scope["method"], scope["headers"]) as span:
+            try:
+                await self._answer(scope, receive, exchange)
+            finally:
+                span.note(
+                    {
+                        "http.route": _route(scope),
+                        "http.response.status_code": exchange.status,
+                        "request_id": request_id,
+                    }
+                )
+
+    async def _answer(self, scope: Scope, receive: Receive, exchange: "_Exchange") -> None:
         try:
             if scope["path"] not in self._open_paths:
                 scope[CALLER] = self._keys.check(header(scope, b"authorization"))

@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rag_stack.api import encoding
 from rag_stack.api.admission import Admission
 from rag_stack.api.answer import AnswerSender, Dressing, Kind
-from rag_stack.api.engine import forward
 from rag_stack.api.entrance import ask_of, let_in
 from rag_stack.api.http import read_json, while_connected
 from rag_stack.api.retrieval_request import (
@@ -19,10 +18,12 @@ from rag_stack.api.retrieval_request import (
     RequestReader,
     RetrievalRequest,
 )
+from rag_stack.api.traced_engine import forward_traced
 from rag_stack.errors import EngineError, InvalidRequestError, RagStackError
 from rag_stack.protocol import MAX_QUERY_CHARS
 from rag_stack.rag.pipeline import Grounding, Pipeline, Question
 from rag_stack.rag.prompt import text_of
+from rag_stack.tracing.tracer import UNTRACED, Tracer
 
 # What a search finds, about, where the request does not say.
 _PASSAGES: Final = 4
@@ -42,9 +43,11 @@ class GroundedEndpoint:
         release_version: str = "",
         max_body_bytes: int,
         admission: Admission | None = None,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._engine = engine
         self._admission = admission
+        self._tracer = tracer
         self._kind: Kind = kind
         self._reader = reader
         self._pipeline = pipeline
@@ -68,7 +71,7 @@ class GroundedEndpoint:
 
         ask = ask_of(scope, body, passages=(request.top_k or _PASSAGES) if question.query else 0)
         streams = body.get("stream") is True
-        await let_in(self._admission, ask, scope, receive, send, streams=streams, answer=answer)
+        await let_in(self._admission, ask, scope, receive, send, streams=streams, answer=answer, tracer=self._tracer)
 
     async def _forward(
         self,
@@ -80,7 +83,7 @@ class GroundedEndpoint:
         body: dict[str, Any],
     ) -> None:
         try:
-            await forward(self._engine, scope, receive, timed(sender), body=body)
+            await forward_traced(self._tracer, self._engine, scope, receive, timed(sender), body=body)
         except Exception as exc:
             if not sender.streaming:
                 raise

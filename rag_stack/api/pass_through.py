@@ -5,19 +5,24 @@ from collections.abc import Callable, Mapping
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rag_stack.api.admission import Admission
-from rag_stack.api.engine import EngineErrors, forward, inner_scope
+from rag_stack.api.engine import EngineErrors, inner_scope
 from rag_stack.api.entrance import ask_of, let_in
 from rag_stack.api.http import read_json
+from rag_stack.api.traced_engine import forward_traced
 from rag_stack.api.traffic import GENERATES
 from rag_stack.errors import InvalidRequestError
+from rag_stack.tracing.tracer import UNTRACED, Tracer
 
 
 class PassThrough:
     """A route that the engine answers alone: its body is checked for size and shape, not changed."""
 
-    def __init__(self, engine: ASGIApp, *, admission: Admission | None, max_body_bytes: int) -> None:
+    def __init__(
+        self, engine: ASGIApp, *, admission: Admission | None, max_body_bytes: int, tracer: Tracer = UNTRACED
+    ) -> None:
         self._engine = engine
         self._admission = admission
+        self._tracer = tracer
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,8 +38,9 @@ class PassThrough:
             )
 
         async def answer(send: Send, timed: Callable[[Send], Send]) -> None:
-            await forward(self._engine, scope, receive, timed(EngineErrors(send)), body=body)
+            await forward_traced(self._tracer, self._engine, scope, receive, timed(EngineErrors(send)), body=body)
 
         admission = self._admission if scope["path"] in GENERATES else None
         streams = body.get("stream") is True
-        await let_in(admission, ask_of(scope, body), scope, receive, send, streams=streams, answer=answer)
+        ask = ask_of(scope, body)
+        await let_in(admission, ask, scope, receive, send, streams=streams, answer=answer, tracer=self._tracer)

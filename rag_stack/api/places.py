@@ -26,6 +26,7 @@ class Places:
         self._callers: Counter[str] = Counter()
         self._taken = 0
         self._size_bytes = 0
+        self._change()
 
     @property
     def taken_now(self) -> int:

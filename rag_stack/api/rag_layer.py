@@ -17,6 +17,7 @@ from rag_stack.api.retrieval_request import RequestReader
 from rag_stack.api.vector_stores import VectorStores
 from rag_stack.metrics import Recorder
 from rag_stack.rag.pipeline import Pipeline
+from rag_stack.tracing.tracer import UNTRACED, Tracer
 
 # (method, path) of the engine's own app that clients may reach as it is.
 PASSED = (
@@ -67,6 +68,7 @@ class RagLayer:
     max_body_bytes: int
     release_version: str = ""
     admission: Admission | None = None
+    tracer: Tracer = UNTRACED
 
     def around(self, engine: ASGIApp) -> ASGIApp:
         """The engine's app with retrieval, citations, keys and the allow-list around it."""
@@ -85,6 +87,7 @@ class RagLayer:
             recorder=self.recorder,
             lifespan=engine,
             release=release_header(self.release, self.release_version),
+            tracer=self.tracer,
         )
 
     def _grounded(self, engine: ASGIApp, kind: Kind) -> GroundedEndpoint:
@@ -97,10 +100,11 @@ class RagLayer:
             release_version=self.release_version,
             max_body_bytes=self.max_body_bytes,
             admission=self.admission,
+            tracer=self.tracer,
         )
 
     def _passed(self, engine: ASGIApp) -> list[BaseRoute]:
-        endpoint = PassThrough(engine, admission=self.admission, max_body_bytes=self.max_body_bytes)
+        endpoint = PassThrough(engine, admission=self.admission, max_body_bytes=self.max_body_bytes, tracer=self.tracer)
         return [Route(path, endpoint, methods=[method]) for method, path in PASSED]
 
 

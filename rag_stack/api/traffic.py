@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_stack.api.admission import Admission, is_content
 from rag_stack.errors import OverloadedError
+from rag_stack.metrics import ANSWERS, TTFT_SECONDS, Recorder
 
 GENERATES: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
 _KEPT: Final = 512
@@ -65,10 +66,12 @@ class Traffic:
         *,
         ttft_target_s: float,
         admission: Admission | None = None,
+        recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._target_s = ttft_target_s
         self._admission = admission
+        self._recorder = recorder
         self._clock = clock
         self._running = self._waiting = self._answered = self._failed = self._aborted = self._good = self._chunks = 0
         self._arrived = 0
@@ -172,21 +175,32 @@ class Traffic:
                 self._waiting -= 1
                 self._running += 1
                 passage.ttft_s = self._clock() - passage.began_s
+                if self._recorder is not None:
+                    self._recorder.record(TTFT_SECONDS, passage.ttft_s)
         passage.complete |= not message.get("more_body", False)
 
     def _end(self, passage: "_Passage") -> None:
         if passage.status == 429 or passage.refused:
             self._refused += 1
+            self._tell("refused")
         elif passage.status >= 500 or passage.broken:
             self._failed += 1
+            self._tell("failed")
         elif not passage.complete:
             self._aborted += 1
+            self._tell("aborted")
         elif passage.status == 200:
             self._answered += 1
             took_s = passage.ttft_s if passage.events else self._clock() - passage.began_s
-            self._good += took_s <= self._target_s
+            good = took_s <= self._target_s
+            self._good += good
+            self._tell("good" if good else "late")
             if passage.events:
                 self._ttft_s.append(took_s)
+
+    def _tell(self, outcome: str) -> None:
+        if self._recorder is not None:
+            self._recorder.record(ANSWERS, 1, {"outcome": outcome})
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from rag_stack.artifacts.local_file import exclusive, translated
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.pin import is_pinned, unpinned
 from rag_stack.errors import ArtifactError
+from rag_stack.metrics import CACHE_EVICTED_BYTES, CACHE_EVICTIONS, Recorder
 
 _NOT_WRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 _EVICTED: Final = ".evicted"
@@ -41,8 +42,9 @@ class Collected:
 class Eviction:
     """Keeps a cache directory within `limit_bytes` (None: within the disk) and knows what is in it."""
 
-    def __init__(self, directory: Path, *, limit_bytes: int | None) -> None:
+    def __init__(self, directory: Path, *, limit_bytes: int | None, recorder: Recorder | None = None) -> None:
         self.limit_bytes = limit_bytes
+        self._recorder = recorder
         self._directory = directory
         self._artifacts = directory / "artifacts"
         self._partial = directory / "partial"
@@ -142,6 +144,9 @@ class Eviction:
             with suppress(FileNotFoundError):
                 artifact.directory.rename(doomed)
         _remove(doomed)
+        if self._recorder is not None:
+            self._recorder.record(CACHE_EVICTIONS, 1)
+            self._recorder.record(CACHE_EVICTED_BYTES, artifact.size_bytes)
         return True
 
     def _lacks(self, needed: int) -> int:

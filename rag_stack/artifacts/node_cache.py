@@ -22,6 +22,7 @@ from rag_stack.artifacts.manifest import MANIFEST_NAME, Manifest
 from rag_stack.artifacts.partial import Partial, have_path
 from rag_stack.artifacts.pin import Pin
 from rag_stack.errors import ArtifactCorruptError, ArtifactOutdatedError
+from rag_stack.metrics import Recorder
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 # In an artifact's directory until its bytes are on the disk, and not only in the page cache of this boot.
@@ -34,9 +35,9 @@ class NodeCache:
     `limit_bytes` bounds what is cached and being fetched together: the least recently used artifacts make room.
     """
 
-    def __init__(self, directory: Path, *, limit_bytes: int | None = None) -> None:
+    def __init__(self, directory: Path, *, limit_bytes: int | None = None, recorder: Recorder | None = None) -> None:
         self.directory = directory.absolute()
-        self.eviction = Eviction(self.directory, limit_bytes=limit_bytes)
+        self.eviction = Eviction(self.directory, limit_bytes=limit_bytes, recorder=recorder)
         self._artifacts = self.directory / "artifacts"
         self._partial = self.directory / "partial"
         self._syncing: list[threading.Thread] = []

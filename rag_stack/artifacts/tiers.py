@@ -140,7 +140,7 @@ def open_tiers(
     is what was asked for on the command line, and goes before all. Raises ConfigError for a limit that is no number.
     """
     directory = cache or Path(os.environ.get("RAG_STACK_CACHE") or config.cache)
-    node_cache = NodeCache(directory, limit_bytes=_limit_bytes(config))
+    node_cache = NodeCache(directory, limit_bytes=_limit_bytes(config), recorder=recorder)
     mirror = open_mirror(os.environ.get("RAG_STACK_MIRROR"))
     return Tiers(Catalog(open_store(config.root)), node_cache, recorder, peers=peers, mirror=mirror)
 

@@ -11,6 +11,7 @@ from rag_stack.protocol import Filter
 from rag_stack.rag.citations import Citer
 from rag_stack.rag.prompt import Message, PromptBuilder
 from rag_stack.retrieval.retriever import Retriever
+from rag_stack.tracing.tracer import UNTRACED, Tracer
 from rag_stack.types import Citation, Hit, Source, Timings
 
 
@@ -51,12 +52,14 @@ class Pipeline:
         citer: Citer,
         retrieval: RetrievalConfig,
         recorder: Recorder,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._retriever = retriever
         self._prompt = prompt
         self._citer = citer
         self._defaults = retrieval
         self._recorder = recorder
+        self._tracer = tracer
 
     async def ground(self, question: Question) -> Grounding:
         """Retrieve and build the prompt. Raises NotFoundError, OverloadedError or ContextLengthError."""
@@ -74,13 +77,14 @@ class Pipeline:
             hits, timings, index_version = found.hits, found.timings, found.index_version
         elif not hits:
             return Grounding(messages=question.messages)
-        started = time.perf_counter()
+        began_s, started = time.time(), time.perf_counter()
         # A long prompt takes its tokenizer many milliseconds: off the event loop, as below.
         prompt = await asyncio.to_thread(
             self._prompt.build, question.messages, hits, max_tokens=question.max_tokens, tools=question.tools
         )
         prompt_ms = (time.perf_counter() - started) * 1e3
         self._recorder.record(RETRIEVAL_MS, prompt_ms, {"stage": "prompt"})
+        self._tracer.add("prompt", began_s, began_s + prompt_ms / 1e3)
         return Grounding(
             messages=prompt.messages,
             sources=prompt.sources,
@@ -94,7 +98,9 @@ class Pipeline:
         if not grounding.sources or not answer:
             return ()
         # Milliseconds of pure CPU: off the event loop, so that other streams keep their pace.
+        began_s = time.time()
         citations = await asyncio.to_thread(self._citer.cite, answer, grounding.sources)
+        self._tracer.add("cite", began_s, time.time())
         for citation in citations:
             self._recorder.record(CITATIONS, 1, {"method": citation.method})
         return citations

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
+from typing import Final
 
 import numpy as np
 
@@ -15,7 +16,11 @@ from rag_stack.protocol import Filter
 from rag_stack.retrieval.embedder import Embedder
 from rag_stack.retrieval.filters import Mask, check
 from rag_stack.retrieval.shelf import OpenStore, Shelf
+from rag_stack.tracing.tracer import UNTRACED, Tracer
 from rag_stack.types import Hit, Retrieval, Timings
+
+# A search's stages, one after another, and the names of their spans.
+_STAGES: Final = {"queue": "wait for a search thread", "embed": "embed", "search": "search"}
 
 
 class Retriever:
@@ -30,6 +35,7 @@ class Retriever:
         queue: int,
         recorder: Recorder,
         threads_per_search: int = 1,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._embedder = embedder
         self._shelf = shelf
@@ -37,9 +43,11 @@ class Retriever:
         self._held = 0
         self._lock = Lock()
         self._recorder = recorder
+        self._tracer = tracer
         self._threads = ThreadPoolExecutor(
             threads, thread_name_prefix="retrieval", initializer=set_search_threads, initargs=(threads_per_search,)
         )
+        recorder.record(RETRIEVAL_QUEUE, 0)
 
     async def retrieve(
         self,
@@ -61,7 +69,7 @@ class Retriever:
             check(filters)
         queries = [query] if isinstance(query, str) else list(query)
         self._enter()
-        queued = time.perf_counter()
+        queued_s, queued = time.time(), time.perf_counter()
         try:
             future = self._threads.submit(self._search, queries, store, filters, top_k, score_threshold, queued)
         except RuntimeError as exc:
@@ -70,8 +78,13 @@ class Retriever:
         # A caller that goes away frees its place in the queue at once; a search that runs keeps it until it ends.
         future.add_done_callback(lambda _: self._leave())
         found = await asyncio.wrap_future(future)
-        for stage in ("queue", "embed", "search"):
-            self._recorder.record(RETRIEVAL_MS, getattr(found.timings, f"{stage}_ms"), {"stage": stage})
+        began_s = queued_s
+        for stage in _STAGES:
+            took_ms = getattr(found.timings, f"{stage}_ms")
+            self._recorder.record(RETRIEVAL_MS, took_ms, {"stage": stage})
+            ended_s = began_s + took_ms / 1e3
+            self._tracer.add(_STAGES[stage], began_s, ended_s)
+            began_s = ended_s
         return found
 
     def close(self) -> None:

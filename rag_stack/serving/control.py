@@ -1,6 +1,7 @@
 """The control applications: always on, CPU only, one route prefix each. Shells; torch only where a search is done."""
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,7 +31,9 @@ from rag_stack.releases.rollout import Rollout
 from rag_stack.releases.start_history import LoadTime
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
 from rag_stack.serving.following.coordinator import Rollouts, Settled
+from rag_stack.serving.following.index_watch import IndexWatch
 from rag_stack.serving.holding import Holding
+from rag_stack.serving.operator_report import keep_telling
 from rag_stack.serving.prefixes import ADMIN_APP, ENGINE_APP, SEARCH_APP
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.readiness import StoreTold, store_parts
@@ -41,6 +44,7 @@ from rag_stack.serving.rollout.goal import release_goal
 from rag_stack.serving.rollout.serve_replicas import engine_replicas
 from rag_stack.serving.rollout.tally import Report as ReleaseReport
 from rag_stack.serving.wake.watch import WakeWatch, ask_serve, told_of
+from rag_stack.tracing.tracer import open_tracer
 
 # What a look at a pointer costs: nothing on a disk, a request elsewhere.
 _POLL_S: Final = {"file": 1.0}
@@ -56,7 +60,9 @@ class SearchServer:
         # Imported here: the other control processes share this module and do no search.
         from rag_stack.serving.rollout.searched_release import SearchedRelease
 
-        self._searched = SearchedRelease(pinned, RayRecorder())
+        recorder = RayRecorder()
+        self._tracer = open_tracer(recorder, os.environ)
+        self._searched = SearchedRelease(pinned, recorder, self._tracer)
         await self._searched.open()
         self._running = asyncio.create_task(self._searched.run())
 
@@ -64,6 +70,7 @@ class SearchServer:
         """Serve awaits it when running searches have ended."""
         self._running.cancel()
         await self._searched.close()
+        await asyncio.to_thread(self._tracer.close)
 
     async def remove_file(self, file_id: str) -> bool:
         """Take a file out of all stores; whether no search finds it any more. See StoreKeeper.remove_everywhere."""
@@ -154,7 +161,11 @@ class AdminServer:
             max_body_bytes=server.max_body_bytes,
             now=lambda name: self._releases.now() if name == release.name else {},
         )
+        telling = keep_telling(
+            IndexWatch(catalog, self._recorder), self._served_versions, lambda: self._releases.plan, self._recorder
+        )
         self._running = asyncio.gather(self._rollouts.run(), self._releases.run())
+        self._telling = asyncio.create_task(telling)
         if release.wake.standby:
             # Imported here: the other control processes share this module and keep none.
             from rag_stack.serving.wake.standby import StandbyKeeper
@@ -174,6 +185,11 @@ class AdminServer:
             self._rollouts.remove_store(store.name)
         for store in wanted - now:
             self._rollouts.add_store(store)
+
+    def _served_versions(self) -> list[tuple[str, str, str]]:
+        """Of the followed stores of releases; those made over HTTP have their own way of saying what is indexed."""
+        views = [view for view in self._rollouts.views() if view.store.of_release]
+        return [(view.store.name, view.store.index, view.version) for view in views]
 
     async def assign_release(self, replica: str) -> Assignment:
         """See ReleaseRollout.assign."""
@@ -225,11 +241,13 @@ class ModelsServer:
     async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
         self._pinned = pinned
         self._starts = Starts()
-        tiers = open_tiers(pinned.release.artifacts, RayRecorder())
+        recorder = RayRecorder()
+        tiers = open_tiers(pinned.release.artifacts, recorder)
         self._watch = WakeWatch(
             pinned,
             ask=partial(ask_serve, ENGINE_APP),
             goal=lambda serving: release_goal(pinned, tiers, serving=serving),
+            recorder=recorder,
         )
         self._watching = asyncio.create_task(self._watch.run())
 

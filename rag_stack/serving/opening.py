@@ -32,6 +32,7 @@ from rag_stack.retrieval.retriever import Retriever
 from rag_stack.retrieval.rollout import FollowedStore, Target
 from rag_stack.retrieval.shelf import Shelf
 from rag_stack.timeline import Timeline
+from rag_stack.tracing.tracer import UNTRACED, Tracer
 
 _UNMAP_LIMIT_S = 10.0
 
@@ -71,6 +72,7 @@ def open_retrieval(
     timeline: Timeline,
     recorder: Recorder,
     fetch_beside: Callable[[Manifest], None],
+    tracer: Tracer = UNTRACED,
 ) -> OpenRetrieval:
     """Embedder and indexes, mapped and ready to search. Blocking: seconds.
 
@@ -111,6 +113,7 @@ def open_retrieval(
         threads_per_search=release.retrieval.threads_per_search,
         queue=release.retrieval.queue,
         recorder=recorder,
+        tracer=tracer,
     )
     return OpenRetrieval(embedder, retriever, shelf, tiers, lambda: _cards(pinned, shelf), following(pinned))
 
@@ -166,6 +169,7 @@ def build_layer(
     model_directory: Path,
     readiness: Callable[[], Awaitable[Readiness]],
     recorder: Recorder,
+    tracer: Tracer = UNTRACED,
 ) -> RagLayer:
     """The layer that goes around an engine's app."""
     release = pinned.release
@@ -180,7 +184,12 @@ def build_layer(
     )
     return RagLayer(
         pipeline=Pipeline(
-            retrieval.retriever, prompt=prompt, citer=Citer(), retrieval=release.retrieval, recorder=recorder
+            retrieval.retriever,
+            prompt=prompt,
+            citer=Citer(),
+            retrieval=release.retrieval,
+            recorder=recorder,
+            tracer=tracer,
         ),
         reader=RequestReader(release.model.name, stores, release.default_store),
         vector_stores=vector_stores(pinned, retrieval),
@@ -191,6 +200,7 @@ def build_layer(
         release=release.name,
         release_version=pinned.version,
         max_body_bytes=release.server.max_body_bytes,
+        tracer=tracer,
     )
 
 

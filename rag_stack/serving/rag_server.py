@@ -4,6 +4,7 @@
 from rag_stack.serving import imports
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from rag_stack.serving.rollout.member import member_of_this_replica, telling_fai
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.size import sized, worker_size
+from rag_stack.tracing.tracer import open_tracer
 
 # Where the release travels inside LLMConfig; Ray Serve LLM binds its server class to that alone.
 RELEASE_KEY = "rag_stack_release"
@@ -92,6 +94,7 @@ class RagServer(LLMServer):  # type: ignore[misc]
                 self._pinned,
                 member=self._member,
                 recorder=recorder,
+                tracer=open_tracer(recorder, os.environ),
                 start=self._start,
                 check_engine=super().check_health,
                 tokens=self._tokens,

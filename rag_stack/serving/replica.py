@@ -19,9 +19,10 @@ from rag_stack.artifacts.tiers import Tiers
 from rag_stack.config import Release
 from rag_stack.generation.engine_load import Held
 from rag_stack.generation.engine_settings import max_sequences
-from rag_stack.metrics import MemoryRecorder, Recorder
+from rag_stack.metrics import KV_CACHE_USAGE, MemoryRecorder, Recorder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.announcement import keep_announcing
+from rag_stack.serving.cache_report import keep_telling
 from rag_stack.serving.engine_watch import EngineWatch, Tokens
 from rag_stack.serving.first_token import first_token
 from rag_stack.serving.following.follow import Follower
@@ -32,6 +33,7 @@ from rag_stack.serving.readiness import StoreTold, store_parts
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollout.member import ReleaseMember
+from rag_stack.tracing.tracer import UNTRACED, Tracer
 
 
 class Replica:
@@ -51,13 +53,15 @@ class Replica:
         check_engine: Callable[[], Awaitable[None]],
         slots: int | None = None,
         tokens: Tokens | None = None,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self.pinned = pinned
         release = pinned.release
         self.admission = Admission(limits(release, slots=slots), recorder=recorder)
-        self.traffic = Traffic(ttft_target_s=release.scaling.ttft_target_s, admission=self.admission)
+        self.traffic = Traffic(ttft_target_s=release.scaling.ttft_target_s, admission=self.admission, recorder=recorder)
         self._member = member
         self._recorder = recorder
+        self._tracer = tracer
         self._start = start
         self._watch = EngineWatch(
             self.traffic,
@@ -79,7 +83,9 @@ class Replica:
             timeline=self._start.beside,
             recorder=self._recorder,
             fetch_beside=NodeFetch(self.pinned.release.artifacts),
+            tracer=self._tracer,
         )
+        self._tasks.append(asyncio.create_task(keep_telling(tiers.cache, self._recorder)))
         self._follower = await follow(self._retrieval, self._recorder)
         self._tasks.append(asyncio.create_task(self._follower.run()))
 
@@ -95,13 +101,17 @@ class Replica:
             model_directory=model_directory,
             readiness=self._readiness,
             recorder=self._recorder,
+            tracer=self._tracer,
         )
         self._start.lap("build app")
-        ours = replace(layer, keys=KeyRing(()), recorder=MemoryRecorder())  # this one is nobody's but ours
+        # This one is nobody's but ours.
+        ours = replace(layer, keys=KeyRing(()), recorder=MemoryRecorder(), tracer=UNTRACED)
         if await first_token(ours.around(engine), self.pinned.release):
             self._start.lap("first token")
         await self._member.prove(ours.around(engine), self.pinned)
-        announcing = keep_announcing(self._start.report(), self._recorder, self.pinned.release)
+        report = self._start.report()
+        report.trace(self._tracer)
+        announcing = keep_announcing(report, self._recorder, self.pinned.release)
         self._tasks.append(asyncio.create_task(announcing))
         self._tasks.append(asyncio.create_task(self._member.follow(self.traffic)))
         self._tasks.append(asyncio.create_task(self._watch.run()))
@@ -126,6 +136,7 @@ class Replica:
             await leave(self._follower)
         if self._retrieval is not None:
             await asyncio.to_thread(close_retrieval, self._retrieval)
+        await asyncio.to_thread(self._tracer.close)
 
     def routing_stats(self) -> dict[str, Any]:
         """What the request router learns of this replica, beside what the engine itself reports."""
@@ -140,11 +151,13 @@ class Replica:
         seen = self.traffic.snapshot()
         at_once = int(self.pinned.release.scaling.requests_per_replica) if held is None else held.running
         running = min(seen.under_way, at_once)
+        kv_usage = held.kv_usage if held is not None and seen.under_way else 0.0
+        self._recorder.record(KV_CACHE_USAGE, kv_usage)
         return {
             "running": running,
             "waiting": seen.under_way - running,
             "waiting_tokens": seen.queued_tokens,
-            "kv_usage": held.kv_usage if held is not None and seen.under_way else 0.0,
+            "kv_usage": kv_usage,
             "arrived": seen.arrived,
             "served": seen.answered + seen.aborted,
             "good": seen.good,

@@ -7,6 +7,7 @@ from typing import Any, Self
 from rag_stack.generation.birth import Birth
 from rag_stack.metrics import START_SECONDS, Recorder
 from rag_stack.timeline import UNNAMED, Breakdown, Span, Stage, break_down
+from rag_stack.tracing.tracer import Attributes, Tracer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,13 @@ class StartReport:
             if stage.critical_s > 0:
                 recorder.record(START_SECONDS, stage.critical_s, {"stage": stage_name(stage.span)})
         recorder.record(START_SECONDS, breakdown.unnamed_s, {"stage": UNNAMED})
+
+    def trace(self, tracer: Tracer) -> None:
+        """The start as a trace of its own: its stages below the whole."""
+        whole = tracer.open("start", start_s=self.started_s)
+        for span in self.spans:
+            tracer.add(stage_name(span), span.start_s, span.end_s, _attributes(span), parent=whole)
+        whole.end(self.ready_s)
 
     def to_card(self) -> dict[str, Any]:
         """What GET /v1/models/{id} shows: `critical_seconds` and `unnamed_seconds` add up to `seconds`."""
@@ -103,6 +111,13 @@ def _forked_spans(worker: Birth, *, asked_s: float, first_s: float) -> list[Span
     spans.append(Span("fork", worker.launched_s, worker.forked_s, "worker"))
     spans.append(Span("take over settings", worker.forked_s, first_s, "worker"))
     return spans
+
+
+def _attributes(span: Span) -> Attributes:
+    if not span.kind:
+        return {"process": span.process}
+    moved: Attributes = {"artifact.kind": span.kind, "artifact.source": span.source, "artifact.bytes": span.size_bytes}
+    return {"process": span.process, **moved}
 
 
 def _card(stage: Stage, *, began_s: float) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Stack:
 
     url: str
     metrics_url: str
+    haproxy_metrics_url: str
     release: Path
     documents: Path
     process: subprocess.Popen[str]
@@ -77,12 +78,20 @@ def release_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def stack(release_file: Path) -> Iterator[Stack]:
     """The served release, stopped as a user stops it."""
-    port = closed_port()
+    port, haproxy_port = closed_port(), closed_port()
     command = [str(Path(sys.executable).with_name("rag-stack")), "serve", str(release_file), "--port", str(port)]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=REPOSITORY
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "RAY_SERVE_HAPROXY_METRICS_PORT": str(haproxy_port)},
     )
-    stack = Stack(f"http://127.0.0.1:{port}", "", release_file, release_file.parent / "documents", process)
+    haproxy = f"http://127.0.0.1:{haproxy_port}/metrics"
+    documents = release_file.parent / "documents"
+    stack = Stack(f"http://127.0.0.1:{port}", "", haproxy, release_file, documents, process)
     ready = threading.Event()
     reader = threading.Thread(target=_read, args=(process, stack.output, ready), daemon=True)
     reader.start()

@@ -122,6 +122,11 @@ class ReleaseRollout:
         self._planless = False
 
     @property
+    def plan(self) -> RolloutPlan | None:
+        """As it was read last; None before that."""
+        return self._plan
+
+    @property
     def waits_for(self) -> str:
         """What the rollout waits for, for people."""
         return self._waits_for

@@ -20,6 +20,7 @@ from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.errors import RagStackError
 from rag_stack.metrics import Recorder
 from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.serving.cache_report import keep_telling
 from rag_stack.serving.following.follow import Follower
 from rag_stack.serving.following.membership import follow, leave
 from rag_stack.serving.following.owned_stores import own_stores
@@ -29,6 +30,7 @@ from rag_stack.serving.opening import OpenRetrieval, open_retrieval
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollout.goal import release_goal
 from rag_stack.timeline import Timeline
+from rag_stack.tracing.tracer import Tracer
 
 _POLL_S: Final = 2.0
 _RETRY_S: Final = 30.0
@@ -63,12 +65,14 @@ class _Searched:
 class SearchedRelease:
     """An ASGI app: that of the promoted release. `open` first, then keep `run` running."""
 
-    def __init__(self, deployed: PinnedRelease, recorder: Recorder) -> None:
+    def __init__(self, deployed: PinnedRelease, recorder: Recorder, tracer: Tracer) -> None:
         artifacts = deployed.release.artifacts
         self._deployed = deployed
         self._recorder = recorder
+        self._tracer = tracer
         self._tiers: Tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
         self._now: _Searched
+        self._telling: asyncio.Task[None]
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -81,6 +85,7 @@ class SearchedRelease:
         pinned = await asyncio.to_thread(release_goal, self._deployed, self._tiers)
         self._now = await self._opened(pinned)
         await self._begin(self._now)
+        self._telling = asyncio.create_task(keep_telling(self._tiers.cache, self._recorder))
 
     async def run(self) -> None:
         """Look at what is promoted, and go along, until cancelled. What cannot be opened is tried again, later."""
@@ -100,6 +105,7 @@ class SearchedRelease:
 
     async def close(self) -> None:
         """The end of the process: stop, and say so to those that would wait for it."""
+        self._telling.cancel()
         await self._now.end()
         if self._now.follower is not None:
             await leave(self._now.follower)
@@ -125,6 +131,7 @@ class SearchedRelease:
             timeline=Timeline(),
             recorder=self._recorder,
             fetch_beside=NodeFetch(pinned.release.artifacts),
+            tracer=self._tracer,
         )
         stores = own_stores(pinned, retrieval)
         return _Searched(pinned, retrieval, stores, self._app(pinned, stores))
@@ -137,6 +144,7 @@ class SearchedRelease:
             open_paths=OPEN_PATHS,
             recorder=self._recorder,
             release=release_header(pinned.release.name, pinned.version),
+            tracer=self._tracer,
         )
         return NamedByServe(gate)
 

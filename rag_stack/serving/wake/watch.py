@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from ray import serve
 from ray.exceptions import RayError
@@ -19,6 +19,7 @@ from ray.serve.schema import ApplicationStatusOverview
 from rag_stack.api.outlook import EngineState
 from rag_stack.artifacts.object_store import ObjectStore, open_store
 from rag_stack.errors import ArtifactError
+from rag_stack.metrics import ENGINE_STATE, Recorder
 from rag_stack.releases.measured_start import measured_start
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.start_history import (
@@ -71,6 +72,7 @@ class WakeWatch:
         *,
         ask: Callable[[], EngineTold],
         goal: Callable[[PinnedRelease], PinnedRelease],
+        recorder: Recorder | None = None,
     ) -> None:
         """`pinned` was deployed; `goal` finds what is, or is to be, promoted, given what was. Both functions block."""
         release = pinned.release
@@ -79,6 +81,7 @@ class WakeWatch:
         self._store: ObjectStore = open_store(release.artifacts.root)
         self._ask = ask
         self._goal = goal
+        self._recorder = recorder
         self._history = StartHistory()
         self._read = False
         self._told = EngineTold(0, 0, failed=False)
@@ -106,6 +109,7 @@ class WakeWatch:
     def see(self, told: EngineTold, *, now_s: float) -> None:
         """Take over what Serve says."""
         self._told = told
+        self._tell(told.state)
         if told.state != "starting":
             self._starting_since_s = None
         elif self._starting_since_s is None:
@@ -153,6 +157,12 @@ class WakeWatch:
         times = {} if known is None else {"p50": round(known.p50_s, 3), "p90": round(known.p90_s, 3)}
         estimate_s = round(self.estimate_s(now_s=time.monotonic()), 3)
         return {"state": self.state, "estimate_seconds": estimate_s, "start_seconds": times or None}
+
+    def _tell(self, now: EngineState) -> None:
+        """As often as it looks, since Ray drops a gauge that is not set for twenty seconds."""
+        if self._recorder is not None:
+            for state in get_args(EngineState):
+                self._recorder.record(ENGINE_STATE, float(state == now), {"state": state})
 
     async def _keep_seeing(self) -> None:
         while True:
