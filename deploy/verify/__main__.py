@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from deploy.verify.check import verdicts
-from deploy.verify.mistake import report as report_mistakes
+from deploy.verify.mistakes import print_mistakes
 from deploy.verify.render import KUBERAY, render_all, targets
 from deploy.verify.server import dry_run
 from deploy.verify.table import print_report
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"[red]{exc}[/red]")
         return 2
     if options.mistakes:
-        return report_mistakes(renders, console)
+        return print_mistakes(renders, console)
     if options.server:
         refused = [finding for each in renders for finding in dry_run(each)]
         for finding in refused:

@@ -201,14 +201,14 @@ def shared_claim(overlay: Rendered) -> Iterator[Flaw]:
     for cluster in clusters(overlay):
         for group in cluster.groups:
             most = 1 if group.head else group.spec.get("maxReplicas", 1)
-            for claim in _single_writer_claims(overlay, group.pod):
+            for claim, mode in _single_writer_claims(overlay, group.pod):
                 if cluster.upgrade != "None":
-                    why = f"an upgrade ({cluster.upgrade}) starts a second cluster that waits for it for ever"
-                elif most > 1:
+                    why = f"an upgrade ({cluster.upgrade}) starts a second cluster, which waits for it for ever"
+                elif most > 1 and mode == "ReadWriteOncePod":
                     why = f"{most} pods of the group would share it"
                 else:
                     continue
-                yield Flaw(group.thing, f"claim {claim} is ReadWriteOnce, and {why}: ReadWriteMany, or ephemeral volumes")
+                yield Flaw(group.thing, f"claim {claim} is {mode}, and {why}: ReadWriteMany, or ephemeral volumes")
 
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -236,9 +236,10 @@ def _gated(thing: str, gate: str, instead: str) -> Flaw:
     return Flaw(thing, f"needs the operator's feature gate {gate}, which is off by default; {instead}")
 
 
-def _single_writer_claims(overlay: Rendered, pod: Document) -> Iterator[str]:
+def _single_writer_claims(overlay: Rendered, pod: Document) -> Iterator[tuple[str, str]]:
     for volume in pod.get("volumes") or []:
         name = dig(volume, "persistentVolumeClaim", "claimName")
         claim = overlay.find("PersistentVolumeClaim", name) if name else None
-        if claim is not None and not {"ReadWriteMany", "ReadOnlyMany"} & set(dig(claim, "spec", "accessModes") or []):
-            yield str(name)
+        modes = dig(claim, "spec", "accessModes") or []
+        if claim is not None and not {"ReadWriteMany", "ReadOnlyMany"} & set(modes):
+            yield str(name), str(modes[0] if modes else "without access modes")

@@ -9,6 +9,8 @@ SECRETS: Final[dict[str, frozenset[str]]] = {
     "rag-stack-ray-token": frozenset({"auth_token"}),
     "rag-stack-redis": frozenset({"password"}),
 }
+# Labels that the owner puts on the pods, his own, that may ask.
+INVITED: Final = ({"rag-stack/client": "true"},)
 PRIORITY_CLASSES: Final = frozenset({"system-cluster-critical", "system-node-critical"})
 # Groups of kinds that are not Kubernetes' own. Those whose definitions are not stored are named in the table's notes.
 CUSTOM_GROUPS: Final = frozenset(

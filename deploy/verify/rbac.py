@@ -7,16 +7,17 @@ from typing import Final
 
 from deploy.verify.pod_template import PodTemplate, pod_templates
 from deploy.verify.ray_cluster import clusters
-from deploy.verify.rendered import Document, Flaw, Rendered, Rule, api_group, dig, embedded, namespace_of, title
+from deploy.verify.rendered import Document, Flaw, Rendered, Rule, api_group, dig, embedded, name_of, namespace_of, title
 
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """One verb on one kind of object."""
+    """One verb on one kind of object; on those of some names, where these are enough."""
 
     group: str
     resource: str
     verb: str
+    names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.verb} {self.resource}{f'.{self.group}' if self.group else ''}"
@@ -51,8 +52,10 @@ def autoscaler_rights(overlay: Rendered) -> Iterator[Flaw]:
 def activator_rights(overlay: Rendered) -> Iterator[Flaw]:
     """The activator has what its own code says that it calls."""
     for pod in pod_templates(overlay):
-        if any("rag_stack.activator" in _command(each) for each in pod.containers):
-            yield from _lacking(overlay, pod.thing, pod.service_account, pod.namespace, activator_needs())
+        for container in pod.containers:
+            if _is_activator(container):
+                needs = activator_needs(overlay, container)
+                yield from _lacking(overlay, pod.thing, pod.service_account, pod.namespace, needs)
 
 
 def job_rights(overlay: Rendered) -> Iterator[Flaw]:
@@ -95,13 +98,18 @@ def mounted_tokens(overlay: Rendered) -> Iterator[Flaw]:
 RULES: Final[tuple[Rule, ...]] = (autoscaler_rights, activator_rights, job_rights, wide_rights, mounted_tokens)
 
 
-def activator_needs() -> tuple[Right, ...]:
-    """What the activator's code says that it calls; nothing where it is not installed."""
+def activator_needs(overlay: Rendered, container: Document) -> tuple[Right, ...]:
+    """What the activator's code says that it calls, for the RayService that is there."""
     try:
-        from rag_stack.activator import rights
-    except ImportError:
+        from rag_stack.activator.permissions import permissions
+    except ImportError:  # not in this checkout
         return ()
-    return tuple(Right(*each) for each in rights.NEEDED)
+    service = next((name_of(each) for each in overlay.known("RayService")), "rag-stack")
+    return tuple(
+        Right(each.group, each.resource, verb, each.names)
+        for each in permissions(service=service, lease=_lease(container))
+        for verb in each.verbs
+    )
 
 
 def _lacking(
@@ -125,12 +133,25 @@ def _roles(overlay: Rendered, account: str, namespace: str) -> Iterator[Document
 
 
 def _grants(rule: Document, need: Right) -> bool:
-    """A rule that names single objects grants no list and no creation, which have none."""
-    whole = not rule.get("resourceNames") or need.verb not in ("create", "list", "watch")
-    return whole and all(
+    """A creation has no name yet; a list or watch has one if that is what it selects."""
+    named = rule.get("resourceNames")
+    if named and (need.verb == "create" or not need.names or not set(need.names) <= set(named)):
+        return False
+    return all(
         wanted in (rule.get(field) or []) or "*" in (rule.get(field) or [])
         for field, wanted in (("apiGroups", need.group), ("resources", need.resource), ("verbs", need.verb))
     )
+
+
+def _is_activator(container: Document) -> bool:
+    return "rag_stack.activator" in _command(container)
+
+
+def _lease(container: Document) -> str:
+    """The lease's name, as the activator is told it."""
+    told = {each.get("name"): each.get("value") for each in container.get("env") or []}
+    found = re.search(r"--lease[= ](\S+)", _command(container))
+    return str(found[1] if found else told.get("RAG_STACK_ACTIVATOR_LEASE") or "rag-stack-activator")
 
 
 def _command(container: Document) -> str:
@@ -146,7 +167,7 @@ def _calls_the_api(overlay: Rendered, pod: PodTemplate) -> bool:
         return pod.ray.head and any(
             each.autoscales and each.head.thing == pod.ray.thing for each in clusters(overlay)
         )
-    return any(_calls(each) or "rag_stack.activator" in _command(each) for each in pod.containers)
+    return any(_calls(each) or _is_activator(each) for each in pod.containers)
 
 
 def _mounted_manifests(overlay: Rendered, pod: PodTemplate) -> Iterator[Document]:

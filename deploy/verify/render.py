@@ -14,8 +14,10 @@ import yaml
 from deploy.verify.rendered import Document, Finding, Rendered, embedded
 
 KUBERAY: Final = Path(__file__).parents[1] / "kuberay"
-# What loose files are applied beside.
-_GROUND: Final = "overlays/single-gpu"
+# What loose files are applied beside: the first of these that is there.
+_GROUNDS: Final = ("overlays/single-gpu", "overlays/dev")
+# No overlay: what all of them are made of.
+_BASE: Final = "base"
 _AT_ONCE: Final = 2
 _LIMIT_S: Final = 60
 
@@ -31,8 +33,9 @@ class Render:
 
 def targets(root: Path = KUBERAY) -> list[Path]:
     """All that can be applied below a directory: each kustomization that is no component, then the loose manifests."""
-    kustomizations = [path.parent for path in sorted(root.rglob("kustomization.yaml")) if not _is_component(path)]
-    inside = {path.parent for path in root.rglob("kustomization.yaml")}
+    found = sorted(root.rglob("kustomization.yaml"))
+    kustomizations = [path.parent for path in found if path.parent != root / _BASE and not _is_component(path)]
+    inside = {path.parent for path in found}
     loose = [
         path
         for path in sorted(root.rglob("*.yaml"))
@@ -46,9 +49,9 @@ def render_all(paths: Iterable[Path], *, root: Path = KUBERAY) -> list[Render]:
     paths = list(paths)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         renders = list(pool.map(lambda path: render(path, root=root), paths))
-        ground = root / _GROUND
-        if any(path.is_file() for path in paths) and ground.is_dir():
-            beside = render(ground, root=root).rendered
+        grounds = [root / each for each in _GROUNDS if (root / each / "kustomization.yaml").is_file()]
+        if grounds and any(path.is_file() for path in paths):
+            beside = render(grounds[0], root=root).rendered
             renders = [_beside(each, beside) if path.is_file() else each for path, each in zip(paths, renders, strict=True)]
     return renders
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from deploy.verify.pod_template import PodTemplate, known_templates, matches, pod_templates
-from deploy.verify.prerequisite import operator_services
+from deploy.verify.prerequisite import INVITED, operator_services
 from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, name_of, namespace_of, title
 
 # Known only once the operator has made a cluster.
@@ -168,7 +168,8 @@ def _peers(overlay: Rendered, policy: Document) -> Iterator[Flaw]:
     for side in ("ingress", "egress"):
         for rule in dig(policy, "spec", side) or []:
             for peer in (rule.get("from") or []) + (rule.get("to") or []):
-                inside = "podSelector" in peer and "namespaceSelector" not in peer
+                invited = dig(peer, "podSelector", "matchLabels") in INVITED
+                inside = "podSelector" in peer and "namespaceSelector" not in peer and not invited
                 if inside and not _selected(overlay, peer["podSelector"], namespace_of(policy)):
                     yield Flaw(title(policy), f"{side} names pods {peer['podSelector']} that nothing makes: correct it")
 
