@@ -13,6 +13,8 @@
       UnsupportedMediaTypeError      415  the body is not JSON
       OverloadedError                429  a bounded queue is full: try again after `retry_after_s`
       UnavailableError               503  nothing can serve yet: try again after `retry_after_s`
+        NotReachedError              503  nobody listens where requests are passed on to; nothing of one has been sent
+      KubernetesError                503  the cluster's API server refuses a call, or cannot be reached
       EngineError                    502  the engine answered something that is not the OpenAI protocol
         EngineLostError              503  the engine died or hangs: its replica is replaced, try again
       ConfigError                         a release file or index spec is wrong
@@ -143,6 +145,21 @@ class UnavailableError(RagStackError):
     status = 503
     type = "server_error"
     code = "unavailable"
+
+
+class NotReachedError(UnavailableError):
+    """Nobody listens where requests are passed on to: nothing of this one has been sent, so it can be sent again."""
+
+
+class KubernetesError(RagStackError):
+    """The cluster's API server refuses a call with the HTTP status `answer`, or cannot be reached (0)."""
+
+    status = 503
+    code = "cluster_error"
+
+    def __init__(self, message: str, *, answer: int) -> None:
+        super().__init__(message, retry_after_s=5)
+        self.answer = answer
 
 
 class EngineError(RagStackError):

@@ -4,11 +4,12 @@ import asyncio
 import json
 import math
 import re
+import uuid
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from rag_stack.errors import InvalidRequestError, PayloadTooLargeError, RagStackError, UnsupportedMediaTypeError
 
@@ -16,6 +17,7 @@ T = TypeVar("T")
 
 # The engine reads the body again with less of the stack left: what we can read must not be too deep for it.
 _MAX_DEPTH = 256
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -137,3 +139,19 @@ def error_response(error: RagStackError) -> JSONResponse:
 def dumps(body: Mapping[str, Any]) -> bytes:
     """Compact UTF-8 JSON."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def named(scope: Scope, send: Send) -> tuple[Scope, Send]:
+    """The request with a name that the app behind sees too, and that every answer carries."""
+    given = header(scope, b"x-request-id")
+    name = (given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}").encode()
+    headers = [(key, value) for key, value in scope["headers"] if key != b"x-request-id"]
+
+    async def send_named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            told = message.get("headers", [])
+            if not any(key.lower() == b"x-request-id" for key, _ in told):
+                message = {**message, "headers": [*told, (b"x-request-id", name)]}
+        await send(message)
+
+    return {**scope, "headers": [*headers, (b"x-request-id", name)]}, send_named

@@ -16,8 +16,9 @@ from ray.serve.exceptions import RayServeException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
+from rag_stack.api.outlook import Outlook, Rules
 from rag_stack.api.places import Limits, Places
-from rag_stack.api.waiting_room import Outlook, Rules, WaitingRoom
+from rag_stack.api.waiting_room import WaitingRoom
 from rag_stack.config import Release
 from rag_stack.errors import UnavailableError
 from rag_stack.serving.prefixes import MODELS_APP, OTHER_PREFIXES

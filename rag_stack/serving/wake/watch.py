@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 
-from rag_stack.api.waiting_room import EngineState
+from rag_stack.api.outlook import EngineState
 from rag_stack.artifacts.object_store import ObjectStore, open_store
 from rag_stack.errors import ArtifactError
 from rag_stack.releases.pinned import PinnedRelease

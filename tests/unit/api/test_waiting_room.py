@@ -12,9 +12,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from rag_stack.api import rag_layer
 from rag_stack.api.auth import digest
+from rag_stack.api.outlook import Outlook, Rules
 from rag_stack.api.places import Limits, Places
 from rag_stack.api.traffic import GENERATES
-from rag_stack.api.waiting_room import CHATS, GETS, HELD_SINCE, POSTS, Outlook, Rules, WaitingRoom, held_for_s
+from rag_stack.api.waiting_room import CHATS, GETS, HELD_SINCE, POSTS, WaitingRoom, held_for_s
 from rag_stack.errors import UnavailableError
 from rag_stack.metrics import HELD, HELD_BYTES, MemoryRecorder
 
