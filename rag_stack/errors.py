@@ -33,6 +33,7 @@
         DocumentError                     a source document cannot be read (names it)
       IncompatibleReleaseError       409  a release does not fit together, or cannot take over from the one that serves
       EngineMissingError                  the server's extras are not installed
+      NotMeasuredError                    a plan needs a figure that nothing has measured yet
       ReleaseRefusedError                 a replica does not serve a release: a canary failed, or it is to go
 
 HTTP status and OpenAI error code belong to the class. Messages say what was expected, what came and what to do.
@@ -284,3 +285,7 @@ class ReleaseRefusedError(RagStackError):
     """A replica does not serve a release: a canary question was not answered as expected, or the release goes."""
 
     code = "release_refused"
+
+
+class NotMeasuredError(RagStackError):
+    """A plan needs a figure that nothing has measured yet, and that it does not make up."""

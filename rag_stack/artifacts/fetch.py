@@ -13,7 +13,7 @@ from rag_stack.artifacts.object_store import ObjectReader, ObjectStore
 from rag_stack.artifacts.partial import Partial
 from rag_stack.errors import ArtifactCorruptError, ArtifactNotFoundError, RagStackError
 
-Source: TypeAlias = Literal["cache", "peer", "object_store"]
+Source: TypeAlias = Literal["cache", "mirror", "peer", "object_store"]
 
 # Chunks in flight, which bounds memory too. Measured (`python -m loadtests.fetch`): more gain nothing on one server.
 THREADS: Final = 4

@@ -1,4 +1,4 @@
-"""How an artifact comes to this node: this node's cache, else the nodes that have it, else the object store."""
+"""How an artifact comes to this node: its cache, else a mirror on it, else its peers, else the object store."""
 
 import os
 import time
@@ -12,6 +12,7 @@ from typing import Protocol
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.fetch import Origin, OriginPlan, Plan, Source, fetch
 from rag_stack.artifacts.manifest import ArtifactKind, Manifest
+from rag_stack.artifacts.mirror import Mirror, open_mirror
 from rag_stack.artifacts.node_cache import NodeCache
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.partial import Partial
@@ -46,23 +47,32 @@ class Peers(Protocol):
 
 
 class Tiers:
-    """The places an artifact can be, nearest first. Without `peers` that tier is absent."""
+    """The places an artifact can be, nearest first. Without `mirror` or `peers` that tier is absent."""
 
-    def __init__(self, catalog: Catalog, cache: NodeCache, recorder: Recorder, *, peers: Peers | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        cache: NodeCache,
+        recorder: Recorder,
+        *,
+        peers: Peers | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
         self.catalog = catalog
         self.cache = cache
         self._recorder = recorder
         self._peers = peers
+        self._mirror = mirror
 
     def resolve(
         self, kind: ArtifactKind, name: str, version: str | None = None, *, digest: str | None = None
     ) -> Manifest:
-        """The manifest of a version, or of the promoted one; by its digest, from this node's cache if it is there.
+        """The manifest of a version, or of the promoted one; by its digest, from this node if it is there.
 
         A replica whose artifacts are all cached so starts without the object store. Raises ArtifactNotFoundError, or
         ArtifactCorruptError when the version's content is not that of the digest.
         """
-        cached = self.cache.manifest(digest) if digest else None
+        cached = self._here(digest) if digest else None
         if cached is not None and (cached.kind, cached.name) == (kind, name):
             return cached
         manifest = self.catalog.resolve(kind, name, version)
@@ -90,7 +100,7 @@ class Tiers:
         # Before looking, so that what is found cannot be evicted before it is opened.
         pin = self.cache.pin(manifest)
         try:
-            path = self.cache.find(manifest) or self.cache.insert(manifest, fill)
+            path = self.cache.find(manifest) or self._mirrored(manifest, moved) or self.cache.insert(manifest, fill)
         except BaseException:
             pin.release()
             raise
@@ -99,6 +109,16 @@ class Tiers:
         local = LocalArtifact(path, manifest, source, time.perf_counter() - started, manifest.size_bytes, pin, moved)
         self._record(local)
         return local
+
+    def _here(self, digest: str) -> Manifest | None:
+        return self.cache.manifest(digest) or (self._mirror.manifest(digest) if self._mirror else None)
+
+    def _mirrored(self, manifest: Manifest, moved: Counter[Source]) -> Path | None:
+        """Where the mirror has it. Its bytes count as moved: they were read to be verified."""
+        path = self._mirror.find(manifest) if self._mirror else None
+        if path is not None:
+            moved["mirror"] = manifest.size_bytes
+        return path
 
     def _record(self, local: LocalArtifact) -> None:
         labels = {"kind": local.manifest.kind, "stage": "fetch"}
@@ -116,8 +136,10 @@ def open_tiers(
 ) -> Tiers:
     """The tiers that a release names. A node that keeps its cache elsewhere says so with RAG_STACK_CACHE.
 
-    `cache` is what was asked for on the command line, and goes before both.
+    One that has a mirror says so with RAG_STACK_MIRROR. `cache` is what was asked for on the command line, and goes
+    before RAG_STACK_CACHE and the release.
     """
     directory = cache or Path(os.environ.get("RAG_STACK_CACHE") or config.cache)
     node_cache = NodeCache(directory, limit_bytes=config.cache_limit_bytes)
-    return Tiers(Catalog(open_store(config.root)), node_cache, recorder, peers=peers)
+    mirror = open_mirror(os.environ.get("RAG_STACK_MIRROR"))
+    return Tiers(Catalog(open_store(config.root)), node_cache, recorder, peers=peers, mirror=mirror)

@@ -20,10 +20,10 @@ Server = Annotated[
 
 
 class AdminCalls:
-    """One server's."""
+    """One server's. Other routes than /admin want a client's key, from RAG_STACK_API_KEY."""
 
-    def __init__(self, server: str) -> None:
-        endpoint = resolve_endpoint(server, api_key=os.environ.get(ADMIN_KEY_VARIABLE))
+    def __init__(self, server: str, *, as_admin: bool = True) -> None:
+        endpoint = resolve_endpoint(server, api_key=os.environ.get(ADMIN_KEY_VARIABLE) if as_admin else None)
         self._root = endpoint.base_url.removesuffix("/v1")
         self._headers = {"authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
 

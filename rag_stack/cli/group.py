@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.errors import EngineMissingError
 
-_SERVER_COMMANDS = ("cache", "index", "job", "model", "release", "serve")
+_SERVER_COMMANDS = ("cache", "index", "job", "model", "plan", "release", "serve")
 
 
 class RootGroup(TyperGroup):
@@ -58,6 +58,10 @@ def _load(name: str) -> typer.Typer:
             from rag_stack.cli import model
 
             return model.app
+        case "plan":
+            from rag_stack.cli import plan
+
+            return plan.app
         case "release":
             from rag_stack.cli import release
 

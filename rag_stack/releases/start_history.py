@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from rag_stack.artifacts.object_store import ObjectStore
 from rag_stack.config import Release
 from rag_stack.errors import ArtifactNotFoundError
+from rag_stack.releases.measured_start import MeasuredStart, Move
 
 KEPT: Final = 64
 _CACHE: Final = "cache"
@@ -21,12 +22,16 @@ _CACHE: Final = "cache"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of a replica: of what (see `label_of`), from where its weights came, when it was ready, how long."""
+    """One start of a replica: of what (see `label_of`), from where its weights came, when it was ready, how long.
+
+    `measured` is what another start can be reckoned from; None where an older rag_stack has kept it.
+    """
 
     label: str
     tier: str
     ready_at: float
     seconds: float
+    measured: MeasuredStart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,11 @@ class StartHistory:
         if not seconds:
             return None
         return LoadTime(_quantile(seconds, 0.5), _quantile(seconds, 0.9), len(seconds))
+
+    def measured(self, label: str) -> tuple[MeasuredStart, ...]:
+        """What is known of the starts of a label, the newest first."""
+        own = sorted((each for each in self.starts if each.label == label), key=lambda each: -each.ready_at)
+        return tuple(each.measured for each in own if each.measured is not None)
 
     def to_json(self) -> bytes:
         """As it is kept."""
@@ -116,7 +126,15 @@ def _key(name: str) -> str:
 
 
 def _start(fields: Mapping[str, Any]) -> Start:
-    return Start(str(fields["label"]), str(fields["tier"]), float(fields["ready_at"]), float(fields["seconds"]))
+    label, tier = str(fields["label"]), str(fields["tier"])
+    return Start(label, tier, float(fields["ready_at"]), float(fields["seconds"]), _measured(fields.get("measured")))
+
+
+def _measured(fields: Mapping[str, Any] | None) -> MeasuredStart | None:
+    if fields is None:
+        return None
+    moves = (Move(str(each["tier"]), int(each["size_bytes"]), float(each["seconds"])) for each in fields["moves"])
+    return MeasuredStart(float(fields["fixed_s"]), tuple(moves))
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

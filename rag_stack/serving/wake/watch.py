@@ -19,6 +19,7 @@ from ray.serve.schema import ApplicationStatusOverview
 from rag_stack.api.outlook import EngineState
 from rag_stack.artifacts.object_store import ObjectStore, open_store
 from rag_stack.errors import ArtifactError
+from rag_stack.releases.measured_start import measured_start
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.start_history import (
     LoadTime,
@@ -112,7 +113,7 @@ class WakeWatch:
 
     async def keep(self, card: Mapping[str, Any], label: str) -> None:
         """Keep a replica's start, when it is new, under the label of the release that it took (`label_of`)."""
-        start = Start(label, tier_of(card), float(card["ready_at"]), float(card["seconds"]))
+        start = Start(label, tier_of(card), float(card["ready_at"]), float(card["seconds"]), measured_start(card))
         history = self._history.with_start(start)
         if history is self._history:
             return
