@@ -44,9 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deploy.verify", description=__doc__)
-    parser.add_argument("overlay", nargs="*", help="a name such as `dev`, a folder or a file; all of them if none is given")
+    parser.add_argument(
+        "overlay", nargs="*", help="a name such as `dev`, a folder or a file; all of them if none is given"
+    )
     parser.add_argument("--mistakes", action="store_true", help="seed mistakes, and say how many are found")
-    parser.add_argument("--server", action="store_true", help="ask the current cluster's API server by a dry run instead")
+    parser.add_argument(
+        "--server", action="store_true", help="ask the current cluster's API server by a dry run instead"
+    )
     return parser
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from deploy.verify.ray_cluster import Cluster, clusters
 from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, name_of, namespace_of
 from deploy.verify.serve_config import ServeConfig, serve_configs
-from deploy.verify.size import size_of
+from deploy.verify.size import ENGINE_GROUP, size_of
 
 NodeTypes = dict[str, dict[str, Any]]
 _HEAD: Final = "headgroup"
@@ -29,22 +29,23 @@ def idle_head(overlay: Rendered) -> Iterator[Flaw]:
 
 
 def engine_placement(overlay: Rendered) -> Iterator[Flaw]:
-    """A replica's placement group, which lies on one node, fits a group; and that group has all its replicas."""
-    from rag_stack.serving.size import placed, sized, worker_size
+    """A replica's placement group, which lies on one node, fits a worker of the engine's group."""
+    for cluster, types, total in _replicas(overlay):
+        group = types.get(ENGINE_GROUP)
+        if group is None or not group["max_workers"] or not _fits(total, group["resources"]):
+            yield Flaw(cluster.thing, f"a replica of the engine needs {total} on one node: {_sizes(types)}")
 
-    size = worker_size(size_of(overlay))
-    for cluster, types, config in _served(overlay):
-        release = config.release
-        placement = placed(sized(release, size), size) if release else None
-        if placement is None:
-            continue
-        bundles = [dict(each) for each in placement["bundles"]]
-        # The replica's actor takes a CPU of its own, in the first.
-        bundles[0]["CPU"] = bundles[0].get("CPU", 0) + 1
-        total = _sum(bundles)
-        fitting = [name for name, each in types.items() if each["max_workers"] and _fits(total, each["resources"])]
-        if not fitting:
-            yield Flaw(cluster.thing, f"a replica of the engine needs {total} on one node; no group has it: {_sizes(types)}")
+
+def engine_apart(overlay: Rendered) -> Iterator[Flaw]:
+    """And no other group, whose pods have not the memory for it."""
+    for cluster, types, total in _replicas(overlay):
+        for name, each in types.items():
+            if name != ENGINE_GROUP and each["max_workers"] and _fits(total, each["resources"]):
+                yield Flaw(
+                    cluster.thing,
+                    f"a replica of the engine ({total}) may land on group {name}, too, which has "
+                    f"{_sizes({name: each})}: give that fewer CPUs for Ray (`resources: {{CPU: ...}}`)",
+                )
 
 
 def actor_resources(overlay: Rendered) -> Iterator[Flaw]:
@@ -66,18 +67,22 @@ def control_stays(overlay: Rendered) -> Iterator[Flaw]:
                 wanted = _actor(deployment.get("ray_actor_options") or {})
                 kept = [each for each in types.values() if each["min_workers"] and _fits(wanted, each["resources"])]
                 if application.get("name") != "engine" and not kept:
-                    yield Flaw(cluster.thing, f"{application.get('name')} has no group with minReplicas over 0: give it one")
+                    yield Flaw(
+                        cluster.thing, f"{application.get('name')} has no group with minReplicas over 0: give it one"
+                    )
 
 
 def pinned_control(overlay: Rendered) -> Iterator[Flaw]:
     """Control applications name the control group's resource, or they land on an engine's worker and keep it."""
     for cluster, types, config in _served(overlay):
         if not any("control" in each["resources"] for each in types.values()):
-            yield Flaw(cluster.thing, 'no group has the resource control: rayStartParams resources, or `resources`')
+            yield Flaw(cluster.thing, "no group has the resource control: rayStartParams resources, or `resources`")
         for application in config.applications:
             if application.get("name") in ("engine", None):
                 continue
-            options = [dig(each, "ray_actor_options", "resources") or {} for each in application.get("deployments") or []]
+            options = [
+                dig(each, "ray_actor_options", "resources") or {} for each in application.get("deployments") or []
+            ]
             if not options or any("control" not in each for each in options):
                 yield Flaw(cluster.thing, f"{application['name']}: ray_actor_options.resources needs control: 0.01")
 
@@ -98,6 +103,7 @@ RULES: Final[tuple[Rule, ...]] = (
     node_types,
     idle_head,
     engine_placement,
+    engine_apart,
     actor_resources,
     control_stays,
     pinned_control,
@@ -112,7 +118,7 @@ def _derived(cluster: Cluster) -> tuple[NodeTypes, str]:
     metadata = {"name": name_of(cluster.owner), "namespace": namespace_of(cluster.owner)}
     try:
         config = _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": _with_params(cluster.spec)})
-    except Exception as exc:  # noqa: BLE001 - Ray raises whatever the parser meets
+    except Exception as exc:
         return {}, f"{type(exc).__name__}: {exc}"
     return dict(config["available_node_types"]), ""
 
@@ -135,6 +141,24 @@ def _served(overlay: Rendered) -> Iterator[tuple[Cluster, NodeTypes, ServeConfig
         for config in serve_configs(overlay):
             if config.owner is cluster.owner:
                 yield cluster, types, config
+
+
+def _replicas(overlay: Rendered) -> Iterator[tuple[Cluster, NodeTypes, dict[str, float]]]:
+    """What a replica of the engine takes of one node, as the builder asks for it."""
+    from rag_stack.errors import ConfigError
+    from rag_stack.serving.size import placed, sized, worker_size
+
+    for cluster, types, config in _served(overlay):
+        try:
+            size = worker_size(size_of(overlay))
+            placement = placed(sized(config.release, size), size) if config.release else None
+        except ConfigError:  # a finding of `serve`
+            continue
+        if placement is not None:
+            bundles = [dict(each) for each in placement["bundles"]]
+            # The replica's actor takes a CPU of its own, in the first.
+            bundles[0]["CPU"] = bundles[0].get("CPU", 0) + 1
+            yield cluster, types, _sum(bundles)
 
 
 def _actor(options: Mapping[str, Any]) -> dict[str, float]:

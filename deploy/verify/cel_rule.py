@@ -13,8 +13,29 @@ from deploy.verify.rendered import Document, Flaw, Rendered, api_group, title
 
 # Field names that are words of the language are written so in rules.
 _RESERVED: Final = frozenset(
-    "true false null in as break const continue else for function if import let loop package namespace return var "
-    "void while".split()
+    [
+        "true",
+        "false",
+        "null",
+        "in",
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "let",
+        "loop",
+        "package",
+        "namespace",
+        "return",
+        "var",
+        "void",
+        "while",
+    ]
 )
 
 
@@ -36,7 +57,9 @@ RULES: Final = (definition_rules,)
 def broken(value: Any, schema: Document, place: str = "") -> Iterator[tuple[str, str]]:
     """The rules of a schema, and of all schemas in it, that a value breaks: where, and their message."""
     for rule in schema.get("x-kubernetes-validations") or []:
-        if not re.search(r"\boldSelf\b", rule["rule"]) and not _program(rule["rule"]).execute({"self": _escaped(value)}):
+        if not re.search(r"\boldSelf\b", rule["rule"]) and not _program(rule["rule"]).execute(
+            {"self": _escaped(value)}
+        ):
             yield place, rule.get("message") or f"the rule `{rule['rule']}` does not hold"
     if isinstance(value, dict):
         for name, each in value.items():

@@ -67,7 +67,7 @@ def resources_once(overlay: Rendered) -> Iterator[Flaw]:
 
 
 def replica_bounds(overlay: Rendered) -> Iterator[Flaw]:
-    """minReplicas <= replicas <= maxReplicas, all said where nobody scales."""
+    """MinReplicas <= replicas <= maxReplicas, all said where nobody scales."""
     for cluster in clusters(overlay):
         for group in cluster.workers:
             least, most = group.spec.get("minReplicas"), group.spec.get("maxReplicas")

@@ -8,7 +8,17 @@ from deploy.verify.ray_cluster import clusters
 from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, title
 
 _VOLUMES: Final = frozenset(
-    {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected", "secret"}
+    {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "image",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
 )
 _SECCOMP: Final = ("RuntimeDefault", "Localhost")
 
@@ -56,7 +66,9 @@ def host(overlay: Rendered) -> Iterator[Flaw]:
         for volume in pod.volumes:
             kinds = set(volume) - {"name"}
             if kinds - _VOLUMES:
-                yield Flaw(pod.thing, f"volume {volume.get('name')} is a {'/'.join(kinds)}, which restricted pods may not have")
+                yield Flaw(
+                    pod.thing, f"volume {volume.get('name')} is a {'/'.join(kinds)}, which restricted pods may not have"
+                )
         for container in pod.containers:
             if any(each.get("hostPort") for each in container.get("ports") or []):
                 yield Flaw(pod.where(container), "takes a port of the node: leave hostPort out")
@@ -67,7 +79,9 @@ def submitter(overlay: Rendered) -> Iterator[Flaw]:
     for job in overlay.of("RayJob"):
         own = dig(job, "spec", "submitterPodTemplate")
         if dig(job, "spec", "submissionMode") in (None, "K8sJobMode") and not own:
-            yield Flaw(title(job), "a restricted namespace refuses the operator's submitter: write a submitterPodTemplate")
+            yield Flaw(
+                title(job), "a restricted namespace refuses the operator's submitter: write a submitterPodTemplate"
+            )
 
 
 def namespace_profile(overlay: Rendered) -> Iterator[Flaw]:

@@ -7,7 +7,18 @@ from typing import Final
 
 from deploy.verify.pod_template import PodTemplate, pod_templates
 from deploy.verify.ray_cluster import clusters
-from deploy.verify.rendered import Document, Flaw, Rendered, Rule, api_group, dig, embedded, name_of, namespace_of, title
+from deploy.verify.rendered import (
+    Document,
+    Flaw,
+    Rendered,
+    Rule,
+    api_group,
+    dig,
+    embedded,
+    name_of,
+    namespace_of,
+    title,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +98,18 @@ def mounted_tokens(overlay: Rendered) -> Iterator[Flaw]:
     """A pod whose account may do nothing does not carry its token; one whose programs call the API does."""
     for pod in pod_templates(overlay):
         account = overlay.find("ServiceAccount", pod.service_account, namespace=pod.namespace)
-        carries = pod.spec.get("automountServiceAccountToken", (account or {}).get("automountServiceAccountToken", True))
+        carries = pod.spec.get(
+            "automountServiceAccountToken", (account or {}).get("automountServiceAccountToken", True)
+        )
         calls = _calls_the_api(overlay, pod)
         if carries and not calls:
-            yield Flaw(pod.thing, "carries an account's token that it has no use for: automountServiceAccountToken: false")
+            yield Flaw(
+                pod.thing, "carries an account's token that it has no use for: automountServiceAccountToken: false"
+            )
         if calls and not carries:
-            yield Flaw(pod.thing, "calls the API server without its account's token: automountServiceAccountToken: true")
+            yield Flaw(
+                pod.thing, "calls the API server without its account's token: automountServiceAccountToken: true"
+            )
 
 
 RULES: Final[tuple[Rule, ...]] = (autoscaler_rights, activator_rights, job_rights, wide_rights, mounted_tokens)
@@ -112,9 +129,7 @@ def activator_needs(overlay: Rendered, container: Document) -> tuple[Right, ...]
     )
 
 
-def _lacking(
-    overlay: Rendered, thing: str, account: str, namespace: str, needs: tuple[Right, ...]
-) -> Iterator[Flaw]:
+def _lacking(overlay: Rendered, thing: str, account: str, namespace: str, needs: tuple[Right, ...]) -> Iterator[Flaw]:
     granted = [rule for role in _roles(overlay, account, namespace) for rule in role.get("rules") or []]
     for need in needs:
         if not any(_grants(rule, need) for rule in granted):
@@ -164,9 +179,7 @@ def _calls(container: Document) -> list[str]:
 
 def _calls_the_api(overlay: Rendered, pod: PodTemplate) -> bool:
     if pod.ray is not None:
-        return pod.ray.head and any(
-            each.autoscales and each.head.thing == pod.ray.thing for each in clusters(overlay)
-        )
+        return pod.ray.head and any(each.autoscales and each.head.thing == pod.ray.thing for each in clusters(overlay))
     return any(_calls(each) or _is_activator(each) for each in pod.containers)
 
 

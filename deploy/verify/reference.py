@@ -18,7 +18,9 @@ def volumes(overlay: Rendered) -> Iterator[Flaw]:
             # The autoscaler runs beside Ray in the head's pod.
             for cluster in clusters(overlay):
                 if cluster.head.thing == pod.ray.thing:
-                    mounted |= {str(each["name"]) for each in dig(cluster.spec, "autoscalerOptions", "volumeMounts") or []}
+                    mounted |= {
+                        str(each["name"]) for each in dig(cluster.spec, "autoscalerOptions", "volumeMounts") or []
+                    }
         for name in sorted(mounted - declared):
             yield Flaw(pod.thing, f"mounts the volume {name!r}, which the pod has not: declare it, or correct the name")
         for name in sorted(declared - mounted):
@@ -202,5 +204,3 @@ def _backends(route: Document) -> Iterator[str]:
             yield str(each.get("name"))
         for path in dig(rule, "http", "paths") or []:
             yield str(dig(path, "backend", "service", "name"))
-
-

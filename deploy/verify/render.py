@@ -52,7 +52,9 @@ def render_all(paths: Iterable[Path], *, root: Path = KUBERAY) -> list[Render]:
         grounds = [root / each for each in _GROUNDS if (root / each / "kustomization.yaml").is_file()]
         if grounds and any(path.is_file() for path in paths):
             beside = render(grounds[0], root=root).rendered
-            renders = [_beside(each, beside) if path.is_file() else each for path, each in zip(paths, renders, strict=True)]
+            renders = [
+                _beside(each, beside) if path.is_file() else each for path, each in zip(paths, renders, strict=True)
+            ]
     return renders
 
 
@@ -68,7 +70,7 @@ def render(path: Path, *, root: Path = KUBERAY) -> Render:
             return Render(name, None, (_failed(name, f"kustomize renders nothing: {done.stderr.strip()}"),))
         text = done.stdout
     try:
-        own = tuple(each for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each)  # noqa: S506
+        own = tuple(each for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each)
     except yaml.YAMLError as exc:
         return Render(name, None, (_failed(name, f"is not YAML: {exc}"),))
     return Render(name, complete(name, own), tuple(_twice(name, own)))
@@ -111,7 +113,12 @@ def _twice(name: str, documents: tuple[Document, ...]) -> Iterable[Finding]:
     seen: set[tuple[str, ...]] = set()
     for each in documents:
         metadata = each.get("metadata") or {}
-        key = (str(each.get("apiVersion")), str(each.get("kind")), str(metadata.get("namespace")), str(metadata.get("name")))
+        key = (
+            str(each.get("apiVersion")),
+            str(each.get("kind")),
+            str(metadata.get("namespace")),
+            str(metadata.get("name")),
+        )
         if metadata.get("name") and key in seen:
             yield Finding(name, "render", "said-twice", f"{key[1]}/{key[3]}", "stands there twice: keep one of them")
         seen.add(key)

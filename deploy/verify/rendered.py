@@ -75,8 +75,17 @@ def apply_rules(overlay: Rendered, *, check: str, rules: tuple[Rule, ...]) -> li
     return [
         Finding(overlay.name, check, rule_name(rule), flaw.thing, flaw.message)
         for rule in rules
-        for flaw in rule(overlay)
+        for flaw in _asked(rule, overlay)
     ]
+
+
+def _asked(rule: Rule, overlay: Rendered) -> list[Flaw]:
+    """A rule takes documents to have their kinds' shape: where they have not, that is what is said."""
+    try:
+        return list(rule(overlay))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+        said = f"cannot be judged ({type(exc).__name__}: {exc}): a document has not its kind's shape, see core and crd"
+        return [Flaw(overlay.name, said)]
 
 
 def name_of(document: Document) -> str:

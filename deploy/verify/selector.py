@@ -9,6 +9,7 @@ from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, name_of,
 
 # Known only once the operator has made a cluster.
 _GENERATED: Final = ("ray.io/cluster", "ray.io/identifier")
+_GATEWAY: Final = "gateway.networking.k8s.io/gateway-name"
 
 
 def services(overlay: Rendered) -> Iterator[Flaw]:
@@ -27,16 +28,15 @@ def services(overlay: Rendered) -> Iterator[Flaw]:
 
 
 def monitors(overlay: Rendered) -> Iterator[Flaw]:
-    """Each PodMonitor finds pods, and each of its endpoints is a port of all of them."""
+    """Each PodMonitor finds pods, and each of its endpoints is a port of some of them: of the others none is asked."""
     for monitor in overlay.of("PodMonitor"):
         pods = _selected(overlay, dig(monitor, "spec", "selector"), _watched(monitor))
         if not pods:
             yield Flaw(title(monitor), "its selector matches no pod: correct the labels")
         for endpoint in dig(monitor, "spec", "podMetricsEndpoints") or [] if pods else ():
             port = endpoint.get("port")
-            for pod in pods:
-                if port and not _has_port([pod], port):
-                    yield Flaw(title(monitor), f"{pod.thing} has no port {port!r}, it has {_ports([pod])}: name one")
+            if port and not _has_port(pods, port):
+                yield Flaw(title(monitor), f"port {port!r} is none of its pods', which have {_ports(pods)}: name one")
 
 
 def network_policies(overlay: Rendered) -> Iterator[Flaw]:
@@ -129,9 +129,18 @@ RULES: Final[tuple[Rule, ...]] = (
 def _selected(overlay: Rendered, selector: Any, namespace: str | None) -> list[PodTemplate]:
     return [
         each
-        for each in known_templates(overlay)
+        for each in (*known_templates(overlay), *_gateways(overlay))
         if namespace in (None, each.namespace) and matches(_without_generated(selector), each.labels)
     ]
+
+
+def _gateways(overlay: Rendered) -> Iterator[PodTemplate]:
+    """The pods of a Gateway: its controller makes them, and the operator makes one for an upgrade in steps."""
+    for document in overlay.known("Gateway"):
+        yield PodTemplate(title(document), document, {}, {_GATEWAY: name_of(document)})
+    for service in overlay.known("RayService"):
+        if dig(service, "spec", "upgradeStrategy", "type") == "NewClusterWithIncrementalUpgrade":
+            yield PodTemplate(f"{title(service)} gateway", service, {}, {_GATEWAY: f"{name_of(service)}-gateway"})
 
 
 def _without_generated(selector: Any) -> Document:
@@ -160,7 +169,9 @@ def _named_ports(policy: Document, rule: Document, pods: list[PodTemplate]) -> I
     for each in rule.get("ports") or []:
         port = each.get("port")
         if isinstance(port, str) and not _has_port(pods, port):
-            yield Flaw(title(policy), f"port {port!r} is none of the pods', which have {_ports(pods)}: name one of them")
+            yield Flaw(
+                title(policy), f"port {port!r} is none of the pods', which have {_ports(pods)}: name one of them"
+            )
 
 
 def _peers(overlay: Rendered, policy: Document) -> Iterator[Flaw]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, title
 from rag_stack.config import Release, describe
@@ -66,6 +66,25 @@ def serve_fields(overlay: Rendered) -> Iterator[Flaw]:
             ServeDeploySchema.model_validate(each.config)
         except ValidationError as exc:
             yield Flaw(each.thing, f"serveConfigV2: {describe(exc)}: correct the field")
+
+
+def unknown_fields(overlay: Rendered) -> Iterator[Flaw]:
+    """Serve drops a field that it does not know, silently."""
+    from ray.serve import schema
+
+    def unknown(where: str, document: Any, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+        return ((where, key) for key in sorted(set(document or {}) - set(model.model_fields)))
+
+    for each in serve_configs(overlay):
+        found = [*unknown("serveConfigV2", each.config, schema.ServeDeploySchema)]
+        found += unknown("http_options", each.config.get("http_options"), schema.HTTPOptionsSchema)
+        for application in each.applications:
+            found += unknown(str(application.get("name")), application, schema.ServeApplicationSchema)
+        for _, name, deployment in _deployments(overlay):
+            found += unknown(name, deployment, schema.DeploymentSchema)
+            found += unknown(name, deployment.get("ray_actor_options"), schema.RayActorOptionsSchema)
+        for where, key in found:
+            yield Flaw(each.thing, f"{where}: Serve has no field {key!r} there and drops it: correct or remove it")
 
 
 def autoscaling_fields(overlay: Rendered) -> Iterator[Flaw]:
@@ -144,6 +163,7 @@ def engine_settings(overlay: Rendered) -> Iterator[Flaw]:
 RULES: Final[tuple[Rule, ...]] = (
     readable,
     serve_fields,
+    unknown_fields,
     autoscaling_fields,
     upscale_delay,
     bounded_queues,
@@ -156,7 +176,7 @@ RULES: Final[tuple[Rule, ...]] = (
 
 @functools.cache
 def known_engine_fields() -> frozenset[str]:
-    """vLLM's arguments: its import takes seconds, once."""
+    """VLLM's arguments: its import takes seconds, once."""
     return vllm_fields()
 
 
@@ -167,7 +187,7 @@ def is_ours(path: str) -> bool:
 
 def _parsed(service: Document) -> Any:
     try:
-        return yaml.load(str(dig(service, "spec", "serveConfigV2") or ""), Loader=yaml.CSafeLoader)  # noqa: S506
+        return yaml.load(str(dig(service, "spec", "serveConfigV2") or ""), Loader=yaml.CSafeLoader)
     except yaml.YAMLError:
         return None
 

@@ -29,10 +29,14 @@ def worker_size(overlay: Rendered) -> Iterator[Flaw]:
             for kind in ("requests", "limits"):
                 said = str(dig(group.container, "resources", kind, resource) or "0")
                 if said != size.get(key):
-                    yield Flaw(group.thing, f"{kind}.{resource} is {said}, {SIZE} says {key}={size.get(key)}: {_LIST_IT}")
+                    yield Flaw(
+                        group.thing, f"{kind}.{resource} is {said}, {SIZE} says {key}={size.get(key)}: {_LIST_IT}"
+                    )
         for key, field in (("RAG_STACK_MAX_WORKERS", "maxReplicas"), ("RAG_STACK_MIN_REPLICAS", "minReplicas")):
             if str(group.spec.get(field)) != size.get(key):
-                yield Flaw(group.thing, f"{field} is {group.spec.get(field)}, {SIZE} says {key}={size.get(key)}: {_LIST_IT}")
+                yield Flaw(
+                    group.thing, f"{field} is {group.spec.get(field)}, {SIZE} says {key}={size.get(key)}: {_LIST_IT}"
+                )
 
 
 def surge(overlay: Rendered) -> Iterator[Flaw]:
@@ -70,7 +74,9 @@ def environment(overlay: Rendered) -> Iterator[Flaw]:
     said, wanted = config_map.get("data") or {}, cluster_environment()
     for key in sorted({*said, *wanted} - _OWN_SETTINGS):
         if said.get(key) != wanted.get(key):
-            yield Flaw(f"ConfigMap/{ENVIRONMENT}", f"{key} is {said.get(key)!r}, cluster_environment() has {wanted.get(key)!r}")
+            yield Flaw(
+                f"ConfigMap/{ENVIRONMENT}", f"{key} is {said.get(key)!r}, cluster_environment() has {wanted.get(key)!r}"
+            )
 
 
 def same_environment(overlay: Rendered) -> Iterator[Flaw]:
@@ -101,7 +107,9 @@ def drain_time(overlay: Rendered) -> Iterator[Flaw]:
             grace = pod.spec.get("terminationGracePeriodSeconds", 30)
             least = max([release.drain.limit_s, *_sleeps(pod)])
             if grace < least:
-                yield Flaw(pod.thing, f"terminationGracePeriodSeconds {grace} is under {least:g} (drain.limit_s, preStop)")
+                yield Flaw(
+                    pod.thing, f"terminationGracePeriodSeconds {grace} is under {least:g} (drain.limit_s, preStop)"
+                )
 
 
 def shared_memory(overlay: Rendered) -> Iterator[Flaw]:
@@ -112,7 +120,9 @@ def shared_memory(overlay: Rendered) -> Iterator[Flaw]:
         for group in cluster.groups:
             store, limit = group.start_params.get("object-store-memory"), _shm_limit(group)
             if limit is None:
-                yield Flaw(group.thing, "has no /dev/shm of its own: mount an emptyDir {medium: Memory, sizeLimit: ...}")
+                yield Flaw(
+                    group.thing, "has no /dev/shm of its own: mount an emptyDir {medium: Memory, sizeLimit: ...}"
+                )
             elif store is not None and float(store) > quantity(limit):
                 yield Flaw(group.thing, f"object-store-memory {store} is over /dev/shm's {limit}: Ray would use /tmp")
 
@@ -173,7 +183,9 @@ def _sleeps(pod: PodTemplate) -> list[float]:
 
 
 def _shm_limit(group: Group) -> str | None:
-    mounted = [each["name"] for each in group.container.get("volumeMounts") or [] if each.get("mountPath") == "/dev/shm"]  # noqa: S108
+    mounted = [
+        each["name"] for each in group.container.get("volumeMounts") or [] if each.get("mountPath") == "/dev/shm"
+    ]  # noqa: S108
     for volume in group.pod.get("volumes") or []:
         if volume.get("name") in mounted and dig(volume, "emptyDir", "medium") == "Memory":
             limit = dig(volume, "emptyDir", "sizeLimit") or dig(group.container, "resources", "limits", "memory")

@@ -66,7 +66,9 @@ def backup_schedules(overlay: Rendered) -> Iterator[Flaw]:
         template = dig(schedule, "spec", "template") or schedule.get("spec") or {}
         taken = set(template.get("includedNamespaces") or namespaces)
         for missing in sorted(taken - namespaces - {"*"}):
-            yield Flaw(title(schedule), f"takes namespace {missing}, where nothing runs ({_some(namespaces)}): correct it")
+            yield Flaw(
+                title(schedule), f"takes namespace {missing}, where nothing runs ({_some(namespaces)}): correct it"
+            )
         for hook in dig(template, "hooks", "resources") or []:
             yield from _hook(overlay, schedule, hook)
 
@@ -96,7 +98,9 @@ def _hook(overlay: Rendered, schedule: Document, hook: Document) -> Iterator[Fla
         name = dig(action, "exec", "container")
         for pod in pods if name else ():
             if name not in _container_names(pod):
-                yield Flaw(title(schedule), f"hook {hook.get('name')} runs in {name!r}, {pod.thing} has none: correct it")
+                yield Flaw(
+                    title(schedule), f"hook {hook.get('name')} runs in {name!r}, {pod.thing} has none: correct it"
+                )
 
 
 def _container_names(pod: PodTemplate) -> list[Any]:

@@ -1,8 +1,8 @@
 """Seeded mistakes: each is made in a rendered overlay, and the check that is there for it must find it.
 
-    ground.yaml        one correct object of each kind, beside the overlay's own
-    draft              an overlay's documents as somebody is about to change them
-    fields, operator, names, rights, serve    the mistakes
+ground.yaml        one correct object of each kind, beside the overlay's own
+draft              an overlay's documents as somebody is about to change them
+fields, operator, names, rights, serve    the mistakes
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,6 +1,7 @@
 """An overlay's documents as somebody is about to change them."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,8 @@ class Draft:
     def serve(self, change: Callable[[Document], Any]) -> None:
         """Change the parsed serveConfigV2."""
         spec = self.one("RayService")["spec"]
-        config = yaml.safe_load(spec["serveConfigV2"])
+        # By JSON, so that what stands under one anchor is changed in one place alone.
+        config = json.loads(json.dumps(yaml.safe_load(spec["serveConfigV2"])))
         change(config)
         spec["serveConfigV2"] = yaml.safe_dump(config)
 
@@ -71,9 +73,7 @@ class Draft:
 
         def all_of_them(config: Document) -> None:
             for application in config["applications"]:
-                args = copy.deepcopy(application["args"])
-                change(args["release"])
-                application["args"] = args
+                change(application["args"]["release"])
 
         self.serve(all_of_them)
 

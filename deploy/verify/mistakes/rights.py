@@ -61,7 +61,9 @@ MISTAKES: Final = (
         "rbac",
         "wide-rights",
         "Secret",
-        lambda draft: draft.one("Role", "trial")["rules"][0].update(apiGroups=[""], resources=["secrets"], verbs=["get"]),
+        lambda draft: draft.one("Role", "trial")["rules"][0].update(
+            apiGroups=[""], resources=["secrets"], verbs=["get"]
+        ),
     ),
     Mistake(
         "a worker that carries a token",

@@ -39,9 +39,16 @@ MISTAKES: Final = (
         lambda draft: draft.spec("RayService").update(serveConfigV2="applications: ["),
     ),
     Mistake(
-        "a misspelt field of an application",
+        "a text where Serve wants a number",
         "serve",
         "serve-fields",
+        "max_ongoing_requests",
+        lambda draft: _deployment(draft, "files", max_ongoing_requests="many"),
+    ),
+    Mistake(
+        "a misspelt field of an application, which Serve drops",
+        "serve",
+        "unknown-fields",
         "route_prefx",
         lambda draft: _application(draft, "files", route_prefx="/v1/files"),
     ),
@@ -175,11 +182,11 @@ MISTAKES: Final = (
         lambda draft: draft.group("engine")["rayStartParams"].update({"object-store-memory": "999000000000"}),
     ),
     Mistake(
-        "a start parameter that Ray cannot read",
+        "a resource of a group that Ray cannot read",
         "ray",
         "node-types",
-        "control",
-        lambda draft: draft.group("control")["rayStartParams"].update(resources="{control: 1}"),
+        "understand",
+        lambda draft: draft.group("control").update(resources={"CPU": "two"}),
     ),
     Mistake(
         "a head that takes work",
@@ -194,6 +201,13 @@ MISTAKES: Final = (
         "engine-placement",
         "replica of the engine",
         lambda draft: draft.container("engine")["resources"]["limits"].update(cpu="1"),
+    ),
+    Mistake(
+        "a control pod that has room for an engine",
+        "ray",
+        "engine-apart",
+        "control",
+        lambda draft: draft.group("control").update(resources={"CPU": "64", "GPU": "8", "control": "100"}),
     ),
     Mistake(
         "an actor that asks for a resource that nobody has",
