@@ -15,6 +15,7 @@ SIZE: Final = "rag-stack-size"
 ENVIRONMENT: Final = "rag-stack-environment"
 # What an overlay decides itself.
 _OWN_SETTINGS: Final = frozenset({"RAG_STACK_ROOT", "RAG_STACK_CACHE", "RAG_STACK_KEYS_DIRECTORY"})
+_SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108
 _SIZES: Final = {
     "RAG_STACK_WORKER_CPUS": "cpu",
     "RAG_STACK_WORKER_MEMORY": "memory",
@@ -183,9 +184,8 @@ def _sleeps(pod: PodTemplate) -> list[float]:
 
 
 def _shm_limit(group: Group) -> str | None:
-    mounted = [
-        each["name"] for each in group.container.get("volumeMounts") or [] if each.get("mountPath") == "/dev/shm"
-    ]  # noqa: S108
+    mounts = group.container.get("volumeMounts") or []
+    mounted = [each["name"] for each in mounts if each.get("mountPath") == _SHARED_MEMORY]
     for volume in group.pod.get("volumes") or []:
         if volume.get("name") in mounted and dig(volume, "emptyDir", "medium") == "Memory":
             limit = dig(volume, "emptyDir", "sizeLimit") or dig(group.container, "resources", "limits", "memory")

@@ -43,9 +43,9 @@ def restore_sources(overlay: Rendered) -> Iterator[Flaw]:
         source = spec.get("dataSourceRef") or spec.get("dataSource") or {}
         if source.get("kind") == "VolumeSnapshot" and source.get("apiGroup") != "snapshot.storage.k8s.io":
             yield Flaw(thing, "a VolumeSnapshot as source needs apiGroup: snapshot.storage.k8s.io")
-        elif source.get("kind") == "PersistentVolumeClaim":
-            if overlay.find("PersistentVolumeClaim", source.get("name")) is None:
-                yield Flaw(thing, f"is a copy of claim {source.get('name')}, which nothing makes: correct the name")
+        copied = source.get("name") if source.get("kind") == "PersistentVolumeClaim" else None
+        if copied and overlay.find("PersistentVolumeClaim", copied) is None:
+            yield Flaw(thing, f"is a copy of claim {copied}, which nothing makes: correct the name")
 
 
 def static_volumes(overlay: Rendered) -> Iterator[Flaw]:
