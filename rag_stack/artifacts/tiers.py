@@ -18,7 +18,7 @@ from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.partial import Partial
 from rag_stack.artifacts.pin import Pin
 from rag_stack.config import ArtifactsConfig
-from rag_stack.errors import ArtifactCorruptError
+from rag_stack.errors import ArtifactCorruptError, ConfigError
 from rag_stack.metrics import ARTIFACT_LOAD_BYTES, Recorder, record_load
 
 
@@ -136,10 +136,19 @@ def open_tiers(
 ) -> Tiers:
     """The tiers that a release names. A node that keeps its cache elsewhere says so with RAG_STACK_CACHE.
 
-    One that has a mirror says so with RAG_STACK_MIRROR. `cache` is what was asked for on the command line, and goes
-    before RAG_STACK_CACHE and the release.
+    With RAG_STACK_CACHE_LIMIT_BYTES it says what that may hold, and with RAG_STACK_MIRROR where its mirror is. `cache`
+    is what was asked for on the command line, and goes before all. Raises ConfigError for a limit that is no number.
     """
     directory = cache or Path(os.environ.get("RAG_STACK_CACHE") or config.cache)
-    node_cache = NodeCache(directory, limit_bytes=config.cache_limit_bytes)
+    node_cache = NodeCache(directory, limit_bytes=_limit_bytes(config))
     mirror = open_mirror(os.environ.get("RAG_STACK_MIRROR"))
     return Tiers(Catalog(open_store(config.root)), node_cache, recorder, peers=peers, mirror=mirror)
+
+
+def _limit_bytes(config: ArtifactsConfig) -> int | None:
+    told = os.environ.get("RAG_STACK_CACHE_LIMIT_BYTES")
+    if not told:
+        return config.cache_limit_bytes
+    if not told.isdecimal() or int(told) == 0:
+        raise ConfigError(f"RAG_STACK_CACHE_LIMIT_BYTES is {told!r}; expected a number of bytes, such as 40000000000")
+    return int(told)

@@ -13,9 +13,10 @@ LOSSES: Final[tuple[Loss, ...]] = ("pod", "node", "zone")
 # shared    a volume that all nodes mount and that is the object store: the same, at its own rate
 # volume    one storage pool behind all pods' volumes, whose bandwidth they share
 # snapshot  a volume of the pod's own, filled lazily from a snapshot
+# disk      the node cache, on a disk of the node that outlives the pod
 # mirror    what the node itself has kept, read-only
 # registry  an image that each node pulls before it has the mirror
-Source: TypeAlias = Literal["origin", "shared", "volume", "snapshot", "mirror", "registry"]
+Source: TypeAlias = Literal["origin", "shared", "volume", "snapshot", "disk", "mirror", "registry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ _ORIGIN: Final = Recovery("origin", "origin")
 _ATTACHED: Final = Recovery("origin", "origin", attaches=True)
 _RESTORED: Final = Recovery("snapshot", "snapshot", attaches=True)
 _POOLED: Final = Recovery("volume", "volume", attaches=True)
+_CACHED: Final = Recovery("disk", "disk")
 _KEPT: Final = Recovery("mirror", "origin")
 _PULLED: Final = Recovery("registry", "origin")
 _SHARED: Final = Recovery("shared", "shared", attaches=True)
@@ -64,7 +66,7 @@ _SHARED: Final = Recovery("shared", "shared", attaches=True)
 OVERLAYS: Final = (
     _alike("object-store", 1, "the object store", _ORIGIN),
     StorageOverlay("image-volume", 2, "a registry for the models", _KEPT, _PULLED, _PULLED),
-    _alike("nvme", 3, "NVMe in the nodes", _ORIGIN),
+    StorageOverlay("nvme", 3, "NVMe in the nodes", _CACHED, _ORIGIN, _ORIGIN),
     _alike("openebs-lvm", 3, "disks in the nodes, OpenEBS", _ATTACHED),
     _alike("ebs", 4, "a volume a pod", _ATTACHED),
     _alike("pd", 4, "a volume a pod", _ATTACHED),

@@ -127,7 +127,7 @@ def _brought(source: Source, size: int, rates: StorageRates, burst: int) -> Sequ
         case "registry":
             pull = Step(source, size * burst, rates.seconds(source, size * burst))
             return [(pull,), *_brought("mirror", size, rates, burst)]
-        case "snapshot" | "mirror":
+        case "snapshot" | "disk" | "mirror":
             return [(Step(source, size * burst, rates.seconds(source, size)),)]
 
 

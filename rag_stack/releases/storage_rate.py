@@ -17,6 +17,7 @@ ASSUMED_RATES: Final[Mapping[str, float]] = {
     "volume": 0.5,
     "snapshot": 0.1,
     "registry": 0.2,
+    "disk": 0.5,
     "mirror": 0.5,
     "engine": 1.0,
 }

@@ -9,7 +9,7 @@ import pytest
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig
-from rag_stack.errors import ArtifactCorruptError
+from rag_stack.errors import ArtifactCorruptError, ArtifactError, ConfigError
 from rag_stack.metrics import ARTIFACT_LOAD_BYTES, ARTIFACT_LOAD_SECONDS, MemoryRecorder
 
 Tree = Callable[..., Path]
@@ -89,3 +89,16 @@ def test_of_many_processes_one_reads_the_store(tiers: Tiers, manifest: Manifest,
     for loader in loaders:
         loader.join(30)
     assert found == ["cache", "cache", "cache", "object_store"]
+
+
+def test_the_environment_says_what_the_cache_may_hold(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pod's does whose cache is a part of a disk that others fill, too."""
+    config = ArtifactsConfig(root=f"file://{tmp_path}/store", cache=tmp_path / "cache", cache_limit_bytes=10**9)
+    monkeypatch.setenv("RAG_STACK_CACHE_LIMIT_BYTES", "1000")
+    with pytest.raises(ArtifactError, match=r"1,?000"):
+        open_tiers(config, MemoryRecorder()).ensure_local(manifest)
+    monkeypatch.setenv("RAG_STACK_CACHE_LIMIT_BYTES", "40Gi")
+    with pytest.raises(ConfigError, match="'40Gi'; expected a number of bytes"):
+        open_tiers(config, MemoryRecorder())
