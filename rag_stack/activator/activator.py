@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
-from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rag_stack.activator.door import Door, Service
@@ -15,8 +14,8 @@ from rag_stack.activator.keys import Keys
 from rag_stack.activator.kube_api import KubeApi, leases, ray_services
 from rag_stack.activator.lease import LeaseReader
 from rag_stack.activator.measure import PrometheusRecorder
+from rag_stack.activator.ops import Ops
 from rag_stack.activator.presence import Presence
-from rag_stack.activator.ray_service import Phase
 from rag_stack.activator.settings import Settings
 from rag_stack.activator.sleep import Sleep
 from rag_stack.activator.upstream import Upstream
@@ -67,6 +66,7 @@ class Activator:
         self._upstream = Upstream(settings.upstream)
         service = Service(self.watch, self.wake, self.presence, self._upstream)
         places = Places(self.recorder)
+        self.ops = Ops(self.watch, self.recorder)
         self.door = Door(service, use=self.use, keys=self.keys, places=places, recorder=self.recorder)
 
     @asynccontextmanager
@@ -89,12 +89,8 @@ class Activator:
                 with contextlib.suppress(KubernetesError):
                     await self.presence.leave()
 
-    async def ops(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """`/healthz`: this process lives. `/readyz`: it knows of the RayService. `/metrics`: Prometheus."""
-        await self._ops(scope["path"])(scope, receive, send)
-
     def by_port(self) -> ASGIApp:
-        """Both apps behind one server, told apart by the port to which the client came."""
+        """Both apps behind one server, told apart by the port to which a client came."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             server = scope.get("server")
@@ -102,17 +98,3 @@ class Activator:
             await (self.ops if to_ops else self.door)(scope, receive, send)
 
         return app
-
-    def _ops(self, path: str) -> Response:
-        match path:
-            case "/healthz":
-                return PlainTextResponse("ok\n")
-            case "/readyz" if self.watch.phase is Phase.UNKNOWN:
-                told = self.watch.trouble or "the API server has not been asked yet"
-                return JSONResponse({"phase": self.watch.phase.value, "trouble": told}, status_code=503)
-            case "/readyz":
-                return JSONResponse({"phase": self.watch.phase.value, "trouble": self.watch.trouble})
-            case "/metrics":
-                return Response(self.recorder.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-            case _:
-                return PlainTextResponse("expected /healthz, /readyz or /metrics\n", status_code=404)

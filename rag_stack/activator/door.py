@@ -11,12 +11,14 @@ While the service serves everything is passed on as it is. While it does not:
 What does not wake it does not keep it awake either.
 """
 
+import asyncio
 import json
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.responses import JSONResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_stack.activator.keys import Keys
 from rag_stack.activator.measure import REQUESTS
@@ -135,7 +137,7 @@ class Door:
             if outlook.state == "failed":
                 raise UnavailableError(outlook.why, retry_after_s=outlook.retry_after_s())
             stay = Stay(inbox, HeldAnswer(send, streams=streams), look=wake.look, patience_s=read_timeout_s(scope))
-            await stay.last(self._when_awake, scope, outlook)
+            await stay.last(self._when_awake(inbox), scope, outlook)
             self._count("held")
 
     async def _read_body(self, scope: Scope, inbox: Inbox, outlook: Outlook) -> bool:
@@ -157,18 +159,23 @@ class Door:
             more = message.get("more_body", False)
         return _streams(scope, b"".join(parts))
 
-    async def _when_awake(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _when_awake(self, inbox: Inbox) -> ASGIApp:
         """The app behind a held request: the service, as soon as it is there."""
-        watch = self._service.watch
-        while True:
-            self._service.wake.ask()
-            await watch.until(*_TRIED)
-            try:
-                await self._service.upstream(scope, receive, send)
-            except NotReachedError:
-                await watch.change_within(_AGAIN_S)
-            else:
-                return
+        watch, wake, upstream = self._service.watch, self._service.wake, self._service.upstream
+
+        async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
+            while not inbox.left.is_set():
+                wake.ask()
+                await _either(watch.until(*_TRIED), inbox.left.wait())
+                if watch.phase in _TRIED:
+                    try:
+                        await upstream(scope, receive, send)
+                    except NotReachedError:
+                        await _either(watch.change_within(_AGAIN_S), inbox.left.wait())
+                    else:
+                        return
+
+        return pass_on
 
     def _count(self, outcome: str) -> None:
         self._recorder.record(REQUESTS, 1, {"outcome": outcome})
@@ -196,6 +203,17 @@ class _Answer:
         elif self._events:
             last = sse.encode(error_body(error)) + _DONE
             await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+async def _either(one: Coroutine[Any, Any, object], other: Coroutine[Any, Any, object]) -> None:
+    """Until one of the two is over; the other is ended."""
+    tasks = [asyncio.ensure_future(one), asyncio.ensure_future(other)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _check_route(method: str, path: str) -> None:

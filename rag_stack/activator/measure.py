@@ -14,7 +14,7 @@ REQUESTS: Final = Metric(
     "Requests by what became of them: passed (on at once), held (until the service woke), refused, answered (here)",
     ("outcome",),
 )
-UNDER_WAY: Final = Metric("rag_stack_activator_requests", "gauge", "Requests under way that keep the service awake")
+UNDER_WAY: Final = Metric("rag_stack_activator_under_way", "gauge", "Requests under way that keep the service awake")
 WAKES: Final = Metric("rag_stack_activator_wakes_total", "counter", "Wakes by outcome (served, failed)", ("outcome",))
 WAKE_SECONDS: Final = Metric(
     "rag_stack_activator_wake_seconds",

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 import httpx
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from rag_stack.api.http import ClientDisconnectedError
 from rag_stack.errors import NotReachedError, UnavailableError
@@ -46,14 +46,20 @@ class Upstream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, and its answer back. Raises ClientDisconnectedError too."""
-        body = _Body(receive)
+        body, ended = _Body(receive), asyncio.Event()
+
+        async def send_on(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                ended.set()
+
         if not _has_body(scope):
             body.none()
-        passing = asyncio.create_task(self._pass(scope, body, send))
+        passing = asyncio.create_task(self._pass(scope, body, send_on))
         gone = asyncio.create_task(body.listen())
         try:
             await asyncio.wait({passing, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not passing.done():
+            if not passing.done() and not ended.is_set():  # after its answer every client counts as gone
                 raise ClientDisconnectedError
             await passing
         finally:

@@ -42,6 +42,7 @@ class Watch:
         self._first_pause_s = pause_s
         self._changed = asyncio.Event()
         self._awake_since: int | None = None
+        self._newest = 0
         self.view: RayServiceView | None = None
         self.phase = Phase.UNKNOWN
         self.phase_since_s = clock()
@@ -54,6 +55,7 @@ class Watch:
         while True:
             try:
                 if not version:
+                    self._newest = 0  # after a restore from a backup versions begin anew
                     version = await self._look()
                 version = await self._follow(version)
                 pause_s = self._first_pause_s
@@ -67,17 +69,11 @@ class Watch:
         """Look now. Raises KubernetesError."""
         await self._look()
 
-    def take(self, told: Object | None) -> None:
-        """What the API server has said of it, in a watch or as an answer; None: there is none."""
-        view = None if told is None else view_of(told)
-        if view is not None and self.view is not None and _is_older(view, self.view):
-            return
-        if view is None or view.suspend or (self.view is not None and self.view.uid != view.uid):
-            self._awake_since = None
-        if view is not None and not view.suspend and self._awake_since is None:
-            self._awake_since = view.generation
-        self.view = view
-        self._enter(Phase.MISSING if view is None else view.phase(awake_since=self._awake_since or 0))
+    def take(self, told: Object) -> None:
+        """What the API server has said of it, in a watch or as an answer. Either may overtake the other."""
+        view = view_of(told)
+        if not self._is_old(view.version):
+            self._enter(view)
 
     async def until(self, *phases: Phase) -> Phase:
         """Waits until it is in one of them."""
@@ -97,7 +93,10 @@ class Watch:
     async def _look(self) -> str:
         found, version = await self._api.find(self._kind, self._name)
         self.trouble, self.forbidden = "", False
-        self.take(found)
+        if found is not None:
+            self.take(found)
+        elif not self._is_old(version):
+            self._enter(None)
         return version
 
     def _note(self, exc: KubernetesError) -> None:
@@ -111,22 +110,29 @@ class Watch:
         """One watch; the version from which the next goes on."""
         async for event, told in self._api.watch(self._kind, self._name, version):
             version = str(told["metadata"]["resourceVersion"])
-            if event == "DELETED":
-                self.take(None)
-            elif event != "BOOKMARK":
+            if event == "DELETED" and not self._is_old(version):
+                self._enter(None)
+            elif event not in ("BOOKMARK", "DELETED"):
                 self.take(told)
         return version
 
-    def _enter(self, phase: Phase) -> None:
+    def _is_old(self, version: str) -> bool:
+        """Whether something newer is known. Versions of one resource can be compared as numbers."""
+        if not version.isdecimal():
+            return False
+        old = int(version) < self._newest
+        self._newest = max(self._newest, int(version))
+        return old
+
+    def _enter(self, view: RayServiceView | None) -> None:
+        if view is None or view.suspend or (self.view is not None and self.view.uid != view.uid):
+            self._awake_since = None
+        if view is not None and not view.suspend and self._awake_since is None:
+            self._awake_since = view.generation
+        self.view = view
+        phase = Phase.MISSING if view is None else view.phase(awake_since=self._awake_since or 0)
         if phase is not self.phase:
             _LOG.info("the RayService is %s, was %s", phase, self.phase)
             self.phase, self.phase_since_s = phase, self._clock()
         before, self._changed = self._changed, asyncio.Event()
         before.set()
-
-
-def _is_older(view: RayServiceView, known: RayServiceView) -> bool:
-    """An answer and an event may overtake each other. Versions of one object can be compared as numbers."""
-    if view.uid != known.uid or not (view.version.isdecimal() and known.version.isdecimal()):
-        return False
-    return int(view.version) < int(known.version)

@@ -42,9 +42,10 @@ class Stay:
             every_s = beat_s(scope, outlook.rules.heartbeat_s)
             await self._accompany(answer, gone, begun, outlook, every_s=every_s)
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            if answer.done():
+                answer.result()
+            elif not self._held.complete:  # after the end of an answer every client counts as gone
                 raise ClientDisconnectedError
-            answer.result()
         except RagStackError as exc:
             await self._end(answer)  # first, so that nothing of the app's comes after the last word
             await self._held.fail(exc)
@@ -102,13 +103,16 @@ class Stay:
 
 
 class Inbox:
-    """What the client sends: its body, read once and given to the app again, and then that it goes."""
+    """What the client sends: its body, read once and given to the app again, and then that it goes.
+
+    `left` is set once the app is to end.
+    """
 
     def __init__(self, receive: Receive, *, took: Callable[[int], None]) -> None:
         self._receive = receive
         self._took = took
         self._messages: list[Message] = []
-        self._left = asyncio.Event()
+        self.left = asyncio.Event()
 
     async def record(self) -> Message:
         """The client's next message, which the app will get too."""
@@ -125,18 +129,18 @@ class Inbox:
 
     def leave(self) -> None:
         """Tell the app that its client has gone."""
-        self._left.set()
+        self.left.set()
 
     async def __call__(self) -> Message:
         """The app's `receive`."""
         if self._messages:
             return self._messages.pop(0)
-        await self._left.wait()
+        await self.left.wait()
         return {"type": "http.disconnect"}
 
 
 async def _run(app: ASGIApp, scope: Scope, inbox: Inbox, held: HeldAnswer) -> None:
-    """The app's answer, whole. Raises UnavailableError when it breaks off or does not come, and what the app says so by."""
+    """The app's answer, whole. Raises UnavailableError when it breaks off or does not come."""
     try:
         await app(scope, inbox, held)
     except (ClientDisconnectedError, UnavailableError):
