@@ -1,0 +1,133 @@
+"""Renders overlays with kustomize, and reads the files that are applied as they are."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from deploy.verify.rendered import Document, Finding, Rendered, embedded
+
+KUBERAY: Final = Path(__file__).parents[1] / "kuberay"
+# What loose files are applied beside: the first of these that is there.
+_GROUNDS: Final = ("overlays/single-gpu", "overlays/dev")
+# No overlay: what all of them are made of.
+_BASE: Final = "base"
+_AT_ONCE: Final = 2
+_LIMIT_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Render:
+    """An overlay as it came out of kustomize, or why nothing did."""
+
+    name: str
+    rendered: Rendered | None
+    findings: tuple[Finding, ...] = ()
+
+
+def targets(root: Path = KUBERAY) -> list[Path]:
+    """All that can be applied below a directory: each kustomization that is no component, then the loose manifests."""
+    found = sorted(root.rglob("kustomization.yaml"))
+    kustomizations = [path.parent for path in found if path.parent != root / _BASE and not _is_component(path)]
+    inside = {path.parent for path in found}
+    loose = [
+        path
+        for path in sorted(root.rglob("*.yaml"))
+        if not inside & {path.parent, *path.parents} and _is_manifest(path)
+    ]
+    return [*kustomizations, *loose]
+
+
+def render_all(paths: Iterable[Path], *, root: Path = KUBERAY) -> list[Render]:
+    """Every overlay and file, a few at a time."""
+    paths = list(paths)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        renders = list(pool.map(lambda path: render(path, root=root), paths))
+        grounds = [root / each for each in _GROUNDS if (root / each / "kustomization.yaml").is_file()]
+        if grounds and any(path.is_file() for path in paths):
+            beside = render(grounds[0], root=root).rendered
+            renders = [
+                _beside(each, beside) if path.is_file() else each for path, each in zip(paths, renders, strict=True)
+            ]
+    return renders
+
+
+def render(path: Path, *, root: Path = KUBERAY) -> Render:
+    """One overlay by `kubectl kustomize`, one file as it stands."""
+    name = short_name(path, root=root)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        command = [kubectl(), "kustomize", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)  # noqa: S603
+        if done.returncode != 0:
+            return Render(name, None, (_failed(name, f"kustomize renders nothing: {done.stderr.strip()}"),))
+        text = done.stdout
+    try:
+        own = tuple(each for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each)
+    except yaml.YAMLError as exc:
+        return Render(name, None, (_failed(name, f"is not YAML: {exc}"),))
+    return Render(name, complete(name, own), tuple(_twice(name, own)))
+
+
+def complete(name: str, documents: tuple[Document, ...]) -> Rendered:
+    """Documents with the manifests inside them."""
+    return Rendered(name, (*documents, *embedded(documents)))
+
+
+def short_name(path: Path, *, root: Path = KUBERAY) -> str:
+    """`overlays/dev` is `dev`, `jobs/warm-up.yaml` is `jobs/warm-up`."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        return path.stem
+    relative = path.resolve().relative_to(root.resolve()).with_suffix("" if path.is_file() else path.suffix)
+    return relative.as_posix().removeprefix("overlays/")
+
+
+def kubectl() -> str:
+    """The one of this Python's environment, or else of the PATH."""
+    beside = Path(sys.executable).with_name("kubectl")
+    found = str(beside) if beside.is_file() else shutil.which("kubectl")
+    if found is None:
+        raise SystemExit("kubectl is needed to render overlays: `make setup` installs it into .venv")
+    return found
+
+
+def _beside(each: Render, ground: Rendered | None) -> Render:
+    if each.rendered is None or ground is None:
+        return each
+    return Render(each.name, Rendered(each.name, each.rendered.documents, ground.documents), each.findings)
+
+
+def _failed(name: str, message: str) -> Finding:
+    return Finding(name, "render", "kustomize", name, message)
+
+
+def _twice(name: str, documents: tuple[Document, ...]) -> Iterable[Finding]:
+    """Files that say one object twice: the second wins, silently. Kustomize refuses it by itself."""
+    seen: set[tuple[str, ...]] = set()
+    for each in documents:
+        metadata = each.get("metadata") or {}
+        key = (
+            str(each.get("apiVersion")),
+            str(each.get("kind")),
+            str(metadata.get("namespace")),
+            str(metadata.get("name")),
+        )
+        if metadata.get("name") and key in seen:
+            yield Finding(name, "render", "said-twice", f"{key[1]}/{key[3]}", "stands there twice: keep one of them")
+        seen.add(key)
+
+
+def _is_component(path: Path) -> bool:
+    return bool((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("kind") == "Component")
+
+
+def _is_manifest(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return "\napiVersion:" in f"\n{text}" and "\nkind:" in text
