@@ -1,8 +1,8 @@
 """The release file: what one deployment serves, pinned together. Fields and validation; it does nothing.
 
 Precedence is flag, environment, file, default; the first two are merged by the command line with `model_copy`.
-Secrets never stand in the file: keys are given as SHA-256 digests, or in the environment as RAG_STACK_API_KEYS and
-RAG_STACK_ADMIN_KEYS.
+Secrets never stand in the file: keys are given as SHA-256 digests, in the environment as RAG_STACK_API_KEYS and
+RAG_STACK_ADMIN_KEYS, or in the files of RAG_STACK_KEYS_DIRECTORY.
 """
 
 import re

@@ -20,7 +20,7 @@ from rag_stack.serving.environment import cluster_environment, image_environment
 from tests.servers import closed_port
 
 REPOSITORY = Path(__file__).parents[1]
-UP_S = 120.0
+UP_S = 240.0
 END_S = 20.0
 _MARK = "RAG_STACK_TEST_RAY"
 # What a pod has for itself, and this machine has not.
@@ -37,7 +37,10 @@ _OTHER_PORTS = (
     "runtime-env-agent-port",
     "ray-client-server-port",
 )
-_OPTIONS = ("--node-ip-address=127.0.0.1", "--include-dashboard=true", "--disable-usage-stats")
+# Without a process that nobody asks here.
+_OPTIONS = ("--include-dashboard=true", "--include-log-monitor=false")
+# Ray gives its raylet half a minute to register, and has no setting for it: too short while much else runs here.
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,16 @@ class RayHead:
     environ: Mapping[str, str]
     log: Path
 
-    def deploy(self, file: Path) -> None:
-        """`serve deploy`, as a user types it."""
+    def deploy(self, file: Path, *, limit_s: float) -> set[str]:
+        """`serve deploy`, as a user types it, until all that it names runs; what that is.
+
+        Raises AssertionError with the message of the first application that fails.
+        """
+        began_s = time.time()
         command = [str(_script("serve")), "deploy", "--address", self.dashboard, str(file)]
         done = subprocess.run(command, env=dict(self.environ), cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+        return self._running(began_s, limit_s=limit_s)
 
     def applications(self) -> dict[str, dict[str, Any]]:
         """What the dashboard says of each, by its name."""
@@ -62,17 +70,18 @@ class RayHead:
         applications: dict[str, dict[str, Any]] = answer.json()["applications"]
         return applications
 
-    def wait_running(self, names: set[str], *, limit_s: float) -> None:
-        """Until all of them run; the message of the first that fails."""
-        until_s = time.monotonic() + limit_s
-        states: dict[str, str] = {}
-        while set(states) != names or set(states.values()) != {"RUNNING"}:
-            assert time.monotonic() < until_s, states
-            time.sleep(0.5)
+    def _running(self, began_s: float, *, limit_s: float) -> set[str]:
+        until_s = began_s + limit_s
+        while True:
+            # What was deployed before stays as it was until the controller has taken the file.
             found = self.applications()
-            failed = {name: app["message"] for name, app in found.items() if "FAILED" in app["status"]}
+            states = {name: app["status"] for name, app in found.items() if app["last_deployed_time_s"] >= began_s}
+            failed = {name: found[name]["message"] for name, status in states.items() if "FAILED" in status}
             assert not failed, failed
-            states = {name: app["status"] for name, app in found.items()}
+            if len(states) == len(found) and set(states.values()) == {"RUNNING"}:
+                return set(states)
+            assert time.time() < until_s, states
+            time.sleep(0.5)
 
 
 @contextlib.contextmanager
@@ -80,22 +89,40 @@ def ray_head(
     log: Path, *, environ: Mapping[str, str], num_cpus: int, resources: Mapping[str, float]
 ) -> Iterator[RayHead]:
     """Start one with a cluster's environment, this environment on top, and end all that it has started."""
-    port, mark = closed_port(), secrets.token_hex(8)
+    mark = secrets.token_hex(8)
     ours = {**_cluster(), _MARK: mark, **environ}
     # Not under pytest's own: a socket's path may have 107 characters.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, log.open("w") as output:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         command = [str(_script("ray")), "start", "--head", "--block", "--temp-dir", folder, f"--num-cpus={num_cpus}"]
-        command += [f"--resources={json.dumps(dict(resources))}", f"--dashboard-port={port}", *_OPTIONS]
-        command += [f"--{name}={closed_port()}" for name in _OTHER_PORTS]
-        process = subprocess.Popen(
-            command, env=ours, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        command += [f"--resources={json.dumps(dict(resources))}", *_OPTIONS]
+        process: subprocess.Popen[bytes] | None = None
         try:
-            head = RayHead(f"http://127.0.0.1:{port}", ours, log)
-            _wait_up(head, process)
+            for _ in range(_TRIES):
+                port = closed_port()
+                process = _start([*command, f"--dashboard-port={port}"], ours, log)
+                head = RayHead(f"http://127.0.0.1:{port}", ours, log)
+                if _is_up(head, process):
+                    break
+                _end(process, mark)
+            else:
+                raise AssertionError(log.read_text())
             yield head
         finally:
-            _end(process, mark)
+            if process is not None:
+                _end(process, mark)
+
+
+def _start(command: list[str], environ: Mapping[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    ports = [f"--{name}={closed_port()}" for name in _OTHER_PORTS]
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [*command, *ports],
+            env=dict(environ),
+            cwd=REPOSITORY,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def _cluster() -> dict[str, str]:
@@ -108,25 +135,27 @@ def _cluster() -> dict[str, str]:
         **{name: str(closed_port()) for name in _PORTS},
         # Thirty seconds in a cluster, for endpoints that this machine has not.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        # Half a minute by default, which the agent's imports alone may take on a machine with other work.
-        "RAY_agent_register_timeout_ms": "120000",
+        # Half a minute and a minute by default, which their imports alone may take on a machine with other work.
+        "RAY_agent_register_timeout_ms": "180000",
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
+        "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "180",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "PYTHONPATH": str(REPOSITORY),
     }
 
 
-def _wait_up(head: RayHead, process: "subprocess.Popen[bytes]") -> None:
+def _is_up(head: RayHead, process: "subprocess.Popen[bytes]") -> bool:
+    """Whether it came up: `ray start` has said so, and the dashboard answers; blocks until it has, or ended."""
     until_s = time.monotonic() + UP_S
-    while True:
-        assert process.poll() is None, head.log.read_text()
-        try:
+    while process.poll() is None:
+        assert time.monotonic() < until_s, head.log.read_text()
+        with contextlib.suppress(httpx.TransportError, AssertionError):
             head.applications()
-        except (httpx.TransportError, AssertionError):
-            assert time.monotonic() < until_s, head.log.read_text()
-            time.sleep(0.5)
-        else:
-            return
+            if "Ray runtime started" in head.log.read_text():
+                return True
+        time.sleep(0.5)
+    return False
 
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:

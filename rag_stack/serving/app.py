@@ -22,10 +22,16 @@ def build_targets(pinned: PinnedRelease) -> list[serve.RunTarget]:
 
 
 def engine_application(pinned: PinnedRelease) -> serve.Application:
-    """Ray Serve LLM in direct streaming mode, with our server class. Reads the object store, and no weights."""
+    """Ray Serve LLM in direct streaming mode, with our server class. Starts a Ray where none is."""
+    # As `build_openai_app` does for direct streaming, with routers of ours.
+    return with_router(build_llm_deployment(engine_config(pinned), deployment_cls=serve.ingress()(RagServer)))
+
+
+def engine_config(pinned: PinnedRelease) -> LLMConfig:
+    """What Ray Serve LLM is told. Reads the object store, and no weights."""
     size = worker_size()
     release = sized(pinned.release, size)
-    config = LLMConfig(
+    return LLMConfig(
         # Each replica puts the weights' directory on its own node in the place of this name: see LocalWeights.
         model_loading_config={"model_id": release.model.name, "model_source": release.model.name},
         # By these Ray places a replica, which completes them by what its node has: see `as_released`.
@@ -36,8 +42,6 @@ def engine_application(pinned: PinnedRelease) -> serve.Application:
         deployment_config=engine_options(release, load_s=recorded_load_s(release)),
         **hardware(release, size),
     )
-    # As `build_openai_app` does for direct streaming, with routers of ours.
-    return with_router(build_llm_deployment(config, deployment_cls=serve.ingress()(RagServer)))
 
 
 def hardware(release: Release, size: WorkerSize = WorkerSize()) -> dict[str, Any]:  # noqa: B008 - it is frozen

@@ -40,7 +40,8 @@ def deployed_release(release: Release, tiers: Tiers, *, seeds: bool) -> PinnedRe
         update={"root": tiers.catalog.store.url, "cache": release.artifacts.cache.absolute()}
     )
     found = load(tiers.catalog, release.name, goal, deployment=release.model_copy(update={"artifacts": artifacts}))
-    _tell_difference(release, found, tiers, rollout)
+    if seeds:
+        _tell_difference(release, found, tiers, rollout)
     return found
 
 

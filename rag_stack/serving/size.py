@@ -85,8 +85,8 @@ def sized(release: Release, size: WorkerSize) -> Release:
 def placed(release: Release, size: WorkerSize) -> dict[str, Any] | None:
     """Where a replica goes: Ray Serve LLM's `placement_group_config`, or None where nobody has said a worker's size.
 
-    One replica fills one worker: its bundles take all CPUs and all GPUs, on one node. The replica's actor adds the one
-    CPU that it takes itself to the first.
+    One replica fills one worker: its bundles take all CPUs and all GPUs, on one node. Ray Serve LLM adds the one CPU of
+    the replica's actor to the first. That actor holds no GPU, so it sees every device of its worker.
     """
     if size.cpus is None or size.gpus is None:
         return None
