@@ -170,6 +170,7 @@ def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
     psutil.wait_procs(left, timeout=END_S)
+    process.wait(END_S)
 
 
 def _marked(process: psutil.Process, mark: str) -> bool:
