@@ -76,7 +76,7 @@ def deploy(release: Release, *, port: int) -> None:
 
     tiers = open_tiers(release.artifacts, MemoryRecorder())
     pinned = pin(release, tiers)
-    directory = preflight(pinned, tiers, timeline=Timeline())
+    preflight(pinned, tiers, timeline=Timeline())
     ray.init(
         address="local",
         num_cpus=max(2, os.cpu_count() or 1),
@@ -86,7 +86,7 @@ def deploy(release: Release, *, port: int) -> None:
         _metrics_export_port=environment.free_port(),
     )
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    serve.run_many(build_targets(pinned, model_directory=directory))
+    serve.run_many(build_targets(pinned))
 
 
 def wait_for_standby(release: Release) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The release file: what one deployment serves, pinned together. Fields and validation; it does nothing.
 
 Precedence is flag, environment, file, default; the first two are merged by the command line with `model_copy`.
-Secrets never stand in the file: keys are given as SHA-256 digests, or in the environment as RAG_STACK_API_KEYS and
-RAG_STACK_ADMIN_KEYS.
+Secrets never stand in the file: keys are given as SHA-256 digests, in the environment as RAG_STACK_API_KEYS and
+RAG_STACK_ADMIN_KEYS, or in the files of RAG_STACK_KEYS_DIRECTORY.
 """
 
 import re
@@ -19,7 +19,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Sha256Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
+# What builds the engine's application from a serve.yaml.
+ENGINE_BUILDER = "rag_stack.serving.builders:engine"
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -203,8 +204,27 @@ def load_release(path: Path) -> Release:
     return read_yaml(path, Release, what="release")
 
 
+def load_deployed_release(path: Path) -> Release:
+    """The release of a release file, or the one that a serve.yaml gives to its engine. Raises ConfigError."""
+    document = read_mapping(path)
+    if "applications" not in document:
+        return _validated(document, Release, path=path, what="release")
+    applications = document["applications"] if isinstance(document["applications"], list) else []
+    for application in applications:
+        if isinstance(application, dict) and application.get("import_path") == ENGINE_BUILDER:
+            args = application.get("args")
+            release = args.get("release") if isinstance(args, dict) else None
+            return _validated(release, Release, path=path, what="release of a cluster (applications.args.release)")
+    raise ConfigError(f"{path} has applications, and none of them is built by {ENGINE_BUILDER}: give a release file")
+
+
 def read_yaml(path: Path, model: type[ModelT], *, what: str) -> ModelT:
     """A YAML file as a model. Raises ConfigError that says `what` the file should be and what is wrong with it."""
+    return _validated(read_mapping(path, what=what), model, path=path, what=what)
+
+
+def read_mapping(path: Path, *, what: str = "release") -> dict[str, Any]:
+    """A YAML file that has a mapping at its top. Raises ConfigError."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as exc:
@@ -213,6 +233,10 @@ def read_yaml(path: Path, model: type[ModelT], *, what: str) -> ModelT:
         raise ConfigError(f"{path} is not YAML: {exc}") from exc
     if not isinstance(document, dict):
         raise ConfigError(f"{path} must hold a mapping at its top, got {type(document).__name__}")
+    return document
+
+
+def _validated(document: object, model: type[ModelT], *, path: Path, what: str) -> ModelT:
     try:
         return model.model_validate(document)
     except ValidationError as exc:

@@ -19,7 +19,7 @@ from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config
 from rag_stack.cli.collection import add_gc
 from rag_stack.cli.failure import fail, one_line_failures
 from rag_stack.cli.output import printable, shortened
-from rag_stack.config import Release, load_release
+from rag_stack.config import Release, load_deployed_release
 from rag_stack.errors import ArtifactError, ConfigError, IncompatibleReleaseError, RollbackError
 from rag_stack.generation.weights import check_files
 from rag_stack.metrics import MemoryRecorder
@@ -42,7 +42,7 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the history.
 
 @app.command()
 def apply(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A release file (YAML).")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A release file, or a cluster's serve.yaml.")],
     root: Root = None,
     cache: Cache = None,
     *,
@@ -67,7 +67,7 @@ def apply(
     Exit code 3: it was rolled back while this command waited. 1: any other failure.
     """
     with one_line_failures():
-        chosen = load_release(file)
+        chosen = load_deployed_release(file)
         tiers = open_tiers(artifacts_config(root, chosen.artifacts), MemoryRecorder(), cache=cache)
         rollout = Rollout(tiers.catalog, chosen.name)
         pinned = _pinned(chosen, tiers, known_engine=_known_engine(rollout))

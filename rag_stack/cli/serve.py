@@ -1,11 +1,9 @@
 """`rag-stack serve RELEASE.yaml`."""
 
-import hashlib
-import os
 import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,7 +12,7 @@ from rich.text import Text
 
 from rag_stack.cli.ask import ask as ask_server
 from rag_stack.cli.failure import one_line_failures
-from rag_stack.config import Release, load_release
+from rag_stack.config import load_release
 
 if TYPE_CHECKING:
     from rag_stack.serving.start_report import StartReport
@@ -31,15 +29,17 @@ def serve(
     """Serve a release on this machine until Ctrl-C.
 
     Keys that may call are given as SHA-256 digests in the file, or in RAG_STACK_API_KEYS, separated by commas; those
-    that may call /admin likewise, in RAG_STACK_ADMIN_KEYS.
+    that may call /admin likewise, in RAG_STACK_ADMIN_KEYS. RAG_STACK_KEYS_DIRECTORY names a directory with more, one a
+    line in the files `api` and `admin`.
     """
     from rag_stack.serving import startup
+    from rag_stack.serving.overrides import with_overrides
 
     console = Console(stderr=True)
     stopped = threading.Event()
     _on_interrupt(stopped)
     with one_line_failures():
-        chosen = _with_overrides(load_release(release), host=host, port=port, root=root, cache=cache)
+        chosen = with_overrides(load_release(release), host=host, port=port, root=root, cache=cache)
         with console.status("starting") as status:
             server = startup.start(chosen, tell=status.update)
     _on_interrupt(stopped)  # again: Ray has put handlers of its own in place of ours
@@ -91,22 +91,3 @@ def _on_interrupt(stopped: threading.Event) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-
-
-def _with_overrides(
-    release: Release, *, host: str | None, port: int | None, root: str | None, cache: Path | None
-) -> Release:
-    """The release with flags and environment on top of the file."""
-    server: dict[str, Any] = {k: v for k, v in (("host", host), ("port", port)) if v is not None}
-    artifacts = {k: v for k, v in (("root", root), ("cache", cache)) if v is not None}
-    for variable, field in (("RAG_STACK_API_KEYS", "api_key_sha256"), ("RAG_STACK_ADMIN_KEYS", "admin_key_sha256")):
-        keys = [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
-        if keys:
-            digests = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
-            server[field] = (*getattr(release.server, field), *digests)
-    return release.model_copy(
-        update={
-            "server": release.server.model_copy(update=server),
-            "artifacts": release.artifacts.model_copy(update=artifacts),
-        }
-    )

@@ -1,45 +1,56 @@
 """Builds the Serve applications of a release: one engine, and small control applications, a route prefix each."""
 
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
 from rag_stack.config import Release
-from rag_stack.generation.engine_settings import engine_arguments
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.control_apps import control_targets
 from rag_stack.serving.deployment import engine_options, recorded_load_s, with_router
 from rag_stack.serving.prefixes import ENGINE_APP
 from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
+from rag_stack.serving.size import WorkerSize, placed, sized, worker_size
 from rag_stack.serving.wake.runtime import replica_runtime
 
 
-def build_targets(pinned: PinnedRelease, *, model_directory: Path) -> list[serve.RunTarget]:
+def build_targets(pinned: PinnedRelease) -> list[serve.RunTarget]:
     """All applications of a release, ready for `serve.run_many`."""
-    targets = [serve.RunTarget(_engine(pinned, model_directory), name=ENGINE_APP, route_prefix="/")]
+    targets = [serve.RunTarget(engine_application(pinned), name=ENGINE_APP, route_prefix="/")]
     return [*targets, *control_targets(pinned)]
 
 
-def _engine(pinned: PinnedRelease, model_directory: Path) -> serve.Application:
-    """Ray Serve LLM in direct streaming mode, with our server class."""
-    release = pinned.release
-    config = LLMConfig(
-        model_loading_config={"model_id": release.model.name, "model_source": str(model_directory)},
-        engine_kwargs=engine_arguments(release.engine),
+def engine_application(pinned: PinnedRelease) -> serve.Application:
+    """Ray Serve LLM in direct streaming mode, with our server class. Starts a Ray where none is."""
+    # As `build_openai_app` does for direct streaming, with routers of ours.
+    return with_router(build_llm_deployment(engine_config(pinned), deployment_cls=serve.ingress()(RagServer)))
+
+
+def engine_config(pinned: PinnedRelease) -> LLMConfig:
+    """What Ray Serve LLM is told. Reads the object store, and no weights."""
+    size = worker_size()
+    release = sized(pinned.release, size)
+    return LLMConfig(
+        # Each replica puts the weights' directory on its own node in the place of this name: see LocalWeights.
+        model_loading_config={"model_id": release.model.name, "model_source": release.model.name},
+        # By these Ray places a replica, which completes them by what its node has: see `as_released`.
+        engine_kwargs=dict(release.engine),
         callback_config={"callback_class": LocalWeights},
         runtime_env=replica_runtime(release),
         experimental_configs={RELEASE_KEY: pinned.model_dump(mode="json")},
         deployment_config=engine_options(release, load_s=recorded_load_s(release)),
-        **hardware(release),
+        **hardware(release, size),
     )
-    # As `build_openai_app` does for direct streaming, with routers of ours.
-    return with_router(build_llm_deployment(config, deployment_cls=serve.ingress()(RagServer)))
 
 
-def hardware(release: Release) -> dict[str, Any]:
-    """On a machine without an accelerator, vLLM's CPU platform; else Ray's own defaults for GPUs."""
+def hardware(release: Release, size: WorkerSize = WorkerSize()) -> dict[str, Any]:  # noqa: B008 - it is frozen
+    """What a replica takes. Where nobody has said a worker's size, this machine is as those on which replicas run.
+
+    On one without an accelerator that is vLLM's CPU platform, else Ray's own defaults for GPUs.
+    """
+    if (place := placed(release, size)) is not None:
+        return {"accelerator_config": {"kind": "gpu" if size.gpus else "cpu"}, "placement_group_config": place}
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():

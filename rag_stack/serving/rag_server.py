@@ -27,6 +27,7 @@ from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.rollout.member import member_of_this_replica, telling_failure
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
+from rag_stack.serving.size import sized, worker_size
 
 # Where the release travels inside LLMConfig; Ray Serve LLM binds its server class to that alone.
 RELEASE_KEY = "rag_stack_release"
@@ -58,7 +59,7 @@ class LocalWeights(CallbackBase):  # type: ignore[misc]  # Ray is untyped here
             fetch_model, self._tiers, release.model, timeline=self._start.timeline, check=check_files
         )
         self.directory = local.path
-        # Where the deployment's command found its release's model, this replica's release may have another.
+        # The deployment has only a name there, of which nobody has any files.
         self.llm_config.get_engine_config().hf_model_id = str(local.path)
         self._ahead = read_ahead(local.path, release.engine)
 
@@ -166,7 +167,7 @@ def as_released(config: LLMConfig, deployed: PinnedRelease, taken: PinnedRelease
     devices before it knows its release.
     """
     check_change(deployed, taken)
-    release = taken.release
+    release = sized(taken.release, worker_size())
     copy = config.model_copy(
         update={
             "model_loading_config": config.model_loading_config.model_copy(update={"model_id": release.model.name}),

@@ -64,7 +64,7 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
     with timeline.time("resolve versions"):
         tiers = open_tiers(release.artifacts, MemoryRecorder())
         pinned = pin(release, tiers)
-    model_directory = preflight(pinned, tiers, timeline=timeline)
+    preflight(pinned, tiers, timeline=timeline)
     notice = make_current(pinned, tiers)
     tell("importing Ray and vLLM")
     with timeline.time("import Ray and vLLM"):
@@ -74,7 +74,7 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
         with timeline.time("start Ray"):
             metrics = _start_ray(pinned.release)
         tell("starting the engine and the index (this takes a while)")
-        report = _run(pinned, model_directory, timeline=timeline, started_s=started_s)
+        report = _run(pinned, timeline=timeline, started_s=started_s)
     except BaseException:
         _shut_down()
         raise
@@ -188,7 +188,7 @@ def _start_ray(release: Release) -> str:
     return f"http://127.0.0.1:{port}/metrics"
 
 
-def _run(pinned: PinnedRelease, model_directory: Path, *, timeline: Timeline, started_s: float) -> StartReport:
+def _run(pinned: PinnedRelease, *, timeline: Timeline, started_s: float) -> StartReport:
     """Deploy, and wait until everything runs. The report holds the replica's start and this command's around it."""
     from ray import serve
 
@@ -197,7 +197,7 @@ def _run(pinned: PinnedRelease, model_directory: Path, *, timeline: Timeline, st
 
     deployed_s = time.time()
     try:
-        serve.run_many(build_targets(pinned, model_directory=model_directory))
+        serve.run_many(build_targets(pinned))
     except RuntimeError as exc:
         raise UnavailableError(f"an application did not start: {_failures() or exc}") from exc
     if not pinned.release.scaling.min_replicas:  # the engine sleeps, and a question of ours would wake it

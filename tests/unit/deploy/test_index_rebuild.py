@@ -13,7 +13,7 @@ from rag_stack.cli.index import app
 from rag_stack.index.spec import IndexSpec
 
 REPOSITORY = Path(__file__).parents[3]
-MANIFEST = REPOSITORY / "deploy" / "kuberay" / "index-rebuild.yaml"
+MANIFEST = REPOSITORY / "deploy" / "kuberay" / "jobs" / "index-rebuild.yaml"
 # Beside the checkout, or beside the folder that holds several.
 CRDS = [parent / "shared" / "crds" / "rayjobs.ray.io.yaml" for parent in REPOSITORY.parents]
 

@@ -1,0 +1,102 @@
+"""Serve's builders of a cluster's applications: what `import_path` in a serve.yaml names, one function an application.
+
+Each takes `args: {release: {...}, revision: "..."}`, and runs in a process of its own on whatever node Ray picks,
+mostly the head: it reads the object store, and fetches nothing. `revision` does nothing but differ.
+"""
+
+import os
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+from rag_stack.artifacts.tiers import open_tiers
+from rag_stack.config import Release, describe
+from rag_stack.errors import ArtifactError, ConfigError, RagStackError
+from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.serving.control_apps import control_application
+from rag_stack.serving.overrides import with_overrides
+from rag_stack.serving.prefixes import ADMIN_APP, FILES_APP, HEALTH_APP, MODELS_APP, READY_APP, SEARCH_APP
+from rag_stack.serving.seed import deployed_release
+from rag_stack.serving.size import sized, worker_size
+
+
+class BuilderArgs(BaseModel):
+    """What an application of a serve.yaml has as its `args`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    release: Release
+    revision: str = ""
+
+
+def engine(args: dict[str, Any]) -> serve.Application:
+    """The engine, at `/`."""
+    pinned = _pinned(args, seeds=True)
+    # Here alone: the other builders' processes need no vLLM.
+    from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
+    from rag_stack.serving.app import engine_application
+
+    try:
+        check_engine_settings(pinned.release.engine, fields=vllm_fields())
+        return engine_application(pinned)
+    except ConfigError as exc:
+        raise _told(exc) from None
+
+
+def vector_stores(args: dict[str, Any]) -> serve.Application:
+    """Search and stores, at /v1/vector_stores."""
+    return control_application(SEARCH_APP, _pinned(args))
+
+
+def files(args: dict[str, Any]) -> serve.Application:
+    """Uploads, at /v1/files."""
+    return control_application(FILES_APP, _pinned(args))
+
+
+def models(args: dict[str, Any]) -> serve.Application:
+    """What there is to ask, at /v1/models."""
+    return control_application(MODELS_APP, _pinned(args))
+
+
+def admin(args: dict[str, Any]) -> serve.Application:
+    """Administration, and the coordinator of rollouts, at /admin."""
+    return control_application(ADMIN_APP, _pinned(args, seeds=True))
+
+
+def health(args: dict[str, Any]) -> serve.Application:
+    """Whether a process answers, at /health."""
+    return control_application(HEALTH_APP, _pinned(args))
+
+
+def ready(args: dict[str, Any]) -> serve.Application:
+    """Whether questions are answered, at /ready."""
+    return control_application(READY_APP, _pinned(args))
+
+
+def release_of(args: dict[str, Any]) -> Release:
+    """The release that a serve.yaml holds, as this cluster's environment has it. Raises ConfigError."""
+    try:
+        given = BuilderArgs.model_validate(args).release
+    except ValidationError as exc:
+        raise ConfigError(f"the application's args are not valid: {describe(exc)}") from None
+    release = with_overrides(given, environ=os.environ)
+    # The engine's settings stay as they are: a worker's size is no part of a release's version.
+    return release.model_copy(update={"scaling": sized(release, worker_size()).scaling})
+
+
+def _pinned(args: dict[str, Any], *, seeds: bool = False) -> PinnedRelease:
+    try:
+        release = release_of(args)
+        return deployed_release(release, open_tiers(release.artifacts, MemoryRecorder()), seeds=seeds)
+    except RagStackError as exc:
+        if type(exc) is ArtifactError:  # the store does not answer: Serve's task tries again
+            raise
+        raise _told(exc) from None
+
+
+def _told(exc: RagStackError) -> RayServeException:
+    """One line, which Serve keeps as the application's message; of any other exception it keeps the traceback."""
+    return RayServeException(f"{type(exc).__name__}: {exc.message}")

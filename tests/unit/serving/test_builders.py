@@ -1,0 +1,184 @@
+"""The seven builders, and the serve.yaml of each size that names them."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ServeDeploySchema
+
+from rag_stack.artifacts.tiers import Tiers, open_tiers
+from rag_stack.config import ENGINE_BUILDER, ArtifactsConfig, load_deployed_release
+from rag_stack.errors import ArtifactError, ConfigError
+from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
+from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.rollout import Rollout
+from rag_stack.serving import builders
+from rag_stack.serving.app import engine_config
+from rag_stack.serving.builders import release_of
+from rag_stack.serving.environment import cluster_environment, image_environment, prepare
+from rag_stack.serving.prefixes import ENGINE_APP, PREFIXES
+from rag_stack.serving.rag_server import RELEASE_KEY
+from rag_stack.serving.seed import deployed_release
+from tests.pinnable import publish_model
+
+KUBERAY = Path(__file__).parents[3] / "deploy" / "kuberay"
+FILES = sorted(KUBERAY.glob("**/serve.yaml"))
+SIZES = {"base", "dev", "single-gpu", "multi-gpu", "large-index"}
+
+
+@pytest.fixture
+def tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiers:
+    """Two models, and an environment like a pod's, on a node that has no cache and may not make one."""
+    root = f"file://{tmp_path}/store"
+    monkeypatch.setenv("RAG_STACK_ROOT", root)
+    monkeypatch.setenv("RAG_STACK_CACHE", "/proc/none")
+    monkeypatch.setenv("RAG_STACK_WORKER_CPUS", "8")
+    monkeypatch.setenv("RAG_STACK_WORKER_MEMORY", "64Gi")
+    monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "2")
+    monkeypatch.setenv("RAG_STACK_MIN_REPLICAS", "0")
+    monkeypatch.setenv("RAG_STACK_MAX_REPLICAS", "3")
+    tiers = open_tiers(ArtifactsConfig(root=root, cache=tmp_path / "cache"), MemoryRecorder())
+    for name in ("m", "e"):
+        publish_model(tiers.catalog, tmp_path, name, name)
+    return tiers
+
+
+def args(**changes: Any) -> dict[str, Any]:
+    return {"release": {"name": "test", "model": {"name": "m"}, "embedder": {"name": "e"}, **changes}, "revision": "1"}
+
+
+def test_the_sizes_are_there() -> None:
+    assert {file.parent.name for file in FILES} >= SIZES
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_ray_and_vllm_take_each_file(file: Path) -> None:
+    config = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
+    prefixes = {app.name: app.route_prefix for app in config.applications}
+    assert prefixes == {ENGINE_APP: "/", **PREFIXES}
+    assert config.proxy_location == "EveryNode"
+    assert (config.http_options.host, config.http_options.port) == ("0.0.0.0", 8000)
+    assert len({str(app.args) for app in config.applications}) == 1, "all applications have the same release"
+    check_engine_settings(release_of(config.applications[0].args).engine, fields=vllm_fields())
+    for app in config.applications:
+        module, _, name = app.import_path.partition(":")
+        assert name == app.name
+        assert callable(getattr(import_module(module), name))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_the_control_applications_are_pinned_to_their_group(file: Path) -> None:
+    for app in ServeDeploySchema.model_validate(yaml.safe_load(file.read_text())).applications:
+        if app.name == ENGINE_APP:
+            assert app.deployments == []
+            continue
+        (deployment,) = app.deployments
+        options = deployment.ray_actor_options
+        assert (options.num_cpus, options.resources) == (0, {"control": 0.01})
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_no_file_says_again_what_follows_from_the_size(file: Path) -> None:
+    release = load_deployed_release(file)
+    assert not {"min_replicas", "max_replicas"} & release.scaling.model_fields_set
+    assert not {"tensor_parallel_size", "pipeline_parallel_size"} & set(release.engine)
+    assert "server" not in release.model_fields_set, "http_options rule where a cluster listens, the Secret its keys"
+
+
+def test_the_engines_config_needs_no_weights_here(tiers: Tiers) -> None:
+    release = release_of(args(engine={"max_num_seqs": 4}))
+    pinned = deployed_release(release, open_tiers(release.artifacts, MemoryRecorder()), seeds=True)
+    config = engine_config(pinned)
+    assert config.engine_kwargs == {"max_num_seqs": 4, "tensor_parallel_size": 2}
+    placed = config.get_engine_config()
+    assert placed.placement_strategy == "STRICT_PACK"
+    assert placed.placement_bundles == [{"GPU": 1, "CPU": 7}, {"GPU": 1}]
+    scaling = config.deployment_config["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (0, 4), "and one more during a rollout"
+    plan = Rollout(tiers.catalog, "test").plan()
+    assert plan is not None
+    told = config.experimental_configs[RELEASE_KEY]
+    assert told["version"] == plan.goal
+    assert "tensor_parallel_size" not in told["release"]["engine"], "a worker's size is no part of a version"
+
+
+@pytest.mark.parametrize("name", PREFIXES)
+def test_each_control_application_is_built(name: str, tiers: Tiers) -> None:
+    application = getattr(builders, name)(args())
+    assert isinstance(application, serve.Application)
+    (pinned,) = application._bound_deployment.init_args
+    assert pinned.release.artifacts.root == tiers.catalog.store.url
+    assert pinned.release.model.digest == tiers.catalog.resolve("models", "m").digest
+    assert (pinned.release.scaling.min_replicas, pinned.release.scaling.max_replicas) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (args(modle={}), "ConfigError: the application's args are not valid: release.modle: Extra inputs"),
+        ({**args(), "extra": 1}, "ConfigError: the application's args are not valid: extra: Extra inputs"),
+        ({"revision": "1"}, "ConfigError: the application's args are not valid: release: Field required"),
+        (args(scaling={"max_replicas": 9}), "ConfigError: the release says scaling.max_replicas 9, and the workers"),
+        (args(engine={"tensor_parallel_size": 8}), "ConfigError: the release says engine.tensor_parallel_size 8"),
+        (args(engine={"max_model_length": 8}), "ConfigError: engine.max_model_length is not an argument of vLLM"),
+        (args(model={"name": "absent"}), "ArtifactNotFoundError: "),
+    ],
+)
+def test_what_is_wrong_is_one_line_in_serves_status(given: dict[str, Any], told: str, tiers: Tiers) -> None:
+    """Serve keeps the text of its own exceptions as the application's message, and of others the traceback."""
+    with pytest.raises(RayServeException) as raised:
+        builders.engine(given)
+    assert str(raised.value).startswith(told)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_store_that_does_not_answer_is_asked_again(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve's task is tried again after any exception but Serve's own."""
+    monkeypatch.setenv("RAG_STACK_ROOT", "s3://none")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    with pytest.raises(ArtifactError):
+        builders.admin(args())
+
+
+def test_the_release_of_a_serve_file_is_what_is_applied(tmp_path: Path) -> None:
+    file = KUBERAY / "overlays" / "dev" / "serve.yaml"
+    document = yaml.safe_load(file.read_text())
+    release = load_deployed_release(file)
+    assert release.model_dump(exclude_unset=True, mode="json") == document["applications"][0]["args"]["release"]
+    document["applications"] = document["applications"][1:]
+    other = tmp_path / "serve.yaml"
+    other.write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError, match=ENGINE_BUILDER):
+        load_deployed_release(other)
+    document["applications"] = [{"import_path": ENGINE_BUILDER, "args": {"release": {"name": "x", "modle": {}}}}]
+    other.write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError, match=r"serve\.yaml.*modle: Extra inputs"):
+        load_deployed_release(other)
+
+
+def test_a_clusters_environment_is_that_of_a_server_but_for_what_a_pod_has_for_itself() -> None:
+    local: dict[str, str] = {}
+    prepare(local)
+    cluster = cluster_environment()
+    differing = {name for name in local if cluster.get(name) != local[name]} - set(image_environment())
+    assert differing == {
+        "RAY_SERVE_HAPROXY_METRICS_PORT",
+        "RAY_SERVE_HAPROXY_STATS_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
+    }
+    assert set(cluster) - set(local) == {"RAY_SERVE_HAPROXY_MAXCONN"}
+    assert all(isinstance(value, str) for value in cluster.values())
+    assert float(cluster["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"]) >= 30
+
+
+def test_an_image_has_our_start_of_haproxy() -> None:
+    paths = image_environment()
+    assert set(paths) == {"RAY_SERVE_HAPROXY_BINARY_PATH", "RAG_STACK_HAPROXY"}
+    assert all(Path(path).is_file() for path in paths.values())
