@@ -16,7 +16,7 @@ RUN python3.11 -m pip --python /build/bin/python wheel --quiet --no-deps --no-bu
 
 FROM python:3.11.16-slim-bookworm${BASE_DIGEST} AS server
 # KubeRay starts Ray with bash and asks the head and the workers with wget. vLLM's CPU kernels need libnuma: without it vLLM is
-# imported with a warning, and fails later. There is no compiler: on a CPU the release has `enforce_eager`. Python's image
+# imported all the same, and they are not. There is no compiler: on a CPU the release has `enforce_eager`. Python's image
 # comes without .pyc files, which cost a process that cannot write them 15 CPU seconds.
 RUN apt-get update \
  && apt-get install --yes --quiet --no-install-recommends bash ca-certificates libnuma1 wget \

@@ -188,6 +188,8 @@ def _chroot(
     script = [
         "set -e",
         f"mount -t proc proc {root}/proc",
+        # vLLM asks lscpu and /sys which cores and how much memory there are.
+        f"mount -t sysfs -o ro sysfs {root}/sys",
         f"mount --rbind /dev {root}/dev",
         f"mount -t tmpfs tmpfs {root}/tmp",
     ]
