@@ -94,6 +94,8 @@ async def serve(settings: Settings, cluster: Cluster) -> None:
             log_level="warning",
             ws="none",
             lifespan="off",
+            # Longer than a load balancer keeps a connection that it may still use.
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=int(settings.drain_s),
         )
         sockets = [_listen(settings.host, port) for port in (settings.port, settings.ops_port)]
