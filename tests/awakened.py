@@ -131,5 +131,10 @@ async def known(server: ApiServer, made: Activator, phase: str, limit_s: float =
         await made.watch.until(type(made.watch.phase)(phase))
 
 
+def caller(url: str) -> httpx.AsyncClient:
+    """A client that does not mind a machine with much to do."""
+    return httpx.AsyncClient(base_url=url, timeout=60)
+
+
 def chat(*, stream: bool = True, **fields: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": "who?"}], "stream": stream, **fields}

@@ -13,7 +13,7 @@ import pytest
 from rag_stack.activator.activator import Activator
 from rag_stack.activator.permissions import Permission, permissions
 from tests.api_server import ApiServer, api_server, ray_service
-from tests.awakened import SETTINGS, Behind, activator, chat, known
+from tests.awakened import SETTINGS, Behind, activator, caller, chat, known
 from tests.loop_server import listening
 from tests.servers import closed_port
 
@@ -129,7 +129,7 @@ async def test_a_stream_is_passed_on_as_it_comes(stage: Stage) -> None:
     stage.behind.next.clear()
     async with (
         activator(stage.api_url, stage.upstream) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "serving")
         headers = {"x-own": "2", "connection": "x-hop", "x-hop": "1", "te": "trailers", "accept": "text/event-stream"}
@@ -161,7 +161,7 @@ async def test_a_body_is_passed_on_while_it_still_comes(stage: Stage) -> None:
 
     async with (
         activator(stage.api_url, stage.upstream) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "serving")
         sending = asyncio.create_task(client.post("/v1/files", content=body()))
@@ -177,7 +177,7 @@ async def test_a_client_that_goes_ends_its_request_behind(stage: Stage, *, held:
     stage.behind.go.clear()
     async with activator(stage.api_url, stage.upstream) as (made, url):
         await known(stage.server, made, "suspended" if held else "serving")
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with caller(url) as client:
             asking = asyncio.create_task(client.post(CHAT, json=chat()))
             if held:
                 await stage.server.until(lambda: woken(stage))
@@ -195,7 +195,7 @@ async def test_a_stream_that_breaks_behind_ends_with_an_error_frame(stage: Stage
     stage.behind.breaks = True
     async with (
         activator(stage.api_url, stage.upstream) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "serving")
         answer = await client.post(CHAT, json=chat())
@@ -221,7 +221,7 @@ async def test_what_does_not_wake(stage: Stage, method: str, path: str, status: 
     asleep(stage, suspended_by="pod-b", wake_seconds="41.5,nonsense,43.5")
     async with (
         activator(stage.api_url, stage.upstream) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "suspended")
         answer = await client.request(method, path)
@@ -237,7 +237,7 @@ async def test_other_changes_wake_too_and_a_body_that_is_no_json_is_kept_as_it_i
     asleep(stage)
     async with (
         activator(stage.api_url, stage.upstream) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "suspended")
         sending = asyncio.create_task(client.post("/v1/files", files={"file": ("a.bin", b"\x00\xff" * 1000)}))
@@ -252,7 +252,7 @@ async def test_a_key_that_is_not_known_wakes_nobody(stage: Stage, tmp_path: Path
     (tmp_path / "api").write_text("right\nother\n")
     async with activator(stage.api_url, stage.upstream, keys=tmp_path) as (made, url):
         await known(stage.server, made, "suspended")
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with caller(url) as client:
             for path, key, status in [
                 (CHAT, "wrong", 401),
                 (CHAT, "", 401),
@@ -276,7 +276,7 @@ async def test_more_than_may_wait_is_told_when_to_come_again(stage: Stage) -> No
         url,
     ):
         await known(stage.server, made, "suspended")
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with caller(url) as client:
             large = await client.post("/v1/files", content=b"x" * 3000)
             assert (large.status_code, large.headers["retry-after"]) == (503, "60")
             await stage.server.until(lambda: woken(stage))  # who comes again shall find it awake
@@ -297,7 +297,7 @@ async def test_a_wake_in_the_middle_of_a_suspension_waits_for_its_end(stage: Sta
     stage.server.conditions(Suspending=True)
     async with (
         activator(stage.api_url, stage.upstream) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "suspending")
         asking = asyncio.create_task(client.post(CHAT, json=chat()))
@@ -315,7 +315,7 @@ async def test_a_ready_of_an_older_generation_does_not_count(stage: Stage) -> No
     asleep(stage)
     async with (
         activator(stage.api_url, stage.upstream) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "suspended")
         asking = asyncio.create_task(client.post(CHAT, json=chat()))
@@ -342,7 +342,7 @@ async def seen(made: Activator, stage: Stage) -> None:
 
 async def failed(url: str, happen: Callable[[], None]) -> str:
     """What a stream hears that was held when something happened, and a request after it by its status."""
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with caller(url) as client:
         async with client.stream("POST", CHAT, json=chat()) as held:
             parts = held.aiter_raw()
             heard = await anext(parts)
@@ -367,7 +367,7 @@ async def test_a_service_that_does_not_come_is_told_to_those_who_wait(stage: Sta
         # It comes after all.
         stage.server.ready()
         await known(stage.server, made, "serving")
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with caller(url) as client:
             assert (await client.post(CHAT, json=chat())).status_code == 200
 
 
@@ -396,7 +396,7 @@ async def test_who_suspended_it_by_hand_is_not_overruled(stage: Stage) -> None:
     stage.server.suspended()
     async with (
         activator(stage.api_url, stage.upstream) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "suspended")
         answer = await client.post(CHAT, json=chat())
@@ -415,7 +415,7 @@ async def test_a_role_that_does_not_allow_the_patch_is_told(stage: Stage) -> Non
     stage.server.role = (*others, Permission("ray.io", "rayservices", ("list", "watch"), ("rag-stack",)))
     async with activator(stage.api_url, stage.upstream) as (made, url):
         await known(stage.server, made, "suspended")
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with caller(url) as client:
             answer = await client.post(CHAT, json=chat())
         assert "403" in answer.text
         assert "permissions.py" in answer.text
@@ -441,7 +441,7 @@ async def test_while_the_api_server_fails_who_waits_is_kept_and_woken_later(stag
     asleep(stage)
     async with (
         activator(stage.api_url, stage.upstream) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "suspended")
         stage.server.status = 503
@@ -460,7 +460,7 @@ async def test_without_an_api_server_a_service_that_serves_goes_on(stage: Stage)
     for api_url in (stage.api_url, nobody):
         async with (
             activator(api_url, stage.upstream) as (made, url),
-            httpx.AsyncClient(base_url=url, timeout=60) as client,
+            caller(url) as client,
         ):
             assert (await client.post(CHAT, json=chat())).status_code == 200
             assert (await client.get("/v1/models")).status_code == 200
@@ -472,7 +472,7 @@ async def test_one_that_is_ready_before_its_service_answers_is_waited_for(stage:
     port = closed_port()
     async with (
         activator(stage.api_url, f"http://127.0.0.1:{port}") as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "serving")
         async with client.stream("POST", CHAT, json=chat()) as answer:
@@ -488,7 +488,7 @@ async def test_one_without_a_body_that_finds_nobody_is_held_too(stage: Stage) ->
     port = closed_port()
     async with (
         activator(stage.api_url, f"http://127.0.0.1:{port}") as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(stage.server, made, "serving")
         asking = asyncio.create_task(client.delete("/v1/files/file-1"))

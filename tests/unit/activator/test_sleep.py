@@ -11,7 +11,7 @@ from rag_stack.activator.ray_service import SUSPENDED_BY
 from rag_stack.activator.settings import Settings
 from rag_stack.errors import ConfigError
 from tests.api_server import ApiServer, api_server, ray_service
-from tests.awakened import Behind, activator, chat, known
+from tests.awakened import Behind, activator, caller, chat, known
 from tests.loop_server import listening
 
 CHAT = "/v1/chat/completions"
@@ -44,7 +44,7 @@ async def test_a_whole_life_with_the_calls_that_the_role_allows_and_no_others(
     server, api_url, _, upstream = stage
     async with (
         activator(api_url, upstream, **QUICK) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         for _ in range(2):
             await server.until(lambda: is_suspended(server))
@@ -67,7 +67,7 @@ async def test_a_request_under_way_keeps_it_awake(stage: tuple[ApiServer, str, B
     behind.go.clear()
     async with (
         activator(api_url, upstream, **QUICK) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(server, made, "serving")
         asking = asyncio.create_task(client.post(CHAT, json=chat()))
@@ -84,7 +84,7 @@ async def test_reads_do_not_keep_it_awake(stage: tuple[ApiServer, str, Behind, s
     server, api_url, _, upstream = stage
     async with (
         activator(api_url, upstream, **QUICK) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(server, made, "serving")
 
@@ -103,7 +103,7 @@ async def test_a_request_at_the_very_moment_is_answered_and_not_suspended(
     server, api_url, behind, upstream = stage
     async with (
         activator(api_url, upstream, **QUICK) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await known(server, made, "serving")
         asking: list[asyncio.Task[httpx.Response]] = []
@@ -158,7 +158,7 @@ async def test_two_activators_suspend_only_when_both_are_idle_and_either_wakes(
     async with (
         activator(api_url, upstream, **QUICK) as (first, _),
         activator(api_url, upstream, identity="pod-b", **QUICK) as (second, second_url),
-        httpx.AsyncClient(base_url=second_url, timeout=60) as client,
+        caller(second_url) as client,
     ):
         await known(server, first, "serving")
         await known(server, second, "serving")
@@ -190,7 +190,7 @@ async def test_who_wakes_it_by_other_means_keeps_it_awake_until_it_is_asked(
     server, api_url, _, upstream = stage
     async with (
         activator(api_url, upstream, **QUICK) as (made, url),
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        caller(url) as client,
     ):
         await server.until(lambda: is_suspended(server))
         server.suspended()
