@@ -96,7 +96,7 @@ async def test_reads_do_not_keep_it_awake(stage: tuple[ApiServer, str, Behind, s
         await asyncio.wait_for(scrape(), 60)
 
 
-async def test_a_request_at_the_very_moment_is_answered_and_not_suspended(
+async def test_a_request_at_the_very_moment_is_answered_once(
     stage: tuple[ApiServer, str, Behind, str],
 ) -> None:
     """It comes after the activator has said that it suspends, and before it does."""
