@@ -36,6 +36,7 @@ class _Watch:
     question: str
     versions: list[str] = field(default_factory=list)
     failed: int = 0
+    last_failure: str = ""
 
     def until(self, version: str, *, limit_s: float) -> float:
         """Seconds until the server answers from a version, again and again. Raises UnavailableError."""
@@ -46,7 +47,8 @@ class _Watch:
             first_s = first_s if row else now_s
             row = row + 1 if found == version else 0
             if now_s > limit_s:
-                raise UnavailableError(f"{self.store!r} is not answered from {version!r} after {limit_s:g} s")
+                told = f"; the last search that failed: {self.last_failure}" if self.last_failure else ""
+                raise UnavailableError(f"{self.store!r} is not answered from {version!r} after {limit_s:g} s{told}")
             if not row:
                 time.sleep(_LOOK_S)
         return first_s
@@ -54,8 +56,8 @@ class _Watch:
     def _search(self) -> str | None:
         try:
             version = self.client.search(self.question, store=self.store, top_k=1).index_version
-        except RagStackError:
-            self.failed += 1
+        except RagStackError as exc:
+            self.failed, self.last_failure = self.failed + 1, exc.message
             return None
         self.versions.append(version)
         return version

@@ -114,12 +114,12 @@ def drill_node_loss(
     return NodeLossDrill(release.name, peers, node, tuple(fetched), search_s, weights_s)
 
 
-def fetch_here(release: Release, scratch: Path | None) -> NodeLossDrill:
+def fetch_here(release: Release, scratch: Path | None, *, load_with: Load = load_embedder) -> NodeLossDrill:
     """The drill on the node of a Ray cluster that this process is on. Blocking."""
     peers = cluster_peers(release.artifacts)
     with tempfile.TemporaryDirectory(prefix="rag-stack-drill-", dir=scratch) as directory:
         tiers = open_tiers(release.artifacts, MemoryRecorder(), peers=peers, cache=Path(directory))
-        drill = drill_node_loss(release, tiers, node=socket.gethostname(), peers=peers is not None)
+        drill = drill_node_loss(release, tiers, node=socket.gethostname(), peers=peers is not None, load_with=load_with)
         # A thread that still brings files to the disk would find its folder gone.
         tiers.cache.wait_synced()
         return drill
