@@ -74,13 +74,15 @@ def roll_index(
         raise RollbackError(f"indexes/{name} has no version before the promoted one: there is nothing to drill")
     watch = _Watch(client, store, "drill")
     watch.until(new, limit_s=limit_s)
-    admin.post(f"/admin/indexes/{name}/rollback", {"reason": _REASON, "expected_version": new})
     try:
+        admin.post(f"/admin/indexes/{name}/rollback", {"reason": _REASON, "expected_version": new})
         back_s = watch.until(old, limit_s=limit_s)
     finally:
-        # It served before the drill, whatever its gates said then.
-        body = {"version": new, "reason": f"{_REASON}: forward again", "force": True, "expected_version": old}
-        admin.post(f"/admin/indexes/{name}/promote", body)
+        # Also when the answer to the rollback was lost; not when somebody else has promoted meanwhile.
+        if admin.get(f"/admin/indexes/{name}/history")["data"][0]["version"] == old:
+            # It served before the drill, whatever its gates said then.
+            body = {"version": new, "reason": f"{_REASON}: forward again", "force": True, "expected_version": old}
+            admin.post(f"/admin/indexes/{name}/promote", body)
     forward_s = watch.until(new, limit_s=limit_s)
     return RollbackDrill(
         name=f"indexes/{name}",
