@@ -12,6 +12,7 @@ from rag_stack.artifacts.point import FOLDER
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.cli.main import app
 from tests.promoted import CANARY, fill, publish_town, release_of
+from tests.s3 import damage
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +130,7 @@ def test_a_restore_ends_with_a_figure_and_its_exit_code_tells(tmp_path: Path) ->
     assert "not empty" in run("drill", "restore", "--to", tmp_path / "fresh").stderr
     file = tmp_path / "store/indexes/docs/v2/index.faiss"
     file.chmod(0o644)
-    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    damage(file, offset=file.stat().st_size - 1)
     result = run("drill", "restore", "--verify", "--json")
     assert result.exit_code == 3
     assert "index.faiss" in result.stderr

@@ -59,6 +59,12 @@ def test_all_comes_back_as_it_was_and_works(catalog: Catalog, point: Point, tmp_
     assert "opened 4/4, canaries 1/1" in found.figure()
 
 
+def test_the_backup_may_be_mounted_read_only(catalog: Catalog, point: Point, tmp_path: Path) -> None:
+    before = catalog.store.entries("")
+    assert drill(catalog, point, tmp_path / "fresh").problems == ()
+    assert catalog.store.entries("") == before, "nothing is written there, not even a clock"
+
+
 def test_a_restored_root_goes_on(catalog: Catalog, point: Point, tmp_path: Path) -> None:
     drill(catalog, point, tmp_path / "fresh")
     fresh = catalog_at(f"file://{tmp_path}/fresh")
