@@ -1,7 +1,7 @@
 """The node-loss drill: what it takes until a new node, whose cache is empty, has all that a release serves.
 
     measured             how
-    search_seconds       until embedder and indexes are here, opened and searched once: search is ready
+    search_seconds       until embedder and indexes are here, opened and searched once, with the imports that this takes
     weights_seconds      until the model is here, too, and its safetensors headers are read: an engine can load it
     origin_bytes         bytes that came from the object store; 0 when neighbours have all
     peer_bytes           bytes that came from other nodes' caches
