@@ -11,8 +11,9 @@ import pytest
 _PROGRAM = """
 import sys
 from pathlib import Path
-import ray
+from ray._private import services
 from ray.cluster_utils import Cluster
+from loadtests.local_cluster import patiently
 from rag_stack.artifacts.node_cache import NodeCache
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.metrics import MemoryRecorder
@@ -20,6 +21,7 @@ from rag_stack.serving.elsewhere import run_elsewhere
 from tests.drilled import fetch_words
 from tests.promoted import fill, release_of
 
+services.get_node = patiently(services.get_node)
 folder = Path(sys.argv[1])
 root = f"file://{folder}/store"
 tiers = fill(root, folder / "work")
