@@ -98,7 +98,7 @@ def started(
         from loadtests.scripted_server import scripted_target
         from rag_stack.serving.control_apps import control_targets
 
-        services.get_node = _patiently(services.get_node)
+        services.get_node = patiently(services.get_node)
         utils.set_sigterm_handler = _of_main_thread(utils.set_sigterm_handler)
         pinned = pin(release, open_tiers(release.artifacts, MemoryRecorder()))
         caches = [directory / "cache0"]
@@ -131,7 +131,7 @@ def ask(url: str, question: str, *, model: str, max_tokens: int = 8, timeout_s: 
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=timeout_s)
 
 
-def _patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
+def patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
     """Ray gives a node thirty seconds to register, which one on a machine with too much to do does not make."""
 
     def got(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - as Ray has it

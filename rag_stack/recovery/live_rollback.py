@@ -36,6 +36,7 @@ class _Watch:
     question: str
     versions: list[str] = field(default_factory=list)
     failed: int = 0
+    last_failure: str = ""
 
     def until(self, version: str, *, limit_s: float) -> float:
         """Seconds until the server answers from a version, again and again. Raises UnavailableError."""
@@ -46,7 +47,8 @@ class _Watch:
             first_s = first_s if row else now_s
             row = row + 1 if found == version else 0
             if now_s > limit_s:
-                raise UnavailableError(f"{self.store!r} is not answered from {version!r} after {limit_s:g} s")
+                told = f"; the last search that failed: {self.last_failure}" if self.last_failure else ""
+                raise UnavailableError(f"{self.store!r} is not answered from {version!r} after {limit_s:g} s{told}")
             if not row:
                 time.sleep(_LOOK_S)
         return first_s
@@ -54,8 +56,8 @@ class _Watch:
     def _search(self) -> str | None:
         try:
             version = self.client.search(self.question, store=self.store, top_k=1).index_version
-        except RagStackError:
-            self.failed += 1
+        except RagStackError as exc:
+            self.failed, self.last_failure = self.failed + 1, exc.message
             return None
         self.versions.append(version)
         return version
@@ -72,13 +74,15 @@ def roll_index(
         raise RollbackError(f"indexes/{name} has no version before the promoted one: there is nothing to drill")
     watch = _Watch(client, store, "drill")
     watch.until(new, limit_s=limit_s)
-    admin.post(f"/admin/indexes/{name}/rollback", {"reason": _REASON, "expected_version": new})
     try:
+        admin.post(f"/admin/indexes/{name}/rollback", {"reason": _REASON, "expected_version": new})
         back_s = watch.until(old, limit_s=limit_s)
     finally:
-        # It served before the drill, whatever its gates said then.
-        body = {"version": new, "reason": f"{_REASON}: forward again", "force": True, "expected_version": old}
-        admin.post(f"/admin/indexes/{name}/promote", body)
+        # Also when the answer to the rollback was lost; not when somebody else has promoted meanwhile.
+        if admin.get(f"/admin/indexes/{name}/history")["data"][0]["version"] == old:
+            # It served before the drill, whatever its gates said then.
+            body = {"version": new, "reason": f"{_REASON}: forward again", "force": True, "expected_version": old}
+            admin.post(f"/admin/indexes/{name}/promote", body)
     forward_s = watch.until(new, limit_s=limit_s)
     return RollbackDrill(
         name=f"indexes/{name}",

@@ -1,7 +1,7 @@
 """The node-loss drill: what it takes until a new node, whose cache is empty, has all that a release serves.
 
     measured             how
-    search_seconds       until embedder and indexes are here, opened and searched once: search is ready
+    search_seconds       until embedder and indexes are here, opened and searched once, with the imports that this takes
     weights_seconds      until the model is here, too, and its safetensors headers are read: an engine can load it
     origin_bytes         bytes that came from the object store; 0 when neighbours have all
     peer_bytes           bytes that came from other nodes' caches
@@ -114,12 +114,12 @@ def drill_node_loss(
     return NodeLossDrill(release.name, peers, node, tuple(fetched), search_s, weights_s)
 
 
-def fetch_here(release: Release, scratch: Path | None) -> NodeLossDrill:
+def fetch_here(release: Release, scratch: Path | None, *, load_with: Load = load_embedder) -> NodeLossDrill:
     """The drill on the node of a Ray cluster that this process is on. Blocking."""
     peers = cluster_peers(release.artifacts)
     with tempfile.TemporaryDirectory(prefix="rag-stack-drill-", dir=scratch) as directory:
         tiers = open_tiers(release.artifacts, MemoryRecorder(), peers=peers, cache=Path(directory))
-        drill = drill_node_loss(release, tiers, node=socket.gethostname(), peers=peers is not None)
+        drill = drill_node_loss(release, tiers, node=socket.gethostname(), peers=peers is not None, load_with=load_with)
         # A thread that still brings files to the disk would find its folder gone.
         tiers.cache.wait_synced()
         return drill
