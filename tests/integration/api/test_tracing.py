@@ -164,7 +164,7 @@ def test_without_an_endpoint_nothing_is_traced_and_nothing_imported() -> None:
     assert open_tracer(MemoryRecorder(), {**on, "OTEL_SDK_DISABLED": "true"}) is UNTRACED
     assert open_tracer(MemoryRecorder(), {**on, "OTEL_TRACES_EXPORTER": "none"}) is UNTRACED
     program = (
-        "import sys, rag_stack.api.rag_layer;"
+        "import sys, rag_stack.api.gate, rag_stack.api.traced_engine;"
         "from rag_stack.metrics import MemoryRecorder; from rag_stack.tracing.tracer import open_tracer;"
         "open_tracer(MemoryRecorder(), {});"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
