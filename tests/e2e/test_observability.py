@@ -12,8 +12,8 @@ import yaml
 from deploy.dashboards import DASHBOARDS
 from deploy.dashboards.grafana import expressions
 from rag_stack.artifacts.tiers import open_tiers
-from rag_stack.errors import GateRefusedError
 from rag_stack.index.spec import load_spec
+from rag_stack.jobs.build import GateRefusedError
 from rag_stack.jobs.index_build import build_index
 from rag_stack.metrics import MemoryRecorder
 from tests.e2e.conftest import Stack, artifacts_of
@@ -115,7 +115,7 @@ def _config(stack: Stack) -> dict[str, Any]:
     }
     targets = {"metrics": stack.metrics_url, "haproxy": stack.haproxy_metrics_url}
     return {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "global": {"scrape_interval": "3s", "scrape_timeout": "3s", "evaluation_interval": "1s"},
         "rule_files": ["rules.yaml"],
         "scrape_configs": [
             {

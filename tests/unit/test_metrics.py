@@ -2,12 +2,14 @@
 
 import pytest
 
+from rag_stack import metrics
 from rag_stack.metrics import (
     ALL,
     ARTIFACT_LOAD_BYTES,
     ARTIFACT_LOAD_RATE,
     ARTIFACT_LOAD_SECONDS,
     MemoryRecorder,
+    Metric,
     record_load,
 )
 
@@ -34,3 +36,13 @@ def test_a_histograms_buckets_grow_and_only_it_has_some() -> None:
     for metric in ALL:
         assert bool(metric.buckets) == (metric.kind == "histogram"), metric.name
         assert list(metric.buckets) == sorted(set(metric.buckets)), metric.name
+
+
+def test_only_a_counter_with_one_label_can_name_the_values_that_it_starts_with() -> None:
+    for metric in ALL:
+        assert not metric.starts_with or (metric.kind == "counter" and len(metric.labels) == 1), metric.name
+
+
+def test_every_declared_metric_is_listed() -> None:
+    declared = {value for value in vars(metrics).values() if isinstance(value, Metric)}
+    assert set(ALL) == declared

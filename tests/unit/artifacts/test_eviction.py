@@ -15,6 +15,7 @@ from rag_stack.artifacts.manifest import FileEntry, Manifest
 from rag_stack.artifacts.node_cache import NodeCache
 from rag_stack.artifacts.partial import Partial
 from rag_stack.errors import ArtifactError
+from rag_stack.metrics import CACHE_EVICTED_BYTES, CACHE_EVICTIONS, MemoryRecorder
 from tests.unit.artifacts.conftest import Source
 
 Sources = Callable[..., Source]
@@ -54,6 +55,16 @@ def test_the_least_recently_used_makes_room(limited: NodeCache, sources: Sources
     insert(limited, d)
     assert cached(limited, a, b, c, d) == ["a", "c", "d"]
     assert limited.eviction.used_bytes() <= LIMIT
+
+
+def test_what_leaves_is_counted(tmp_path: Path, sources: Sources) -> None:
+    recorder = MemoryRecorder()
+    cache = NodeCache(tmp_path / "cache", limit_bytes=LIMIT, recorder=recorder)
+    insert(cache, *(sources(version, 10_000) for version in "abc"))
+    assert recorder.values(CACHE_EVICTIONS) == []
+    insert(cache, *(sources(version, 10_000) for version in "de"))
+    assert recorder.values(CACHE_EVICTIONS) == [1, 1]
+    assert all(10_000 < size < 11_000 for size in recorder.values(CACHE_EVICTED_BYTES))
 
 
 def test_what_is_pinned_stays(limited: NodeCache, sources: Sources) -> None:

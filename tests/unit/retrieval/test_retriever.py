@@ -156,7 +156,7 @@ async def test_a_store_that_is_not_open_yet_is_no_empty_one(embedder: GatedEmbed
 async def test_a_wrong_filter_takes_no_place(retriever: Retriever, recorder: WatchedRecorder) -> None:
     with pytest.raises(InvalidRequestError):
         await retriever.retrieve("x", store="town", top_k=1, filters=ComparisonFilter(type="gt", key="k", value=True))
-    assert recorder.values(RETRIEVAL_QUEUE) == []
+    assert recorder.values(RETRIEVAL_QUEUE) == [0]
 
 
 async def test_a_full_queue_refuses_and_recovers(

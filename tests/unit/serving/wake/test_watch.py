@@ -2,11 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from rag_stack.api.waiting_room import EngineState
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.config import Release
+from rag_stack.metrics import ENGINE_STATE, MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.start_history import label_of, read_history
 from rag_stack.serving.wake.watch import EngineTold, WakeWatch
@@ -58,6 +61,15 @@ def card(ready_at: float, seconds: float) -> dict[str, object]:
 def test_the_state_is_one_word(watch: WakeWatch, told: EngineTold, state: str) -> None:
     watch.see(told, now_s=0)
     assert watch.card()["state"] == state
+
+
+def test_the_state_is_told_in_gauges_of_which_one_is_1(tmp_path: Path) -> None:
+    recorder = MemoryRecorder()
+    watch = WakeWatch(pinned(tmp_path), ask=lambda: ASLEEP, goal=Promoted(), recorder=recorder)
+    watch.see(STARTING, now_s=0)
+    watch.see(READY, now_s=1)
+    told = {state: recorder.values(ENGINE_STATE, {"state": state}) for state in get_args(EngineState)}
+    assert told == {"asleep": [0, 0], "starting": [1, 0], "ready": [0, 1], "failed": [0, 0]}
 
 
 async def test_the_estimate_runs_down_while_it_starts(watch: WakeWatch) -> None:
