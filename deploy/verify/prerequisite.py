@@ -9,6 +9,8 @@ SECRETS: Final[dict[str, frozenset[str]]] = {
     "rag-stack-ray-token": frozenset({"auth_token"}),
     "rag-stack-redis": frozenset({"password"}),
 }
+# Made by Kubernetes in every namespace.
+CONFIG_MAPS: Final = {"kube-root-ca.crt": frozenset({"ca.crt"})}
 # Labels that the owner puts on the pods, his own, that may ask.
 INVITED: Final = ({"rag-stack/client": "true"},)
 PRIORITY_CLASSES: Final = frozenset({"system-cluster-critical", "system-node-critical"})

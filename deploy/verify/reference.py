@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from deploy.verify.pod_template import PodTemplate, pod_templates
-from deploy.verify.prerequisite import PRIORITY_CLASSES, SECRETS, operator_services
+from deploy.verify.prerequisite import CONFIG_MAPS, PRIORITY_CLASSES, SECRETS, operator_services
 from deploy.verify.ray_cluster import clusters
 from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, name_of, namespace_of, title
 
@@ -32,6 +32,8 @@ def config_maps(overlay: Rendered) -> Iterator[Flaw]:
     for pod in pod_templates(overlay):
         for name, keys in _named(pod, kind="configMap"):
             document = overlay.find("ConfigMap", name, namespace=pod.namespace)
+            if document is None and name in CONFIG_MAPS:
+                continue
             if document is None:
                 yield Flaw(pod.thing, f"uses ConfigMap {name}, which nothing makes: add it, or correct the name")
                 continue
