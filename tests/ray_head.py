@@ -22,6 +22,8 @@ from tests.servers import closed_port
 REPOSITORY = Path(__file__).parents[1]
 UP_S = 240.0
 END_S = 20.0
+# What `ray start` may take to end by itself; it waits for more than there is to wait for here.
+_ASKED_S = 5.0
 _MARK = "RAG_STACK_TEST_RAY"
 # What a pod has for itself, and this machine has not.
 _PORTS = (
@@ -162,12 +164,13 @@ def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
     """By id: first as an operator would, then all that is left with this head's mark."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(END_S)
+        process.wait(_ASKED_S)
     left = [each for each in psutil.process_iter() if _marked(each, mark)]
     for each in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
     psutil.wait_procs(left, timeout=END_S)
+    process.wait(END_S)
 
 
 def _marked(process: psutil.Process, mark: str) -> bool:

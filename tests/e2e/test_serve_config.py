@@ -26,7 +26,7 @@ from tests.servers import closed_port
 
 REPOSITORY = Path(__file__).parents[2]
 KUBERAY = REPOSITORY / "deploy" / "kuberay"
-START_S = 240.0
+START_S = 420.0
 API_KEY, ADMIN_KEY = "sk-e2e-ask", "sk-e2e-admin"
 # What SmolLM2 on a CPU has not: another model's own words, and a device's memory.
 DEVICE_SETTINGS = ("gpu_memory_utilization", "reasoning_parser", "max_num_batched_tokens", "tensor_parallel_size")
