@@ -9,15 +9,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rag_stack.artifacts.catalog import Catalog
-from rag_stack.artifacts.object_store import ObjectStore, open_store
+from rag_stack.artifacts.object_store import ObjectStore
+from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.cli.admin_calls import AdminCalls
 from rag_stack.cli.artifact import AsJson, Root, artifacts_config
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.config import Release, load_release
 from rag_stack.errors import ConfigError
+from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.measurement import Measurement, of_document, of_starts
-from rag_stack.releases.start_history import label_of, read_history
+from rag_stack.releases.pinned import pin
+from rag_stack.releases.start_history import StartHistory, label_of, read_history
 from rag_stack.releases.storage_overlay import LOSSES, Loss
 from rag_stack.releases.storage_plan import (
     ColdStart,
@@ -69,13 +71,15 @@ def storage(
     with one_line_failures():
         worst = _loss(survive)
         chosen = load_release(release)
-        store = open_store(artifacts_config(root, chosen.artifacts).root)
+        tiers = open_tiers(artifacts_config(root, chosen.artifacts), MemoryRecorder())
+        # A start is kept under what was pinned.
+        pinned = pin(chosen, tiers).release
         rates = storage_rates(
-            _measurements(chosen, store, server=server, reports=measured or []),
+            _measurements(pinned, tiers.catalog.store, server=server, reports=measured or []),
             rates=_named(rate or [], option="--rate"),
             waits=_named(seconds or [], option="--seconds"),
         )
-        sizes = release_sizes(chosen, Catalog(store))
+        sizes = release_sizes(pinned, tiers.catalog)
         found = plan_storage(sizes, rates, burst=burst, recovery_s=recovery_time, survive=worst)
     if as_json:
         typer.echo(json.dumps(_to_json(found, sizes, rates)))
@@ -95,9 +99,19 @@ def _measurements(
         if "stages" in card.get("load", {}):
             found.append(of_document(card, where=server))
     found += [of_document(_document(path), where=str(path)) for path in reports]
-    kept = read_history(store, release.name).measured(label_of(release))
-    history = of_starts(kept, where=f"{len(kept)} kept start{'s' if len(kept) > 1 else ''}")
-    return [*found, history] if history else found
+    kept = _kept(read_history(store, release.name), label_of(release))
+    return found if kept is None else [*found, kept]
+
+
+def _kept(history: StartHistory, label: str) -> Measurement | None:
+    """Of these weights and engine settings, else of those that started last, and then it says so."""
+    known = [each for each in history.starts if each.measured is not None]
+    if not known:
+        return None
+    newest = max(known, key=lambda each: (each.label == label, each.ready_at)).label
+    starts = history.measured(newest)
+    other = "" if newest == label else ", of other weights or engine settings"
+    return of_starts(starts, where=f"{len(starts)} kept start{'s' if len(starts) > 1 else ''}{other}")
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -102,3 +102,26 @@ def test_the_environment_says_what_the_cache_may_hold(
     monkeypatch.setenv("RAG_STACK_CACHE_LIMIT_BYTES", "40Gi")
     with pytest.raises(ConfigError, match="'40Gi'; expected a number of bytes"):
         open_tiers(config, MemoryRecorder())
+
+
+def test_a_root_that_nobody_can_write_to_is_enough_to_start_from(ordinary_directory: Path) -> None:
+    """As an engine pod has it where artifacts lie on a shared volume."""
+    config = ArtifactsConfig(root=f"file://{ordinary_directory}/store", cache=ordinary_directory / "cache")
+    (ordinary_directory / "source").mkdir()
+    (ordinary_directory / "source" / "w.bin").write_bytes(CONTENT)
+    writer = open_tiers(config, MemoryRecorder()).catalog
+    manifest = writer.publish(ordinary_directory / "source", kind="models", name="m", metadata={})
+    writer.promote(manifest.ref)
+    store = ordinary_directory / "store"
+    folders = [store, *(path for path in store.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        tiers = open_tiers(config, MemoryRecorder())
+        local = tiers.ensure_local(tiers.resolve("models", "m"))
+        assert (local.path / "w.bin").read_bytes() == CONTENT
+        with pytest.raises(ArtifactError):
+            tiers.catalog.store.put_bytes("x", b"")
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)

@@ -13,9 +13,12 @@ from typer.testing import CliRunner, Result
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.object_store import open_store
+from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.cli.main import app
-from rag_stack.config import load_release
+from rag_stack.config import ArtifactsConfig, load_release
+from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.measured_start import MeasuredStart, Move
+from rag_stack.releases.pinned import pin
 from rag_stack.releases.start_history import Start, StartHistory, label_of, write_history
 from tests.servers import serve
 
@@ -48,10 +51,11 @@ def run(directory: Path, *arguments: Any) -> Result:
     return CliRunner().invoke(app, ["plan", "storage", f"{directory}/release.yaml", *map(str, arguments)])
 
 
-def start_once(directory: Path) -> None:
+def start_once(directory: Path, *, label: str | None = None) -> None:
     """A start of 20 s and what it read: 4 MB a second from the store, 8 MB a second into the engine."""
     measured = MeasuredStart(20.0, (Move("origin", 12 * MB, 3.0), Move("engine", 8 * MB, 1.0)))
-    label = label_of(load_release(directory / "release.yaml"))
+    tiers = open_tiers(ArtifactsConfig(root=f"file://{directory}/store"), MemoryRecorder())
+    label = label or label_of(pin(load_release(directory / "release.yaml"), tiers).release)
     history = StartHistory().with_start(Start(label, "origin", 1.0, 24.0, measured))
     write_history(open_store(f"file://{directory}/store"), "town", history)
 
@@ -71,6 +75,12 @@ def test_kept_starts_say_which_overlay_meets_the_target(directory: Path) -> None
     assert "if what is assumed holds: node, pod" in result.stdout
     assert "measured: 1 kept start" in result.stdout
     assert "0.500 GB/s  assumed" in result.stdout
+
+
+def test_starts_of_other_settings_are_better_than_none_and_said_to_be_such(directory: Path) -> None:
+    start_once(directory, label="other")
+    told = json.loads(run(directory, "--recovery-time", 60, "--json").stdout)
+    assert told["fixed_seconds"]["where"] == "1 kept start, of other weights or engine settings"
 
 
 def test_json_has_seconds_and_bytes_by_tier(directory: Path) -> None:
