@@ -44,7 +44,7 @@ class ApiServer:
         self._watchers: list[asyncio.Queue[tuple[str, Object] | None]] = []
         self._happened = asyncio.Condition()
 
-    async def until(self, true: Callable[[], bool], limit_s: float = 20.0) -> None:
+    async def until(self, true: Callable[[], bool], limit_s: float = 60.0) -> None:
         """Wait until something is so, looking whenever anything has happened here."""
         async with asyncio.timeout(limit_s), self._happened:
             await self._happened.wait_for(true)

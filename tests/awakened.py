@@ -119,16 +119,21 @@ async def activator(
     api_url: str, upstream: str, settings: Settings = SETTINGS, **fields: Any
 ) -> AsyncIterator[tuple[Activator, str]]:
     """One that runs, and the URL of its door."""
-    async with httpx.AsyncClient(base_url=api_url, timeout=5) as client:
+    async with httpx.AsyncClient(base_url=api_url, timeout=60) as client:
         made = Activator(replace(settings, upstream=upstream, **fields), client)
         async with made.running(), listening(made.door) as url:
             yield made, url
 
 
-async def known(server: ApiServer, made: Activator, phase: str, limit_s: float = 20.0) -> None:
+async def known(server: ApiServer, made: Activator, phase: str, limit_s: float = 60.0) -> None:
     """Wait until the activator knows that the service is there."""
     async with asyncio.timeout(limit_s):
         await made.watch.until(type(made.watch.phase)(phase))
+
+
+def caller(url: str) -> httpx.AsyncClient:
+    """A client that does not mind a machine with much to do."""
+    return httpx.AsyncClient(base_url=url, timeout=60)
 
 
 def chat(*, stream: bool = True, **fields: Any) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """`python -m rag_stack.activator`: what the activator's pod runs."""
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -94,11 +97,25 @@ async def serve(settings: Settings, cluster: Cluster) -> None:
             log_level="warning",
             ws="none",
             lifespan="off",
+            # Longer than a load balancer keeps a connection that it may still use.
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=int(settings.drain_s),
         )
         sockets = [_listen(settings.host, port) for port in (settings.port, settings.ops_port)]
+        server = _Server(config)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
         async with activator.running():
-            await uvicorn.Server(config).serve(sockets=sockets)
+            await server.serve(sockets=sockets)
+
+
+class _Server(uvicorn.Server):
+    """Ends when it is told to, and lets the program end after it: uvicorn would send itself the signal once more."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are handled by the loop."""
+        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -66,7 +66,7 @@ class Activator:
         self._upstream = Upstream(settings.upstream)
         service = Service(self.watch, self.wake, self.presence, self._upstream)
         places = Places(self.recorder)
-        self.ops = Ops(self.watch, self.recorder)
+        self.ops = Ops(self.watch, self.recorder, tell=self.sleep.tell)
         self.door = Door(service, use=self.use, keys=self.keys, places=places, recorder=self.recorder)
 
     @asynccontextmanager

@@ -24,7 +24,7 @@ from rag_stack.activator.keys import Keys
 from rag_stack.activator.measure import REQUESTS
 from rag_stack.activator.presence import Presence
 from rag_stack.activator.ray_service import Phase
-from rag_stack.activator.upstream import Upstream
+from rag_stack.activator.upstream import Upstream, has_body
 from rag_stack.activator.use import Use
 from rag_stack.activator.wake import Wake
 from rag_stack.activator.watch import Watch
@@ -143,7 +143,7 @@ class Door:
     async def _read_body(self, scope: Scope, inbox: Inbox, outlook: Outlook) -> bool:
         """Whether the answer is to be a stream. Raises UnavailableError for more than one request may leave here."""
         parts: list[bytes] = []
-        size_bytes, limit_bytes, more = 0, outlook.rules.max_body_bytes, True
+        size_bytes, limit_bytes, more = 0, outlook.rules.max_body_bytes, has_body(scope)
         while more:
             message = await inbox.record()
             if message["type"] == "http.disconnect":

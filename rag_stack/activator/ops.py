@@ -1,5 +1,7 @@
 """What the kubelet and Prometheus ask, on a port that no client reaches."""
 
+from collections.abc import Callable
+
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -14,9 +16,11 @@ class Ops:
     Whether the API server answers later is not asked: one that serves goes on without it.
     """
 
-    def __init__(self, watch: Watch, recorder: PrometheusRecorder) -> None:
+    def __init__(self, watch: Watch, recorder: PrometheusRecorder, *, tell: Callable[[], None]) -> None:
+        """`tell` records what is so now, before it is read."""
         self._watch = watch
         self._recorder = recorder
+        self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -31,6 +35,7 @@ class Ops:
                 told = {"phase": watch.phase.value, "trouble": watch.trouble}
                 return JSONResponse(told, status_code=503 if watch.phase is Phase.UNKNOWN else 200)
             case "/metrics":
+                self._tell()
                 return Response(self._recorder.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
             case _:
                 return PlainTextResponse("expected /healthz, /readyz or /metrics\n", status_code=404)

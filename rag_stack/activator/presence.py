@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 class Presence:
     """Used from one event loop. Calls raise KubernetesError unless they say otherwise.
 
-    `look` looks anew at what is suspended. `quiet` is whether a request has to `stir` first; `leads` whether this
+    `look` looks anew at what is suspended. `quiet` is whether it has said that it is; `leads` whether this
     activator holds the Lease; `others_quiet` whether all others were quiet when it was read last.
     """
 
@@ -49,6 +49,7 @@ class Presence:
         self.quiet = False
         self.leads = False
         self.others_quiet = True
+        self._told = False
 
     async def beat(self, is_idle: Callable[[], bool]) -> None:
         """Say that this activator lives, and is quiet if it is idle; take the Lease if it is to be had."""
@@ -61,7 +62,7 @@ class Presence:
 
         Raises nothing: where the API server cannot be reached, requests go on.
         """
-        if not self.quiet:
+        if self._told and not self.quiet:
             return
         if self._stirring is None:
             self._stirring = asyncio.create_task(self._stir())
@@ -93,7 +94,7 @@ class Presence:
         except KubernetesError as exc:
             _LOG.warning("%s; the other activators do not know that a request has come", exc.message)
         finally:
-            self.quiet, self._stirring = False, None
+            self.quiet, self._told, self._stirring = False, True, None
 
     async def _await_end(self, notes: Notes) -> None:
         """Another activator suspends now: it will not take long."""
@@ -126,14 +127,7 @@ class Presence:
             lease = await self._lease()
             notes = self._reader.notes(lease)
             self.others_quiet = notes.all_quiet()
-            if leaving:
-                self.leads = False
-                self._reader.release(lease)
-            else:
-                self.leads = self._reader.take(lease)
-                self._beats += 1
-                quiet = self.quiet and self._stirring is None
-                notes.activators[self._identity] = {"quiet": quiet, "beat": self._beats}
+            self._sign(lease, notes, leaving=leaving)
             if not change(notes):
                 return Notes(notes.activators, "")
             notes.write(lease)
@@ -143,8 +137,21 @@ class Presence:
                 if exc.answer != CONFLICT:
                     raise
                 continue
+            self._told = True
             return notes
         raise KubernetesError(f"the Lease {self._name} changed before each of {_TRIES} writes", answer=CONFLICT)
+
+    def _sign(self, lease: Object, notes: Notes, *, leaving: bool) -> None:
+        """Put in what is said of this activator. One that goes and was not quiet is remembered for a while."""
+        quiet = self.quiet and self._stirring is None
+        self._beats += 1
+        if not (leaving and quiet):
+            notes.activators[self._identity] = {"quiet": quiet, "beat": self._beats}
+        if leaving:
+            self.leads = False
+            self._reader.release(lease)
+        else:
+            self.leads = self._reader.take(lease)
 
     async def _lease(self) -> Object:
         try:

@@ -43,7 +43,6 @@ class Sleep:
                 await self.look()
             except KubernetesError as exc:
                 _LOG.warning("%s", exc.message)
-            self._tell()
             await asyncio.sleep(every_s)
 
     async def look(self) -> None:
@@ -98,7 +97,8 @@ class Sleep:
         self._awake_until_asked = self._use.arrived
         self._watch.take(await self._api.patch(self._target.kind, self._target.name, unmark_patch()))
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Record how it is now."""
         self._recorder.record(LEADS, float(self._presence.leads))
         self._recorder.record(UNDER_WAY, self._use.under_way)
         for phase in Phase:

@@ -53,7 +53,7 @@ class Upstream:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 ended.set()
 
-        if not _has_body(scope):
+        if not has_body(scope):
             body.none()
         passing = asyncio.create_task(self._pass(scope, body, send_on))
         gone = asyncio.create_task(body.listen())
@@ -75,7 +75,7 @@ class Upstream:
             scope["method"],
             self._url.copy_with(raw_path=target),
             headers=headers,
-            content=body.parts() if _has_body(scope) else None,
+            content=body.parts() if has_body(scope) else None,
         )
         for name in ("accept", "accept-encoding", "user-agent"):  # httpx would add its own
             if not any(key.lower() == name.encode() for key, _ in headers):
@@ -133,7 +133,8 @@ class _Body:
         self._over.set()
 
 
-def _has_body(scope: Scope) -> bool:
+def has_body(scope: Scope) -> bool:
+    """Whether a request has a body, which is then to be read."""
     return any(key in (b"content-length", b"transfer-encoding") for key, _ in scope["headers"])
 
 

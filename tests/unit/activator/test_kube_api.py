@@ -21,7 +21,7 @@ KIND = ray_services(NAMESPACE)
 
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[ApiServer, KubeApi]]:
-    async with api_server() as (server, url), httpx.AsyncClient(base_url=url) as client:
+    async with api_server() as (server, url), httpx.AsyncClient(base_url=url, timeout=60) as client:
         server.put("rayservices", ray_service())
         yield server, KubeApi(client)
 
@@ -84,7 +84,7 @@ async def test_who_cannot_be_reached_or_talks_nonsense_is_told(server: tuple[Api
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"<html>\n"})
 
-    async with listening(nonsense) as url, httpx.AsyncClient(base_url=url) as client:
+    async with listening(nonsense) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         with pytest.raises(KubernetesError, match="expected JSON"):
             await KubeApi(client).find(KIND, SERVICE)
         with pytest.raises(KubernetesError, match="expected an event"):

@@ -101,6 +101,29 @@ async def test_one_that_leaves_is_followed_at_once() -> None:
         assert '"a"' not in str(made.lease["metadata"]["annotations"])  # type: ignore[index]
 
 
+async def test_one_that_leaves_after_requests_is_remembered() -> None:
+    async with group() as made:
+        first, second = made.member("a"), made.member("b")
+        await first.beat(idle)
+        await second.beat(busy)
+        await second.leave()
+        async with first.suspension() as may:
+            assert not may
+        made.clock.now_s += IDLE_S
+        async with first.suspension() as may:
+            assert may
+
+
+async def test_one_that_has_just_started_tells_of_itself_before_its_first_request() -> None:
+    async with group() as made:
+        first, second = made.member("a"), made.member("b")
+        await first.beat(idle)
+        await second.stir()
+        assert made.looked == ["b"]
+        async with first.suspension() as may:
+            assert not may
+
+
 async def test_only_the_holder_suspends_and_only_if_all_are_quiet() -> None:
     async with group() as made:
         first, second = made.member("a"), made.member("b")

@@ -56,7 +56,7 @@ async def test_it_ends_what_it_holds_before_it_ends() -> None:
         await up(server)
         async with program(*flags(api_url, upstream, port, ops_port)) as process:
             await server.until(lambda: server.watching == 1 and "leases" in str(server.calls), limit_s=60)
-            async with httpx.AsyncClient(timeout=20) as client:
+            async with httpx.AsyncClient(timeout=60) as client:
                 ready = await client.get(f"http://127.0.0.1:{ops_port}/readyz")
                 assert (ready.status_code, ready.json()["phase"]) == (200, "suspended")
                 metrics = await client.get(f"http://127.0.0.1:{ops_port}/metrics")
@@ -66,7 +66,7 @@ async def test_it_ends_what_it_holds_before_it_ends() -> None:
                 process.send_signal(signal.SIGTERM)
                 server.ready()
                 assert (await asking).text.endswith("data: [DONE]\n\n")
-            assert await asyncio.wait_for(process.wait(), 20) in (0, -signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 60) == 0
         lease = server.objects["leases", "rag-stack-activator"]
         assert lease["spec"]["holderIdentity"] == ""
 
@@ -76,7 +76,7 @@ async def test_one_that_is_killed_loses_no_wake() -> None:
     behind, port = Behind(), closed_port()
     async with api_server() as (server, api_url), listening(behind) as upstream:
         await up(server)
-        async with httpx.AsyncClient(timeout=20, base_url=f"http://127.0.0.1:{port}") as client:
+        async with httpx.AsyncClient(timeout=60, base_url=f"http://127.0.0.1:{port}") as client:
             async with program(*flags(api_url, upstream, port, closed_port())) as process:
                 await server.until(lambda: server.watching == 1 and "leases" in str(server.calls), limit_s=60)
                 asking = asyncio.create_task(client.post(CHAT, json=chat()))

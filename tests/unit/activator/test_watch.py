@@ -21,7 +21,7 @@ async def watched() -> AsyncIterator[tuple[ApiServer, Watch]]:
         watch = Watch(KubeApi(client), ray_services(NAMESPACE), SERVICE, pause_s=0.01)
         running = asyncio.create_task(watch.run())
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await watch.until(Phase.SERVING)
             await server.until(lambda: server.watching == 1)
             yield server, watch
@@ -31,7 +31,7 @@ async def watched() -> AsyncIterator[tuple[ApiServer, Watch]]:
 
 
 async def reaches(watch: Watch, *phases: Phase) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await watch.until(*phases)
 
 
