@@ -132,7 +132,8 @@ def _is_component(kustomization: str) -> bool:
 def _is_loose(path: Path, kustomizations: Mapping[Path, str]) -> bool:
     """Whether no kustomization around it speaks of it."""
     around = [text for folder, text in kustomizations.items() if path.is_relative_to(folder)]
-    return not any(path.name in text for text in around) and not any(map(_is_component, around))
+    named = path.name == "kustomization.yaml" or any(path.name in text for text in around)
+    return not named and not any(map(_is_component, around))
 
 
 def _is_manifest(path: Path) -> bool:
