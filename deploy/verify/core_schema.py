@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
-import kubernetes_validate
+import kubernetes_validate  # type: ignore[import-untyped]
 
 from deploy.verify.prerequisite import is_custom
 from deploy.verify.rendered import Document, Flaw, Rendered, api_group, dig, title

@@ -9,6 +9,10 @@ SECRETS: Final[dict[str, frozenset[str]]] = {
     "rag-stack-ray-token": frozenset({"auth_token"}),
     "rag-stack-redis": frozenset({"password"}),
 }
+# By Kubernetes in every namespace; by the command that stands in jobs/release-apply.yaml.
+CONFIG_MAPS: Final = {"kube-root-ca.crt": frozenset({"ca.crt"}), "rag-stack-release": frozenset({"serve.yaml"})}
+# What the owner fills himself: the models of jobs/model-import.yaml.
+CLAIMS: Final = frozenset({"models"})
 # Labels that the owner puts on the pods, his own, that may ask.
 INVITED: Final = ({"rag-stack/client": "true"},)
 PRIORITY_CLASSES: Final = frozenset({"system-cluster-critical", "system-node-critical"})

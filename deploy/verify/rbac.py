@@ -7,18 +7,7 @@ from typing import Final
 
 from deploy.verify.pod_template import PodTemplate, pod_templates
 from deploy.verify.ray_cluster import clusters
-from deploy.verify.rendered import (
-    Document,
-    Flaw,
-    Rendered,
-    Rule,
-    api_group,
-    dig,
-    embedded,
-    name_of,
-    namespace_of,
-    title,
-)
+from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, name_of, namespace_of, title
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +31,20 @@ AUTOSCALER: Final = (
     Right("ray.io", "rayclusters", "get"),
     Right("ray.io", "rayclusters", "patch"),
 )
-_VERBS: Final = {"create": ("create",), "delete": ("delete",), "get": ("get",), "patch": ("get", "patch")} | {
-    "apply": ("get", "create", "patch"),
-    "replace": ("get", "update"),
-    "wait": ("get", "list", "watch"),
+# Any one object, whose name the caller is told.
+_SOME: Final = ("<one>",)
+# What the scripts beside the manifests call, by the script's name.
+SCRIPTS: Final[dict[str, tuple[Right, ...]]] = {
+    "create_rayjob.py": (Right("ray.io", "rayjobs", "create"), Right("ray.io", "rayjobs", "get")),
+    "free_volumes.py": tuple(Right("", "persistentvolumes", verb, _SOME) for verb in ("get", "patch")),
+    "take_snapshot.py": (
+        Right("snapshot.storage.k8s.io", "volumesnapshots", "create"),
+        Right("snapshot.storage.k8s.io", "volumesnapshots", "get", _SOME),
+    ),
 }
-_KUBECTL: Final = re.compile(r"kubectl\s+(?:-\S+\s+\S+\s+)*(create|delete|get|patch|apply|replace|wait)\b")
+_SCRIPT: Final = re.compile(r"([\w.-]+\.(?:py|sh))\b")
+# How a script that asks the API server can be told.
+_ASKS: Final = ("/apis/", "/api/v1", "kubectl ")
 # Who may do these is whoever he wants to be.
 _POWERFUL: Final = frozenset({"escalate", "bind", "impersonate"})
 
@@ -69,13 +66,14 @@ def activator_rights(overlay: Rendered) -> Iterator[Flaw]:
                 yield from _lacking(overlay, pod.thing, pod.service_account, pod.namespace, needs)
 
 
-def job_rights(overlay: Rendered) -> Iterator[Flaw]:
-    """A container that calls kubectl may do what it calls, for each kind of the manifests that are mounted."""
+def script_rights(overlay: Rendered) -> Iterator[Flaw]:
+    """A script that asks the API server may do what it asks for."""
     for pod in pod_templates(overlay):
-        called = {verb for each in pod.containers for word in _calls(each) for verb in _VERBS[word]}
-        kinds = {(api_group(each), f"{each['kind'].lower()}s") for each in _mounted_manifests(overlay, pod)}
-        needs = tuple(Right(group, resource, verb) for group, resource in sorted(kinds) for verb in sorted(called))
-        yield from _lacking(overlay, pod.thing, pod.service_account, pod.namespace, needs)
+        for name, text in _scripts(overlay, pod):
+            if name in SCRIPTS:
+                yield from _lacking(overlay, pod.thing, pod.service_account, pod.namespace, SCRIPTS[name])
+            elif any(each in text for each in _ASKS):
+                yield Flaw(pod.thing, f"nobody knows what {name} asks the API server for: list it in rbac.SCRIPTS")
 
 
 def wide_rights(overlay: Rendered) -> Iterator[Flaw]:
@@ -106,13 +104,13 @@ def mounted_tokens(overlay: Rendered) -> Iterator[Flaw]:
             yield Flaw(
                 pod.thing, "carries an account's token that it has no use for: automountServiceAccountToken: false"
             )
-        if calls and not carries:
+        if calls and not carries and not _has_token_of_its_own(pod):
             yield Flaw(
                 pod.thing, "calls the API server without its account's token: automountServiceAccountToken: true"
             )
 
 
-RULES: Final[tuple[Rule, ...]] = (autoscaler_rights, activator_rights, job_rights, wide_rights, mounted_tokens)
+RULES: Final[tuple[Rule, ...]] = (autoscaler_rights, activator_rights, script_rights, wide_rights, mounted_tokens)
 
 
 def activator_needs(overlay: Rendered, container: Document) -> tuple[Right, ...]:
@@ -150,7 +148,7 @@ def _roles(overlay: Rendered, account: str, namespace: str) -> Iterator[Document
 def _grants(rule: Document, need: Right) -> bool:
     """A creation has no name yet; a list or watch has one if that is what it selects."""
     named = rule.get("resourceNames")
-    if named and (need.verb == "create" or not need.names or not set(need.names) <= set(named)):
+    if named and (need.verb == "create" or not (need.names == _SOME or set(need.names) & set(named))):
         return False
     return all(
         wanted in (rule.get(field) or []) or "*" in (rule.get(field) or [])
@@ -165,26 +163,30 @@ def _is_activator(container: Document) -> bool:
 def _lease(container: Document) -> str:
     """The lease's name, as the activator is told it."""
     told = {each.get("name"): each.get("value") for each in container.get("env") or []}
-    found = re.search(r"--lease[= ](\S+)", _command(container))
-    return str(found[1] if found else told.get("RAG_STACK_ACTIVATOR_LEASE") or "rag-stack-activator")
+    return str(told.get("RAG_STACK_LEASE") or "rag-stack-activator")
 
 
 def _command(container: Document) -> str:
     return " ".join(map(str, [*(container.get("command") or []), *(container.get("args") or [])]))
 
 
-def _calls(container: Document) -> list[str]:
-    return _KUBECTL.findall(_command(container))
-
-
 def _calls_the_api(overlay: Rendered, pod: PodTemplate) -> bool:
     if pod.ray is not None:
         return pod.ray.head and any(each.autoscales and each.head.thing == pod.ray.thing for each in clusters(overlay))
-    return any(_calls(each) or _is_activator(each) for each in pod.containers)
+    return any(name in SCRIPTS for name, _ in _scripts(overlay, pod)) or any(map(_is_activator, pod.containers))
 
 
-def _mounted_manifests(overlay: Rendered, pod: PodTemplate) -> Iterator[Document]:
+def _has_token_of_its_own(pod: PodTemplate) -> bool:
+    """Mounted by the pod itself, for so long as it says."""
+    sources = [source for each in pod.volumes for source in dig(each, "projected", "sources") or []]
+    return any("serviceAccountToken" in each for each in sources)
+
+
+def _scripts(overlay: Rendered, pod: PodTemplate) -> Iterator[tuple[str, str]]:
+    """The scripts that a pod's containers run, by their name, and their text where a ConfigMap of the pod has it."""
+    texts: dict[str, str] = {}
     for volume in pod.volumes:
         holder = overlay.find("ConfigMap", dig(volume, "configMap", "name"), namespace=pod.namespace)
-        if holder is not None:
-            yield from embedded((holder,))
+        texts |= dig(holder, "data") or {}
+    for name in sorted({found for each in pod.containers for found in _SCRIPT.findall(_command(each))}):
+        yield name, texts.get(name, "")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from deploy.verify.pod_template import PodTemplate, pod_templates
-from deploy.verify.prerequisite import PRIORITY_CLASSES, SECRETS, operator_services
+from deploy.verify.prerequisite import CLAIMS, CONFIG_MAPS, PRIORITY_CLASSES, SECRETS, operator_services
 from deploy.verify.ray_cluster import clusters
 from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, name_of, namespace_of, title
 
@@ -32,10 +32,11 @@ def config_maps(overlay: Rendered) -> Iterator[Flaw]:
     for pod in pod_templates(overlay):
         for name, keys in _named(pod, kind="configMap"):
             document = overlay.find("ConfigMap", name, namespace=pod.namespace)
-            if document is None:
+            if document is None and name not in CONFIG_MAPS:
                 yield Flaw(pod.thing, f"uses ConfigMap {name}, which nothing makes: add it, or correct the name")
                 continue
-            known = {*(document.get("data") or {}), *(document.get("binaryData") or {})}
+            made = {*(dig(document, "data") or {}), *(dig(document, "binaryData") or {})}
+            known = made if document else CONFIG_MAPS[name]
             for key in sorted(keys - known):
                 yield Flaw(pod.thing, f"asks ConfigMap {name} for {key!r}; it has {sorted(known)}: correct the key")
 
@@ -57,7 +58,8 @@ def claims(overlay: Rendered) -> Iterator[Flaw]:
     for pod in pod_templates(overlay):
         for volume in pod.volumes:
             name = dig(volume, "persistentVolumeClaim", "claimName")
-            if name and overlay.find("PersistentVolumeClaim", name, namespace=pod.namespace) is None:
+            known = name in CLAIMS or overlay.find("PersistentVolumeClaim", name, namespace=pod.namespace)
+            if name and not known:
                 yield Flaw(pod.thing, f"uses claim {name}, which nothing makes: add the PersistentVolumeClaim")
 
 

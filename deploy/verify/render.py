@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ KUBERAY: Final = Path(__file__).parents[1] / "kuberay"
 _GROUNDS: Final = ("overlays/single-gpu", "overlays/dev")
 # No overlay: what all of them are made of.
 _BASE: Final = "base"
+_OVERLAYS: Final = "overlays"
 _AT_ONCE: Final = 2
 _LIMIT_S: Final = 60
 
@@ -32,16 +33,11 @@ class Render:
 
 
 def targets(root: Path = KUBERAY) -> list[Path]:
-    """All that can be applied below a directory: each kustomization that is no component, then the loose manifests."""
-    found = sorted(root.rglob("kustomization.yaml"))
-    kustomizations = [path.parent for path in found if path.parent != root / _BASE and not _is_component(path)]
-    inside = {path.parent for path in found}
-    loose = [
-        path
-        for path in sorted(root.rglob("*.yaml"))
-        if not inside & {path.parent, *path.parents} and _is_manifest(path)
-    ]
-    return [*kustomizations, *loose]
+    """All that can be applied below a directory: the overlays, other kustomizations, then the loose manifests."""
+    found = {path.parent: path.read_text(encoding="utf-8") for path in sorted(root.rglob("kustomization.yaml"))}
+    applied = [path for path, text in found.items() if path != root / _BASE and not _is_component(text)]
+    loose = [path for path in sorted(root.rglob("*.yaml")) if _is_loose(path, found) and _is_manifest(path)]
+    return [*sorted(applied, key=lambda path: path.parent != root / _OVERLAYS), *loose]
 
 
 def render_all(paths: Iterable[Path], *, root: Path = KUBERAY) -> list[Render]:
@@ -50,11 +46,10 @@ def render_all(paths: Iterable[Path], *, root: Path = KUBERAY) -> list[Render]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         renders = list(pool.map(lambda path: render(path, root=root), paths))
         grounds = [root / each for each in _GROUNDS if (root / each / "kustomization.yaml").is_file()]
-        if grounds and any(path.is_file() for path in paths):
+        if grounds and any(_is_beside(path, root) for path in paths):
             beside = render(grounds[0], root=root).rendered
-            renders = [
-                _beside(each, beside) if path.is_file() else each for path, each in zip(paths, renders, strict=True)
-            ]
+            pairs = zip(paths, renders, strict=True)
+            renders = [_beside(each, beside) if _is_beside(path, root) else each for path, each in pairs]
     return renders
 
 
@@ -124,8 +119,21 @@ def _twice(name: str, documents: tuple[Document, ...]) -> Iterable[Finding]:
         seen.add(key)
 
 
-def _is_component(path: Path) -> bool:
-    return bool((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("kind") == "Component")
+def _is_beside(path: Path, root: Path) -> bool:
+    """Whether it is applied beside an overlay: a file of ours, or a folder that is no overlay itself."""
+    within = path.resolve().is_relative_to(root.resolve())
+    return within and path.resolve().parent != (root / _OVERLAYS).resolve()
+
+
+def _is_component(kustomization: str) -> bool:
+    return bool((yaml.safe_load(kustomization) or {}).get("kind") == "Component")
+
+
+def _is_loose(path: Path, kustomizations: Mapping[Path, str]) -> bool:
+    """Whether no kustomization around it speaks of it."""
+    around = [text for folder, text in kustomizations.items() if path.is_relative_to(folder)]
+    named = path.name == "kustomization.yaml" or any(path.name in text for text in around)
+    return not named and not any(map(_is_component, around))
 
 
 def _is_manifest(path: Path) -> bool:

@@ -122,7 +122,7 @@ def dig(document: Any, *path: str | int) -> Any:
 
 def embedded(documents: tuple[Document, ...]) -> tuple[Document, ...]:
     """The manifests that ConfigMaps carry, for jobs that create them: checked like any other."""
-    found = []
+    found: list[Document] = []
     for holder in documents:
         if holder.get("kind") != "ConfigMap":
             continue

@@ -82,7 +82,7 @@ def probe_ports(overlay: Rendered) -> Iterator[Flaw]:
 def port_names(overlay: Rendered) -> Iterator[Flaw]:
     """A port's name is its own within a pod."""
     for pod in pod_templates(overlay):
-        names = [each.get("name") for each in pod.ports if each.get("name")]
+        names = [str(each["name"]) for each in pod.ports if each.get("name")]
         own = [each for each in names if pod.ray is None or each != "metrics" or names.count(each) > 2]
         for name in sorted({each for each in own if own.count(each) > 1}):
             yield Flaw(pod.thing, f"two ports are called {name!r}: rename one")

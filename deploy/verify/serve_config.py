@@ -119,8 +119,9 @@ def import_paths(overlay: Rendered) -> Iterator[Flaw]:
     for each in serve_configs(overlay):
         for application in each.applications:
             path = str(application.get("import_path"))
-            if not _resolves(path):
-                yield Flaw(each.thing, f"{application.get('name')}: nothing is at import_path {path}: correct it")
+            wrong = _unresolved(path)
+            if wrong:
+                yield Flaw(each.thing, f"{application.get('name')}: import_path {path} names nothing: {wrong}")
 
 
 def route_prefixes(overlay: Rendered) -> Iterator[Flaw]:
@@ -201,9 +202,10 @@ def _deployments(overlay: Rendered) -> Iterator[tuple[ServeConfig, str, Document
 
 
 @functools.cache
-def _resolves(path: str) -> bool:
+def _unresolved(path: str) -> str:
+    """Why an import path names nothing; empty where it names something."""
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
-        return hasattr(importlib.import_module(module), name)
-    except (ImportError, ValueError):
-        return False
+        return "" if hasattr(importlib.import_module(module), name) else f"{module} has no {name}"
+    except (ImportError, ValueError) as exc:
+        return str(exc)

@@ -7,7 +7,8 @@ from deploy.verify.mistakes.draft import Draft, Mistake
 _INCREMENTAL: Final = {"stepSizePercent": 10, "intervalSeconds": 30, "maxSurgePercent": 50, "gatewayClassName": "istio"}
 
 
-def _upgrade(draft: Draft, **changes: object) -> None:
+def _upgrade(draft: Draft, *, autoscales: bool = True, **changes: object) -> None:
+    draft.cluster["enableInTreeAutoscaling"] = autoscales
     options = {key: each for key, each in {**_INCREMENTAL, **changes}.items() if each is not None}
     strategy = {"type": "NewClusterWithIncrementalUpgrade", "clusterUpgradeOptions": options}
     draft.spec("RayService").update(upgradeStrategy=strategy)
@@ -79,7 +80,7 @@ MISTAKES: Final = (
         "operator",
         "incremental-upgrade",
         "enableInTreeAutoscaling",
-        lambda draft: (_upgrade(draft), draft.cluster.update(enableInTreeAutoscaling=False)),
+        lambda draft: _upgrade(draft, autoscales=False),
     ),
     Mistake(
         "an upgrade's step over its surge",

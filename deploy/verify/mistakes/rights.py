@@ -17,6 +17,12 @@ def _autoscaler_without_patch(draft: Draft) -> None:
             _without_verb(draft, role["metadata"]["name"], "rayclusters", "patch")
 
 
+def _script(draft: Draft, text: str) -> None:
+    draft.data("trial-job")["other.py"] = text
+    pod = draft.spec("CronJob", "trial")["jobTemplate"]["spec"]["template"]["spec"]
+    pod["containers"][0]["command"] = ["python", "/etc/trial/other.py"]
+
+
 def _context(draft: Draft, **changes: object) -> None:
     container = draft.container("engine")
     container["securityContext"] = {**container.get("securityContext", {}), **changes}
@@ -45,9 +51,16 @@ MISTAKES: Final = (
     Mistake(
         "a schedule that may not create its job",
         "rbac",
-        "job-rights",
+        "script-rights",
         "create rayjobs",
         lambda draft: _without_verb(draft, "trial", "rayjobs", "create"),
+    ),
+    Mistake(
+        "a script that asks the API server for nobody knows what",
+        "rbac",
+        "script-rights",
+        "list it",
+        lambda draft: _script(draft, "print(get('/apis/ray.io/v1/rayservices'))"),
     ),
     Mistake(
         "a role that may do anything",

@@ -25,6 +25,11 @@ def _stranger(config: dict[str, Any]) -> None:
     )
 
 
+def _parallel(draft: Draft, *, gpus: str, parallel: int) -> None:
+    draft.data("rag-stack-size").update(RAG_STACK_WORKER_GPUS=gpus)
+    draft.release(lambda release: release["engine"].update(tensor_parallel_size=parallel))
+
+
 def _without_volume(draft: Draft, group: str, path: str) -> None:
     mounts = draft.container(group)["volumeMounts"]
     draft.container(group)["volumeMounts"] = [each for each in mounts if each["mountPath"] != path]
@@ -141,10 +146,7 @@ MISTAKES: Final = (
         "serve",
         "release-size",
         "tensor_parallel_size",
-        lambda draft: (
-            draft.data("rag-stack-size").update(RAG_STACK_WORKER_GPUS="4"),
-            draft.release(lambda release: release["engine"].update(tensor_parallel_size=2)),
-        ),
+        lambda draft: _parallel(draft, gpus="4", parallel=2),
     ),
     Mistake(
         "a setting of the environment that our processes count on",
