@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,8 @@ from deploy.verify.rendered import Document, Finding, Rendered, embedded
 KUBERAY: Final = Path(__file__).parents[1] / "kuberay"
 # What loose files are applied beside: the first of these that is there.
 _GROUNDS: Final = ("overlays/single-gpu", "overlays/dev")
+# But for these.
+_OWN_GROUNDS: Final = {"jobs/cache-warm": "overlays/nvme"}
 # No overlay: what all of them are made of.
 _BASE: Final = "base"
 _OVERLAYS: Final = "overlays"
@@ -45,12 +48,10 @@ def render_all(paths: Iterable[Path], *, root: Path = KUBERAY) -> list[Render]:
     paths = list(paths)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         renders = list(pool.map(lambda path: render(path, root=root), paths))
-        grounds = [root / each for each in _GROUNDS if (root / each / "kustomization.yaml").is_file()]
-        if grounds and any(_is_beside(path, root) for path in paths):
-            beside = render(grounds[0], root=root).rendered
-            pairs = zip(paths, renders, strict=True)
-            renders = [_beside(each, beside) if _is_beside(path, root) else each for path, each in pairs]
-    return renders
+        return [
+            _beside(each, _ground(each.name, root)) if _is_beside(path, root) else each
+            for path, each in zip(paths, renders, strict=True)
+        ]
 
 
 def render(path: Path, *, root: Path = KUBERAY) -> Render:
@@ -60,7 +61,7 @@ def render(path: Path, *, root: Path = KUBERAY) -> Render:
         text = path.read_text(encoding="utf-8")
     else:
         command = [kubectl(), "kustomize", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
         if done.returncode != 0:
             return Render(name, None, (_failed(name, f"kustomize renders nothing: {done.stderr.strip()}"),))
         text = done.stdout
@@ -91,6 +92,18 @@ def kubectl() -> str:
     if found is None:
         raise SystemExit("kubectl is needed to render overlays: `make setup` installs it into .venv")
     return found
+
+
+def _ground(name: str, root: Path) -> Rendered | None:
+    """The overlay that is there when a file or folder of this name is applied."""
+    wanted = (_OWN_GROUNDS[name],) if name in _OWN_GROUNDS else _GROUNDS
+    found = next((root / each for each in wanted if (root / each / "kustomization.yaml").is_file()), None)
+    return _rendered(found) if found else None
+
+
+@cache
+def _rendered(overlay: Path) -> Rendered | None:
+    return render(overlay).rendered
 
 
 def _beside(each: Render, ground: Rendered | None) -> Render:

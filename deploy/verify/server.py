@@ -19,7 +19,7 @@ def dry_run(render: Render) -> list[Finding]:
     if render.rendered is None:
         return list(render.findings)
     command = [kubectl(), "apply", "--server-side", "--dry-run=server", "--filename", "-"]
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         command,
         input=yaml.safe_dump_all(render.rendered.documents),
         capture_output=True,

@@ -15,7 +15,7 @@ SIZE: Final = "rag-stack-size"
 ENVIRONMENT: Final = "rag-stack-environment"
 # What an overlay decides itself.
 _OWN_SETTINGS: Final = frozenset({"RAG_STACK_ROOT", "RAG_STACK_CACHE", "RAG_STACK_KEYS_DIRECTORY"})
-_SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108
+_SHARED_MEMORY: Final = "/dev/shm"
 _SIZES: Final = {
     "RAG_STACK_WORKER_CPUS": "cpu",
     "RAG_STACK_WORKER_MEMORY": "memory",

@@ -30,7 +30,7 @@ def import_command(
     source: Annotated[
         str,
         typer.Argument(
-            help="A model directory, a .gguf file, or package:NAME or package:NAME/PATH inside an installed Python package."
+            help="A model directory, a .gguf file, package:NAME or package:NAME/PATH (installed)."
         ),
     ],
     name: Annotated[str, typer.Option("--name", help="The name to publish it under.")],
