@@ -6,7 +6,7 @@ from typing import Any, Final
 from deploy.verify.pod_template import PodTemplate, pod_templates
 from deploy.verify.prerequisite import CLAIMS, CONFIG_MAPS, PRIORITY_CLASSES, SECRETS, operator_services
 from deploy.verify.ray_cluster import clusters
-from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, name_of, namespace_of, title
+from deploy.verify.rendered import Document, Flaw, Rendered, Rule, api_group, dig, is_wide, name_of, namespace_of, title
 
 
 def volumes(overlay: Rendered) -> Iterator[Flaw]:
@@ -120,7 +120,24 @@ def mounted_paths(overlay: Rendered) -> Iterator[Flaw]:
                 yield Flaw(pod.where(container), f"mounts two volumes at {path}: move one")
 
 
+def namespaces(overlay: Rendered) -> Iterator[Flaw]:
+    """An object says its namespace; one of Velero's own is in Velero's, which a kustomization's `namespace:` changes."""
+    stack = {namespace_of(each) for each in overlay.known("RayService")}
+    for each in overlay.documents:
+        if is_wide(each):
+            continue
+        if not dig(each, "metadata", "namespace"):
+            yield Flaw(title(each), "says no namespace, and goes to that of whoever applies it: write metadata.namespace")
+        elif api_group(each) == "velero.io" and namespace_of(each) in stack:
+            yield Flaw(
+                title(each),
+                f"is in {namespace_of(each)}, where Velero does not look: give the generators of your overlay a "
+                "namespace, and not the whole kustomization",
+            )
+
+
 RULES: Final[tuple[Rule, ...]] = (
+    namespaces,
     volumes,
     mounted_paths,
     config_maps,

@@ -61,7 +61,21 @@ class Rendered:
 
 Rule = Callable[[Rendered], Iterator[Flaw]]
 
-_WIDE = frozenset({"StorageClass", "PriorityClass", "ClusterRole", "PersistentVolume", "VolumeSnapshotClass"})
+# Kinds of a whole cluster, which have no namespace.
+_WIDE = frozenset(
+    {
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "DiskPool",
+        "GatewayClass",
+        "Namespace",
+        "PersistentVolume",
+        "PriorityClass",
+        "StorageClass",
+        "VolumeSnapshotClass",
+        "VolumeSnapshotContent",
+    }
+)
 _CLUSTER_WIDE: dict[bool, tuple[str | None, ...]] = {True: (None, "default"), False: ()}
 
 
@@ -97,6 +111,11 @@ def name_of(document: Document) -> str:
 def namespace_of(document: Document) -> str:
     """The namespace that an object says it is in."""
     return str((document.get("metadata") or {}).get("namespace") or "default")
+
+
+def is_wide(document: Document) -> bool:
+    """Whether it is of a kind that has no namespace."""
+    return document.get("kind") in _WIDE
 
 
 def title(document: Document) -> str:

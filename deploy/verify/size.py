@@ -15,6 +15,7 @@ SIZE: Final = "rag-stack-size"
 ENVIRONMENT: Final = "rag-stack-environment"
 # What an overlay decides itself.
 _OWN_SETTINGS: Final = frozenset({"RAG_STACK_ROOT", "RAG_STACK_CACHE", "RAG_STACK_KEYS_DIRECTORY"})
+_OWN_PREFIX: Final = "OTEL_"
 _SHARED_MEMORY: Final = "/dev/shm"
 _SIZES: Final = {
     "RAG_STACK_WORKER_CPUS": "cpu",
@@ -74,7 +75,7 @@ def environment(overlay: Rendered) -> Iterator[Flaw]:
         return
     said, wanted = config_map.get("data") or {}, cluster_environment()
     for key in sorted({*said, *wanted} - _OWN_SETTINGS):
-        if said.get(key) != wanted.get(key):
+        if said.get(key) != wanted.get(key) and not key.startswith(_OWN_PREFIX):
             yield Flaw(
                 f"ConfigMap/{ENVIRONMENT}", f"{key} is {said.get(key)!r}, cluster_environment() has {wanted.get(key)!r}"
             )

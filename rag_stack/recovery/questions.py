@@ -47,10 +47,7 @@ def of_spec(spec: IndexSpec) -> tuple[PointCanary, ...]:
 
 
 def of_rollouts(catalog: Catalog, reading: Reading) -> Iterator[PointCanary]:
-    """The questions with which the promoted releases were rolled out.
-
-    A release that was promoted at once had no rollout, and its plan knows none: give the release's file.
-    """
+    """The canary questions of the promoted releases, which their plans keep."""
     for (kind, name), state in reading.pointers.items():
         plan = RolloutStore(catalog.store, name).read() if kind == "releases" else None
         if plan is None or state.pointer is None or not plan.rollout.canaries:

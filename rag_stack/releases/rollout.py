@@ -8,7 +8,7 @@ who move at once, one is refused, and reads the plan of the other.
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -96,7 +96,9 @@ class Rollout:
         base = self.plan()
         if base is None:
             publish(self.catalog, pinned)
-            plan = self._move(None, steady(pinned.version, now_s=self._clock(), reason=reason, by=by))
+            first = steady(pinned.version, now_s=self._clock(), reason=reason, by=by)
+            # Nothing is rolled out: kept for its canary questions, which a backup asks.
+            plan = self._move(None, replace(first, rollout=pinned.release.rollout))
             return Applied("promoted", pinned.version, plan)
         old, at_once = self._goal(base), at_once or restart
         found = changes(old, pinned) if old else ()
@@ -194,6 +196,7 @@ class Rollout:
             plan = go_back(base, now_s=now_s, reason=reason or "the version before was applied again", by=by)
         elif at_once:
             plan = promote_now(base, pinned.version, now_s=now_s, reason=reason, by=by)
+            plan = replace(plan, rollout=pinned.release.rollout)
         else:
             plan = begin(base, pinned.version, rollout=pinned.release.rollout, now_s=now_s, reason=reason, by=by)
         plan = self._move(base, plan)

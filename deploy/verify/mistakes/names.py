@@ -21,6 +21,20 @@ def _trial_container(draft: Draft) -> dict[str, object]:
 
 MISTAKES: Final = (
     Mistake(
+        "an object without a namespace",
+        "references",
+        "namespaces",
+        "says no namespace",
+        lambda draft: draft.one("Service", "trial")["metadata"].pop("namespace"),
+    ),
+    Mistake(
+        "a Velero schedule in the stack's namespace",
+        "references",
+        "namespaces",
+        "where Velero does not look",
+        lambda draft: draft.one("Schedule")["metadata"].update(namespace="rag-stack"),
+    ),
+    Mistake(
         "a mount of a volume that the pod has not",
         "references",
         "volumes",
