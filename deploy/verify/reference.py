@@ -127,7 +127,9 @@ def namespaces(overlay: Rendered) -> Iterator[Flaw]:
         if is_wide(each):
             continue
         if not dig(each, "metadata", "namespace"):
-            yield Flaw(title(each), "says no namespace, and goes to that of whoever applies it: write metadata.namespace")
+            yield Flaw(
+                title(each), "says no namespace, and goes to that of whoever applies it: write metadata.namespace"
+            )
         elif api_group(each) == "velero.io" and namespace_of(each) in stack:
             yield Flaw(
                 title(each),

@@ -29,9 +29,7 @@ _PACKAGE = "package:"
 def import_command(
     source: Annotated[
         str,
-        typer.Argument(
-            help="A model directory, a .gguf file, package:NAME or package:NAME/PATH (installed)."
-        ),
+        typer.Argument(help="A model directory, a .gguf file, package:NAME or package:NAME/PATH (installed)."),
     ],
     name: Annotated[str, typer.Option("--name", help="The name to publish it under.")],
     root: Root = None,
