@@ -121,7 +121,7 @@ def mounted_paths(overlay: Rendered) -> Iterator[Flaw]:
 
 
 def namespaces(overlay: Rendered) -> Iterator[Flaw]:
-    """An object says its namespace; one of Velero's own is in Velero's, which a kustomization's `namespace:` changes."""
+    """An object says its namespace; Velero's own are in Velero's, which a kustomization's `namespace:` changes."""
     stack = {namespace_of(each) for each in overlay.known("RayService")}
     for each in overlay.documents:
         if is_wide(each):
