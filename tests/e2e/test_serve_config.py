@@ -94,9 +94,15 @@ def test_it_answers_with_citations(file: Path, release_file: Path, head: RayHead
     assert release["model"]["name"] in [model.id for model in client.models.list()]
     hits = client.vector_stores.search(vector_store_id=release["default_store"], query=QUESTIONS[0])
     assert hits.data
-    answers = [ask(client, release["model"]["name"], question) for question in QUESTIONS]
-    assert all(answer.rag["sources"] for answer in answers)
-    assert any(answer.rag["citations"] for answer in answers), [each.choices[0].message.content for each in answers]
+    told = []
+    for question in QUESTIONS:
+        answer = ask(client, release["model"]["name"], question)
+        assert answer.rag["sources"]
+        told.append(answer.choices[0].message.content)
+        if answer.rag["citations"]:
+            break
+    else:
+        pytest.fail(f"no answer has a citation: {told}")
     _is_what_the_file_seeded(release, client, url, release_file)
 
 

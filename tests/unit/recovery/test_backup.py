@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def test_a_point_names_what_is_promoted_by_digest_and_place(catalog: Catalog) ->
 
 def test_it_holds_the_questions_it_is_given_each_once(catalog: Catalog) -> None:
     canary = PointCanary(question=QUESTION, index="docs", expect=("lighthouse.txt",))
-    assert take(catalog, canaries=[canary, canary]).point.canaries == (canary,)
+    of_the_release = replace(canary, store="docs", top_k=4)
+    assert take(catalog, canaries=[canary, canary]).point.canaries == (canary, of_the_release)
 
 
 def test_what_a_point_names_stays_until_the_point_goes(catalog: Catalog, tmp_path: Path) -> None:

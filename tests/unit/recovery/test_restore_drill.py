@@ -1,7 +1,6 @@
 """What comes back from a backup point, and what a drill says of a backup that is not whole."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,12 @@ from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.point import Point, PointCanary, Points
 from rag_stack.artifacts.promotion import POINTER_PROMOTIONS
 from rag_stack.artifacts.tiers import Tiers
-from rag_stack.config import Canary, RolloutConfig
 from rag_stack.errors import ArtifactError, InvalidRequestError, RollbackError
 from rag_stack.recovery.backup import take
 from rag_stack.recovery.questions import of_release, of_rollouts
 from rag_stack.recovery.reading import read
 from rag_stack.recovery.restore_drill import RestoreDrill, drill_restore
 from rag_stack.releases.pinned import pin
-from rag_stack.releases.plan import RolloutStore
 from rag_stack.releases.rollout import Rollout
 from rag_stack.stores.files import Files
 from rag_stack.stores.register import Register
@@ -43,7 +40,8 @@ def test_all_comes_back_as_it_was_and_works(catalog: Catalog, point: Point, tmp_
     found = drill_restore(catalog, point, fresh, load_with=words)
     assert found.problems == ()
     assert found.verified is not None
-    assert (found.verified.passed, len(found.verified.opened), found.verified.pointers) == (1, 4, 4)
+    # The question given, and the release's own.
+    assert (found.verified.passed, len(found.verified.opened), found.verified.pointers) == (2, 4, 4)
     assert found.verified.weights == 6
     assert found.restored.size_bytes == point.size_bytes
     for pointed in point.pointers:
@@ -171,7 +169,7 @@ def test_a_question_that_does_not_find_what_it_should(
     found = drill(catalog, take(catalog, canaries=[canary]).point, tmp_path / "fresh")
     assert len(found.problems) == 1
     assert reason in found.problems[0]
-    assert "canaries 0/1" in found.figure()
+    assert "canaries 1/2" in found.figure()
 
 
 def test_an_index_whose_embedder_is_not_published_cannot_be_asked(catalog: Catalog, tmp_path: Path) -> None:
@@ -199,17 +197,18 @@ def test_a_release_that_names_a_version_is_asked_in_that_one(tiers: Tiers, tmp_p
     assert of_release(release.model_copy(update={"stores": ()}), release.rollout.canaries) == ()
 
 
-def test_the_questions_of_a_rollout_are_kept(tiers: Tiers, tmp_path: Path) -> None:
-    assert list(of_rollouts(tiers.catalog, read(tiers.catalog))) == [], "a first release has no rollout"
-    store = RolloutStore(tiers.catalog.store, "demo")
-    plan = store.read()
-    assert plan is not None
-    config = RolloutConfig(canaries=(Canary.model_validate(CANARY),))
-    store.move(plan, replace(plan, rollout=config))
+def test_the_questions_of_a_release_are_kept(tiers: Tiers, tmp_path: Path) -> None:
     found = drill(tiers.catalog, take(tiers.catalog).point, tmp_path / "fresh")
     assert found.problems == ()
     assert found.verified is not None
     assert [each.question for each in found.verified.canaries] == [QUESTION]
+
+
+def test_those_of_a_release_that_took_over_at_once(tiers: Tiers, tmp_path: Path) -> None:
+    other = {"steps": [1.0], "canaries": [{**CANARY, "question": "What burns in Alden?"}]}
+    newer = release_of(tiers.catalog.store.url, tmp_path / "cache", prompt={"system": "Be brief."}, rollout=other)
+    Rollout(tiers.catalog, "demo").apply(pin(newer, tiers), at_once=True)
+    assert [each.question for each in of_rollouts(tiers.catalog, read(tiers.catalog))] == ["What burns in Alden?"]
 
 
 def test_a_rollout_under_way_is_told_and_what_is_promoted_is_restored(tiers: Tiers, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from rag_stack.api.waiting_room import EngineState
+from rag_stack.api.outlook import EngineState
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.config import Release
 from rag_stack.metrics import ENGINE_STATE, MemoryRecorder
