@@ -54,7 +54,7 @@ def test_all_comes_back_as_it_was_and_works(catalog: Catalog, point: Point, tmp_
     assert Rollout(fresh, "demo").settle().goal == Rollout(catalog, "demo").settle().goal
     told = found.to_json()
     assert (told["ok"], told["opened"], told["missing"]) == (True, 4, [])
-    assert "opened 4/4, canaries 1/1" in found.figure()
+    assert "opened 4/4, canaries 2/2" in found.figure()
 
 
 def test_the_backup_may_be_mounted_read_only(catalog: Catalog, point: Point, tmp_path: Path) -> None:
