@@ -13,6 +13,7 @@ What does not wake it does not keep it awake either.
 
 import asyncio
 import json
+import re
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
@@ -46,6 +47,11 @@ _CHANGES: Final = frozenset({"DELETE", "PATCH", "POST", "PUT"})
 _AGAIN_S: Final = 0.5
 # Where nothing is known, asking is the only way to know whether somebody is there.
 _TRIED: Final = (Phase.SERVING, Phase.UNKNOWN)
+# A larger body is not parsed: that takes many times its size, and the loop is everybody's.
+_PARSED_BYTES: Final = 1024 * 1024
+_ASKS_FOR_A_STREAM: Final = re.compile(rb'"stream"\s*:\s*true')
+# Who waits has it woken again, should somebody have suspended it meanwhile.
+_ASKED_AGAIN_S: Final = 5.0
 _DONE: Final = b"data: " + sse.DONE + b"\n\n"
 
 
@@ -166,7 +172,8 @@ class Door:
         async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
             while not inbox.left.is_set():
                 wake.ask()
-                await _either(watch.until(*_TRIED), inbox.left.wait())
+                if watch.phase not in _TRIED:
+                    await _either(watch.change_within(_ASKED_AGAIN_S), inbox.left.wait())
                 if watch.phase in _TRIED:
                     try:
                         await upstream(scope, receive, send)
@@ -226,6 +233,8 @@ def _streams(scope: Scope, body: bytes) -> bool:
     """Whether it asks for a stream. What is not understood here the service refuses."""
     if not header(scope, b"content-type").lower().startswith("application/json"):
         return False
+    if len(body) > _PARSED_BYTES:
+        return _ASKS_FOR_A_STREAM.search(body) is not None
     try:
         asked: Any = json.loads(body)
     except (ValueError, RecursionError):

@@ -18,6 +18,7 @@ class Keys:
         self._directory = directory
         self.api: tuple[str, ...] = ()
         self.admin: tuple[str, ...] = ()
+        self._known = False
 
     async def run(self) -> None:
         """Read them again and again, until cancelled: a Secret that is mounted changes under a running pod."""
@@ -26,14 +27,17 @@ class Keys:
             await asyncio.sleep(_EVERY_S)
 
     async def read(self) -> None:
-        """Read them. What cannot be read stays as it was."""
+        """Read them. What cannot be read any more stays as it was; the first time it is an error (OSError)."""
         if self._directory is None:
             return
         try:
             self.api = await asyncio.to_thread(_digests, self._directory / "api")
             self.admin = await asyncio.to_thread(_digests, self._directory / "admin")
         except OSError as exc:
+            if not self._known:
+                raise
             _LOG.warning("the keys cannot be read: %s", exc)
+        self._known = True
 
     def check(self, path: str, authorization: str) -> None:
         """Raises AuthenticationError or PermissionDeniedError for who may not ask for `path`."""

@@ -23,8 +23,10 @@ _READY: Final = "Ready"
 # understood, since neither has been seen on a cluster.
 _SUSPENDING: Final = ("Suspending", "RayServiceSuspending")
 _SUSPENDED: Final = ("Suspended", "RayServiceSuspended")
-# Reasons of Ready=False after which the operator does nothing more by itself.
-_HOPELESS: Final = frozenset({"InitializingTimeout", "ValidationFailed"})
+# Reasons of Ready=False after which the operator does nothing more by itself. With this one it has refused an edit, and what
+# was there serves on.
+_REFUSED: Final = "ValidationFailed"
+_HOPELESS: Final = frozenset({"InitializingTimeout", _REFUSED})
 
 
 class Phase(StrEnum):
@@ -59,12 +61,15 @@ class RayServiceView:
     suspended_by: str
     wakes_s: tuple[float, ...]
     conditions: Mapping[str, Condition]
+    endpoints: int = 0
 
     def phase(self, *, awake_since: int) -> Phase:
         """`awake_since` is the generation with which `suspend` became false."""
         if self.suspend:
             return Phase.SUSPENDED if self._is(_SUSPENDED) else Phase.SUSPENDING
         ready = self.conditions.get(_READY)
+        if self._serves_as_before():
+            return Phase.SERVING
         if self._is(_SUSPENDING) or ready is None or not ready.true or ready.generation < awake_since:
             return Phase.WAKING
         return Phase.SERVING
@@ -72,9 +77,14 @@ class RayServiceView:
     def hopeless(self) -> str:
         """Why it will never serve as it is; empty while it may."""
         ready = self.conditions.get(_READY)
-        if self.suspend or ready is None or ready.true or ready.reason not in _HOPELESS:
+        if self.suspend or ready is None or ready.true or ready.reason not in _HOPELESS or self._serves_as_before():
             return ""
         return f"{ready.reason}: {ready.message}"
+
+    def _serves_as_before(self) -> bool:
+        ready = self.conditions.get(_READY)
+        refused = ready is not None and not ready.true and ready.reason == _REFUSED
+        return refused and self.endpoints > 0 and not self._is(_SUSPENDING)
 
     def _is(self, names: tuple[str, ...]) -> bool:
         return any(name in self.conditions and self.conditions[name].true for name in names)
@@ -93,6 +103,7 @@ def view_of(told: Object) -> RayServiceView:
         suspended_by=str(notes.get(SUSPENDED_BY, "")),
         wakes_s=_seconds(str(notes.get(WAKE_SECONDS, ""))),
         conditions={each["type"]: _condition(each, seen) for each in status.get("conditions") or []},
+        endpoints=int(status.get("numServeEndpoints") or 0),
     )
 
 
@@ -114,7 +125,7 @@ def unmark_patch() -> Object:
 
 def measured_patch(wakes_s: tuple[float, ...], seconds: float) -> Object:
     """Keeps one more wake."""
-    kept = ",".join(f"{each:.1f}" for each in (*wakes_s, seconds)[-_KEPT:])
+    kept = ",".join(f"{each:.3f}" for each in (*wakes_s, seconds)[-_KEPT:])
     return {"metadata": {"annotations": {WAKE_SECONDS: kept}}}
 
 

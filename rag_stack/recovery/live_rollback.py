@@ -7,6 +7,7 @@ steady, with the other version promoted and no replica of the first left.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -113,8 +114,9 @@ def roll_release(admin: AdminCaller, name: str, *, server: str, limit_s: float) 
 
     try:
         back_s = go(old, _REASON)
-    except RagStackError:
-        admin.post(f"/admin/releases/{name}/rollback", {"to": new, "reason": f"{_REASON}: forward again"})
+    except BaseException:  # Ctrl-C, too: what was live is live again, or the reason why not is the first one's
+        with suppress(RagStackError):
+            admin.post(f"/admin/releases/{name}/rollback", {"to": new, "reason": f"{_REASON}: forward again"})
         raise
     return RollbackDrill(
         name=f"releases/{name}",

@@ -134,6 +134,8 @@ class _Store:
 class _Participant:
     heard_s: float
     report: dict[str, StoreReport] = field(default_factory=dict)
+    # Stores whose target has changed since its report: what it was told before may have had it drop what it had.
+    outdated: set[str] = field(default_factory=set)
 
 
 class Coordinator:
@@ -196,6 +198,8 @@ class Coordinator:
             return
         store.highest += 1
         store.next, store.began_s = replace(target, number=store.highest), now_s
+        for participant in self._participants.values():
+            participant.outdated.add(name)
 
     def sync(self, participant: str, report: Report, *, now_s: float) -> Orders:
         """Take note of where a participant is; the first time it joins. Returns what it shall do now."""
@@ -229,12 +233,12 @@ class Coordinator:
             if store.next is None:
                 continue
             told = [self._told(participant, store) for participant in self._participants.values()]
-            ready = [each.has(store.next) for each in told]
+            ready = [self._is_ready(participant, store, store.next) for participant in self._participants.values()]
             # Nobody waits for long for who says that it cannot, nor for ever for who says nothing.
             waited_for = [
                 each
-                for each in told
-                if not each.has(store.next) and not (each.failed and store.next.same(each.failed.target))
+                for each, able in zip(told, ready, strict=True)
+                if not able and not (each.failed and store.next.same(each.failed.target))
             ]
             waited_s = now_s - store.began_s
             overdue = waited_s >= (self._limit_s if waited_for else min(FAILURE_S, self._limit_s))
@@ -313,6 +317,18 @@ class Coordinator:
         elif store.next.number <= store.current.number:
             store.highest += 1
             store.next = replace(store.next, number=store.highest)
+
+    def _is_ready(self, participant: _Participant, store: _Store, target: Target) -> bool:
+        """Whether it has the target, by a report that came after it was set, and will keep it until it is opened.
+
+        Who does not serve what is open prepares that first, or flips to it, and then no longer has what it had.
+        """
+        told, current = self._told(participant, store), store.current
+        if store.followed.name in participant.outdated:
+            return False
+        if current is None or current.same(told.serving) or (told.failed and current.same(told.failed.target)):
+            return told.has(target)
+        return target.same(told.serving) and not current.same(told.prepared)
 
     def _told(self, participant: _Participant, store: _Store) -> StoreReport:
         return participant.report.get(store.followed.name) or StoreReport(store.followed)

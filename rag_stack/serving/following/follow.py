@@ -225,6 +225,8 @@ class Follower:
         if target is None:
             return
         name, index = following.store.name, following.store.index
+        # The shelf drops what waits before it opens another: it is neither reported nor flipped to any more.
+        following.prepared = None
         try:
             # Where there was no room for it before, there may be now.
             self._shelf.add(name)
@@ -240,7 +242,9 @@ class Follower:
             self._shelf.discard(prepared)
             return
         following.prepared, following.prepared_s = (target, prepared), time.perf_counter()
-        following.failed, following.wait_s = None, _RETRY_S[0]
+        # What has failed is not tried again for the next one's sake: that would have it dropped.
+        if following.failed is None or target.same(following.failed.target):
+            following.failed, following.wait_s = None, _RETRY_S[0]
         # Whatever was ordered meanwhile.
         self._follow(following, following.order)
         self._changed.set()

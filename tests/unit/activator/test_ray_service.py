@@ -53,13 +53,23 @@ def test_what_the_operator_gives_up_is_hopeless(reason: str) -> None:
     assert view_of(told(Ready="False")).hopeless() == ""
 
 
+def test_an_edit_that_the_operator_refuses_takes_nobody_out_of_service() -> None:
+    service = told(Ready="False")
+    service["status"]["conditions"][0]["reason"] = "ValidationFailed"
+    service["status"]["numServeEndpoints"] = 2
+    assert view_of(service).phase(awake_since=4) == "serving"
+    assert view_of(service).hopeless() == ""
+    service["status"]["conditions"][0]["reason"] = "InitializingTimeout"
+    assert view_of(service).phase(awake_since=4) == "waking"
+
+
 def test_the_newest_wakes_are_kept() -> None:
     service = told()
     service["metadata"]["annotations"] = {"rag-stack.dev/wake-seconds": "1,inf,-2,nan,x,,30.25"}
     view = view_of(service)
     assert view.wakes_s == (1.0, 30.25)
     kept = measured_patch(tuple(float(n) for n in range(1, 40)), 50.04)["metadata"]["annotations"]
-    assert kept["rag-stack.dev/wake-seconds"].split(",")[-2:] == ["39.0", "50.0"]
+    assert kept["rag-stack.dev/wake-seconds"].split(",")[-2:] == ["39.000", "50.040"]
     assert len(kept["rag-stack.dev/wake-seconds"].split(",")) == 16
 
 

@@ -247,6 +247,49 @@ def test_a_target_that_is_taken_back_changes_nothing() -> None:
     assert at.is_open("town")
 
 
+def test_what_was_dropped_for_a_target_since_taken_back_does_not_count_as_prepared() -> None:
+    at = coordinator(TOWN)
+    one, two = running(at, "one", "two")
+    promote(at, "b", now_s=1.0)
+    one.sync(at, 1.0)
+    one.prepare()
+    one.sync(at, 1.0)
+    promote(at, "a", now_s=1.1)
+    one.sync(at, 1.1)
+    assert one.prepared == {}
+    promote(at, "b", now_s=1.2)
+    two.sync(at, 1.2)
+    two.prepare()
+    two.sync(at, 1.3)
+    assert two.version() == "a"  # "one" has to prepare it again
+    one.sync(at, 1.3)
+    one.prepare()
+    one.sync(at, 1.4)
+    two.sync(at, 1.4)
+    assert (one.version(), two.version()) == ("b", "b")
+
+
+def test_who_flips_does_not_count_as_serving_what_it_did() -> None:
+    at = coordinator(TOWN)
+    one, two = running(at, "one", "two")
+    promote(at, "b", now_s=1.0)
+    for each in (one, two):
+        each.sync(at, 1.0)
+        each.prepare()
+    one.sync(at, 1.1)
+    two.sync(at, 1.1)
+    assert (one.version(), two.version()) == ("a", "b")  # "one" is told with its next question
+    promote(at, "a", now_s=1.2)
+    one.sync(at, 1.2)
+    two.sync(at, 1.2)
+    assert (one.version(), two.version()) == ("b", "b")
+    for now_s in (1.3, 1.4, 1.5):
+        for each in (one, two):
+            each.prepare()
+            each.sync(at, now_s)
+    assert (one.version(), two.version()) == ("a", "a")
+
+
 def test_a_rollback_is_a_target_like_any_other() -> None:
     at = coordinator(TOWN)
     (one,) = running(at, "one")
@@ -403,6 +446,8 @@ class Rollouts(RuleBasedStateMachine):
             return
         for _ in range(30):
             self.now_s += 4.0
+            # As the pointers are looked at, again and again.
+            promote(self.at, self.target, now_s=self.now_s)
             self._advance()
             for member in self.members.values():
                 self._sync(member)
