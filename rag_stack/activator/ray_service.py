@@ -23,8 +23,8 @@ _READY: Final = "Ready"
 # understood, since neither has been seen on a cluster.
 _SUSPENDING: Final = ("Suspending", "RayServiceSuspending")
 _SUSPENDED: Final = ("Suspended", "RayServiceSuspended")
-# Reasons of Ready=False after which the operator does nothing more by itself. With this one it has refused an edit, and what
-# was there serves on.
+# Reasons of Ready=False after which the operator does nothing more by itself. With this one it has refused an edit, and
+# what was there serves on.
 _REFUSED: Final = "ValidationFailed"
 _HOPELESS: Final = frozenset({"InitializingTimeout", _REFUSED})
 
