@@ -43,6 +43,7 @@ from rag_stack.serving.rollout.coordinator import Orders as ReleaseOrders
 from rag_stack.serving.rollout.goal import release_goal
 from rag_stack.serving.rollout.serve_replicas import engine_replicas
 from rag_stack.serving.rollout.tally import Report as ReleaseReport
+from rag_stack.serving.size import UNSIZED, WorkerSize
 from rag_stack.serving.wake.watch import WakeWatch, ask_serve, told_of
 from rag_stack.tracing.tracer import open_tracer
 
@@ -117,10 +118,11 @@ class FilesServer:
 class AdminServer:
     """/admin: what is published and promoted, and its way into service.
 
-    It holds the coordinator of all processes that search; they and others call its methods by handle.
+    It holds the coordinator of all processes that search; they and others call its methods by handle. Its standbys are
+    for workers of a `size`.
     """
 
-    async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, pinned: PinnedRelease, size: WorkerSize = UNSIZED) -> None:  # type: ignore[misc]  # Serve awaits it
         release = pinned.release
         self._pinned = pinned
         self._recorder = RayRecorder()
@@ -170,7 +172,7 @@ class AdminServer:
             # Imported here: the other control processes share this module and keep none.
             from rag_stack.serving.wake.standby import StandbyKeeper
 
-            self._standing_by = asyncio.create_task(StandbyKeeper(pinned).run())
+            self._standing_by = asyncio.create_task(StandbyKeeper(pinned, size).run())
 
     def _follow_stores(self, releases: Sequence[PinnedRelease]) -> None:
         """The followed stores of all releases that are served now, and no more of those that were."""

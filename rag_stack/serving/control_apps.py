@@ -23,6 +23,7 @@ from rag_stack.serving.prefixes import (
     READY_APP,
     SEARCH_APP,
 )
+from rag_stack.serving.size import worker_size
 
 _CONTROL: Mapping[str, type] = {
     ADMIN_APP: AdminServer,
@@ -55,4 +56,5 @@ def control_application(name: str, pinned: PinnedRelease) -> serve.Application:
         **bounds.queued(),
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": offline_environment()}},
     )
-    return deployment.bind(pinned)
+    # This one starts processes for workers, whose size is that which the builder knows, as the engine's is.
+    return deployment.bind(pinned, worker_size()) if server is AdminServer else deployment.bind(pinned)

@@ -16,13 +16,15 @@ from rag_stack.errors import ArtifactError, ConfigError
 from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.rollout import Rollout
+from rag_stack.releases.start_history import Start, StartHistory, label_of, write_history
 from rag_stack.serving import builders
 from rag_stack.serving.app import engine_config
 from rag_stack.serving.builders import release_of
 from rag_stack.serving.environment import cluster_environment, image_environment, prepare
-from rag_stack.serving.prefixes import ENGINE_APP, PREFIXES
-from rag_stack.serving.rag_server import RELEASE_KEY
+from rag_stack.serving.prefixes import ADMIN_APP, ENGINE_APP, PREFIXES
+from rag_stack.serving.rag_server import RELEASE_KEY, as_released
 from rag_stack.serving.seed import deployed_release
+from rag_stack.serving.size import worker_size
 from tests.pinnable import publish_model
 
 KUBERAY = Path(__file__).parents[3] / "deploy" / "kuberay"
@@ -106,11 +108,38 @@ def test_the_engines_config_needs_no_weights_here(tiers: Tiers) -> None:
     assert "tensor_parallel_size" not in told["release"]["engine"], "a worker's size is no part of a version"
 
 
+def test_a_pod_that_has_read_another_size_serves_as_it_was_deployed(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of replicas, or the GPUs of a second cluster, have changed since the builder ran."""
+    release = release_of(args())
+    pinned = deployed_release(release, open_tiers(release.artifacts, MemoryRecorder()), seeds=True)
+    config = engine_config(pinned)
+    monkeypatch.setenv("RAG_STACK_MAX_REPLICAS", "4")
+    monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "8")
+    served = as_released(config, pinned, pinned)
+    assert served.engine_kwargs["tensor_parallel_size"] == 2
+    assert served.deployment_config["autoscaling_config"]["max_replicas"] == 3 + 1
+    taken = served.experimental_configs[RELEASE_KEY]["release"]
+    assert taken["scaling"]["max_replicas"] == 3
+
+
+def test_the_starts_on_record_are_found_by_what_was_published(tiers: Tiers) -> None:
+    """Replicas announce their starts under the release as it was published: see keep_announcing."""
+    release = release_of(args())
+    pinned = deployed_release(release, open_tiers(release.artifacts, MemoryRecorder()), seeds=True)
+    history = StartHistory().with_start(Start(label_of(pinned.release), "cache", ready_at=1.0, seconds=321.0))
+    write_history(tiers.catalog.store, "test", history)
+    config = engine_config(pinned)
+    assert config.deployment_config["autoscaling_config"]["policy"].policy_kwargs["load_s"] == 321.0
+
+
 @pytest.mark.parametrize("name", PREFIXES)
 def test_each_control_application_is_built(name: str, tiers: Tiers) -> None:
     application = getattr(builders, name)(args())
     assert isinstance(application, serve.Application)
-    (pinned,) = application._bound_deployment.init_args
+    pinned, *more = application._bound_deployment.init_args
+    assert more == ([worker_size()] if name == ADMIN_APP else []), "it starts processes for workers"
     assert pinned.release.artifacts.root == tiers.catalog.store.url
     assert pinned.release.model.digest == tiers.catalog.resolve("models", "m").digest
     assert (pinned.release.scaling.min_replicas, pinned.release.scaling.max_replicas) == (0, 3)
