@@ -12,15 +12,16 @@ from ray.serve.schema import ServeDeploySchema
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ENGINE_BUILDER, ArtifactsConfig, load_deployed_release
-from rag_stack.errors import ArtifactError, ConfigError
+from rag_stack.errors import ConfigError
 from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.rollout import Rollout
 from rag_stack.releases.start_history import Start, StartHistory, label_of, write_history
 from rag_stack.serving import builders
 from rag_stack.serving.app import engine_config
-from rag_stack.serving.builders import release_of
+from rag_stack.serving.builders import pinned_release, release_of
 from rag_stack.serving.environment import cluster_environment, image_environment, prepare
+from rag_stack.serving.patience import Patience
 from rag_stack.serving.prefixes import ADMIN_APP, ENGINE_APP, PREFIXES
 from rag_stack.serving.rag_server import RELEASE_KEY, as_released
 from rag_stack.serving.seed import deployed_release
@@ -165,14 +166,39 @@ def test_what_is_wrong_is_one_line_in_serves_status(given: dict[str, Any], told:
     assert "\n" not in str(raised.value)
 
 
-def test_a_store_that_does_not_answer_is_asked_again(
-    tiers: Tiers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Serve's task is tried again after any exception but Serve's own."""
-    (tmp_path / "loop").symlink_to("loop")  # an error of reading, whoever reads
-    monkeypatch.setenv("RAG_STACK_ROOT", f"file://{tmp_path}/loop")
-    with pytest.raises(ArtifactError, match="cannot read"):
-        builders.admin(args())
+def test_a_store_that_does_not_answer_is_asked_again(tiers: Tiers, tmp_path: Path) -> None:
+    """Serve itself tries again at once, which does not outlast a short outage."""
+    store, now_s, waits = tmp_path / "store", [0.0], list[float]()
+    store.rename(tmp_path / "away")
+    store.symlink_to("store")  # an error of reading, whoever reads
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+        waits.append(seconds)
+        if len(waits) == 3:
+            store.unlink()
+            (tmp_path / "away").rename(store)
+
+    patience = Patience(60.0, clock=lambda: now_s[0], sleep=sleep)
+    assert pinned_release(args(), patience=patience).release.model.version
+    assert waits == [1, 2, 4]
+
+
+def test_a_store_that_stays_away_is_one_line_in_serves_status(tiers: Tiers, tmp_path: Path) -> None:
+    (tmp_path / "store").rename(tmp_path / "away")
+    (tmp_path / "store").symlink_to("store")
+    now_s = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+
+    with pytest.raises(RayServeException, match=r"^ArtifactError: .*cannot read"):
+        pinned_release(args(), patience=Patience(60.0, clock=lambda: now_s[0], sleep=sleep))
+    assert 45 <= now_s[0] <= 60
+
+
+def test_a_revision_may_be_a_number(tiers: Tiers) -> None:
+    assert release_of({**args(), "revision": 2}) == release_of(args())
 
 
 def test_the_release_of_a_serve_file_is_what_is_applied(tmp_path: Path) -> None:
