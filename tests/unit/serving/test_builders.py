@@ -12,9 +12,10 @@ from ray.serve.schema import ServeDeploySchema
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ENGINE_BUILDER, ArtifactsConfig, load_deployed_release
-from rag_stack.errors import ConfigError
+from rag_stack.errors import ConfigError, IncompatibleReleaseError
 from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import pin
 from rag_stack.releases.rollout import Rollout
 from rag_stack.releases.start_history import Start, StartHistory, label_of, write_history
 from rag_stack.serving import builders
@@ -133,6 +134,33 @@ def test_the_starts_on_record_are_found_by_what_was_published(tiers: Tiers) -> N
     write_history(tiers.catalog.store, "test", history)
     config = engine_config(pinned)
     assert config.deployment_config["autoscaling_config"]["policy"].policy_kwargs["load_s"] == 321.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"name": "e"}},
+        {"engine_env": {"VLLM_USE_V2": "1"}},
+        {"engine": {"tensor_parallel_size": 1, "pipeline_parallel_size": 2}},
+    ],
+)
+def test_what_no_running_replica_can_become_is_applied_first_and_deployed_then(
+    change: dict[str, Any], tiers: Tiers
+) -> None:
+    """The order in runbooks/model-change.md."""
+    before = pinned_release(args(), seeds=True)
+    running, wanted = engine_config(before), pin(release_of(args(**change)), tiers)
+    assert pinned_release(args(**change), seeds=True).version == before.version, "deployed first, the old one again"
+    rollout = Rollout(tiers.catalog, "test")
+    with pytest.raises(IncompatibleReleaseError, match=r"one deployment|import the new weights"):
+        rollout.apply(wanted)
+    assert rollout.apply(wanted, restart=True).outcome == "promoted"
+    with pytest.raises(IncompatibleReleaseError):
+        as_released(running, before, wanted)
+    after = pinned_release(args(**change), seeds=True)
+    assert after.version == wanted.version
+    served = as_released(engine_config(after), after, after)
+    assert served.model_loading_config.model_id == wanted.release.model.name
 
 
 @pytest.mark.parametrize("name", PREFIXES)
