@@ -5,12 +5,13 @@ nodes mount read-only, or into an image that is mounted as one. What is in it ta
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.node_cache import NodeCache
-from rag_stack.errors import ArtifactError
+from rag_stack.errors import ArtifactError, ConfigError
 
 _SCHEME: Final = "file://"
 _LOG: Final = logging.getLogger(__name__)
@@ -48,10 +49,16 @@ class Mirror:
 
 
 def open_mirror(url: str | None) -> Mirror | None:
-    """The mirror at a `file://` URL or a path; None without one. Raises ArtifactError for another kind of URL."""
+    """The mirror at a `file://` URL or a path; None without one. Raises ConfigError for another kind of URL.
+
+    One that this process could write to is used, with a warning: its bytes are verified once, so whoever else can write
+    there could change them after that.
+    """
     if not url:
         return None
     path = url.removeprefix(_SCHEME)
     if "://" in path or not path:
-        raise ArtifactError(f"RAG_STACK_MIRROR is {url!r}; expected a directory, such as file:///mirror")
+        raise ConfigError(f"RAG_STACK_MIRROR is {url!r}; expected a directory, such as file:///mirror")
+    if os.access(path, os.W_OK):
+        _LOG.warning("the mirror %s can be written to: mount it read-only, since what is in it is verified once", path)
     return Mirror(Path(path))

@@ -1,5 +1,6 @@
 """Builds the Serve applications of a release: one engine, and small control applications, a route prefix each."""
 
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
@@ -10,8 +11,8 @@ from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.control_apps import control_targets
 from rag_stack.serving.deployment import engine_options, recorded_load_s, with_router
 from rag_stack.serving.prefixes import ENGINE_APP
-from rag_stack.serving.rag_server import RELEASE_KEY, LocalWeights, RagServer
-from rag_stack.serving.size import WorkerSize, placed, sized, worker_size
+from rag_stack.serving.rag_server import RELEASE_KEY, SIZE_KEY, LocalWeights, RagServer
+from rag_stack.serving.size import UNSIZED, WorkerSize, placed, sized, worker_size
 from rag_stack.serving.wake.runtime import replica_runtime
 
 
@@ -37,14 +38,15 @@ def engine_config(pinned: PinnedRelease) -> LLMConfig:
         # By these Ray places a replica, which completes them by what its node has: see `as_released`.
         engine_kwargs=dict(release.engine),
         callback_config={"callback_class": LocalWeights},
-        runtime_env=replica_runtime(release),
-        experimental_configs={RELEASE_KEY: pinned.model_dump(mode="json")},
-        deployment_config=engine_options(release, load_s=recorded_load_s(release)),
+        runtime_env=replica_runtime(release, size),
+        experimental_configs={RELEASE_KEY: pinned.model_dump(mode="json"), SIZE_KEY: asdict(size)},
+        # Starts are on record under the release as it was published, without what follows from the size.
+        deployment_config=engine_options(release, load_s=recorded_load_s(pinned.release)),
         **hardware(release, size),
     )
 
 
-def hardware(release: Release, size: WorkerSize = WorkerSize()) -> dict[str, Any]:  # noqa: B008 - it is frozen
+def hardware(release: Release, size: WorkerSize = UNSIZED) -> dict[str, Any]:
     """What a replica takes. Where nobody has said a worker's size, this machine is as those on which replicas run.
 
     On one without an accelerator that is vLLM's CPU platform, else Ray's own defaults for GPUs.

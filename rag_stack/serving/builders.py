@@ -2,10 +2,13 @@
 
 Each takes `args: {release: {...}, revision: "..."}`, and runs in a process of its own on whatever node Ray picks,
 mostly the head: it reads the object store, and fetches nothing. `revision` does nothing but differ.
+
+Serve tries a builder that fails again at once, a few times, and then the application stays as it was, DEPLOY_FAILED,
+until somebody deploys again. So a builder itself sits out an object store that does not answer for a while.
 """
 
 import os
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import serve
@@ -13,14 +16,17 @@ from ray.serve.exceptions import RayServeException
 
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import Release, describe
-from rag_stack.errors import ArtifactError, ConfigError, RagStackError
+from rag_stack.errors import ConfigError, RagStackError
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.control_apps import control_application
 from rag_stack.serving.overrides import with_overrides
+from rag_stack.serving.patience import Patience
 from rag_stack.serving.prefixes import ADMIN_APP, FILES_APP, HEALTH_APP, MODELS_APP, READY_APP, SEARCH_APP
 from rag_stack.serving.seed import deployed_release
 from rag_stack.serving.size import sized, worker_size
+
+PATIENCE: Final = Patience(limit_s=120.0)
 
 
 class BuilderArgs(BaseModel):
@@ -29,12 +35,12 @@ class BuilderArgs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     release: Release
-    revision: str = ""
+    revision: str | int = ""  # YAML takes `revision: 2` for a number
 
 
 def engine(args: dict[str, Any]) -> serve.Application:
     """The engine, at `/`."""
-    pinned = _pinned(args, seeds=True)
+    pinned = pinned_release(args, seeds=True)
     # Here alone: the other builders' processes need no vLLM.
     from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
     from rag_stack.serving.app import engine_application
@@ -48,32 +54,32 @@ def engine(args: dict[str, Any]) -> serve.Application:
 
 def vector_stores(args: dict[str, Any]) -> serve.Application:
     """Search and stores, at /v1/vector_stores."""
-    return control_application(SEARCH_APP, _pinned(args))
+    return control_application(SEARCH_APP, pinned_release(args))
 
 
 def files(args: dict[str, Any]) -> serve.Application:
     """Uploads, at /v1/files."""
-    return control_application(FILES_APP, _pinned(args))
+    return control_application(FILES_APP, pinned_release(args))
 
 
 def models(args: dict[str, Any]) -> serve.Application:
     """What there is to ask, at /v1/models."""
-    return control_application(MODELS_APP, _pinned(args))
+    return control_application(MODELS_APP, pinned_release(args))
 
 
 def admin(args: dict[str, Any]) -> serve.Application:
     """Administration, and the coordinator of rollouts, at /admin."""
-    return control_application(ADMIN_APP, _pinned(args, seeds=True))
+    return control_application(ADMIN_APP, pinned_release(args, seeds=True))
 
 
 def health(args: dict[str, Any]) -> serve.Application:
     """Whether a process answers, at /health."""
-    return control_application(HEALTH_APP, _pinned(args))
+    return control_application(HEALTH_APP, pinned_release(args))
 
 
 def ready(args: dict[str, Any]) -> serve.Application:
     """Whether questions are answered, at /ready."""
-    return control_application(READY_APP, _pinned(args))
+    return control_application(READY_APP, pinned_release(args))
 
 
 def release_of(args: dict[str, Any]) -> Release:
@@ -87,13 +93,16 @@ def release_of(args: dict[str, Any]) -> Release:
     return release.model_copy(update={"scaling": sized(release, worker_size()).scaling})
 
 
-def _pinned(args: dict[str, Any], *, seeds: bool = False) -> PinnedRelease:
+def pinned_release(args: dict[str, Any], *, seeds: bool = False, patience: Patience = PATIENCE) -> PinnedRelease:
+    """What is built from: see `deployed_release`. Blocking, for as long as the patience lasts.
+
+    Raises RayServeException with one line for whoever looks at the application.
+    """
     try:
         release = release_of(args)
-        return deployed_release(release, open_tiers(release.artifacts, MemoryRecorder()), seeds=seeds)
+        tiers = open_tiers(release.artifacts, MemoryRecorder())
+        return patience.call(lambda: deployed_release(release, tiers, seeds=seeds))
     except RagStackError as exc:
-        if type(exc) is ArtifactError:  # the store does not answer: Serve's task tries again
-            raise
         raise _told(exc) from None
 
 

@@ -30,6 +30,7 @@ from rag_stack.releases.published import load
 from rag_stack.releases.rollout import Rollout
 from rag_stack.releases.start_history import LoadTime
 from rag_stack.retrieval.rollout import Coordinator, FollowedStore, Orders, Report, StoreView
+from rag_stack.serving.environment import go_offline
 from rag_stack.serving.following.coordinator import Rollouts, Settled
 from rag_stack.serving.following.index_watch import IndexWatch
 from rag_stack.serving.holding import Holding
@@ -43,6 +44,7 @@ from rag_stack.serving.rollout.coordinator import Orders as ReleaseOrders
 from rag_stack.serving.rollout.goal import release_goal
 from rag_stack.serving.rollout.serve_replicas import engine_replicas
 from rag_stack.serving.rollout.tally import Report as ReleaseReport
+from rag_stack.serving.size import UNSIZED, WorkerSize
 from rag_stack.serving.wake.watch import WakeWatch, ask_serve, told_of
 from rag_stack.tracing.tracer import open_tracer
 
@@ -57,7 +59,8 @@ class SearchServer:
     """/v1/vector_stores: search answers while the generator sleeps."""
 
     async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
-        # Imported here: the other control processes share this module and do no search.
+        go_offline()
+        # Imported here: the other control processes share this module and do no search, and nothing else knows a hub.
         from rag_stack.serving.rollout.searched_release import SearchedRelease
 
         recorder = RayRecorder()
@@ -68,9 +71,13 @@ class SearchServer:
 
     async def __del__(self) -> None:
         """Serve awaits it when running searches have ended."""
-        self._running.cancel()
-        await self._searched.close()
-        await asyncio.to_thread(self._tracer.close)
+        # Serve ends a start, too, wherever that has come to.
+        if (running := getattr(self, "_running", None)) is not None:
+            running.cancel()
+        if (searched := getattr(self, "_searched", None)) is not None:
+            await searched.close()
+        if (tracer := getattr(self, "_tracer", None)) is not None:
+            await asyncio.to_thread(tracer.close)
 
     async def remove_file(self, file_id: str) -> bool:
         """Take a file out of all stores; whether no search finds it any more. See StoreKeeper.remove_everywhere."""
@@ -117,10 +124,11 @@ class FilesServer:
 class AdminServer:
     """/admin: what is published and promoted, and its way into service.
 
-    It holds the coordinator of all processes that search; they and others call its methods by handle.
+    It holds the coordinator of all processes that search; they and others call its methods by handle. Its standbys are
+    for workers of a `size`.
     """
 
-    async def __init__(self, pinned: PinnedRelease) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, pinned: PinnedRelease, size: WorkerSize = UNSIZED) -> None:  # type: ignore[misc]  # Serve awaits it
         release = pinned.release
         self._pinned = pinned
         self._recorder = RayRecorder()
@@ -164,13 +172,13 @@ class AdminServer:
         telling = keep_telling(
             IndexWatch(catalog, self._recorder), self._served_versions, lambda: self._releases.plan, self._recorder
         )
-        self._running = asyncio.gather(self._rollouts.run(), self._releases.run())
-        self._telling = asyncio.create_task(telling)
+        # What is not told any more would look as if nothing happened.
+        self._running = asyncio.gather(self._rollouts.run(), self._releases.run(), telling)
         if release.wake.standby:
             # Imported here: the other control processes share this module and keep none.
             from rag_stack.serving.wake.standby import StandbyKeeper
 
-            self._standing_by = asyncio.create_task(StandbyKeeper(pinned).run())
+            self._standing_by = asyncio.create_task(StandbyKeeper(pinned, size).run())
 
     def _follow_stores(self, releases: Sequence[PinnedRelease]) -> None:
         """The followed stores of all releases that are served now, and no more of those that were."""
@@ -230,7 +238,7 @@ class AdminServer:
         return NamedByServe(gate)
 
     async def check_health(self) -> None:
-        """Serve starts this again when one of the loops that look at pointers and plan has ended."""
+        """Serve starts this again when one of the loops that look at pointers and plan, or tell of them, has ended."""
         if self._running.done():
             raise RuntimeError(f"the coordinator has stopped: {self._running.exception()!r}")
 

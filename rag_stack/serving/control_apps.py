@@ -13,7 +13,6 @@ from rag_stack.serving.control import (
     ModelsServer,
     SearchServer,
 )
-from rag_stack.serving.environment import offline_environment
 from rag_stack.serving.prefixes import (
     ADMIN_APP,
     FILES_APP,
@@ -23,6 +22,7 @@ from rag_stack.serving.prefixes import (
     READY_APP,
     SEARCH_APP,
 )
+from rag_stack.serving.size import worker_size
 
 _CONTROL: Mapping[str, type] = {
     ADMIN_APP: AdminServer,
@@ -53,6 +53,8 @@ def control_application(name: str, pinned: PinnedRelease) -> serve.Application:
         name=server.__name__,
         max_ongoing_requests=_MAX_ONGOING.get(server, bounds.CONTROL_ONGOING),
         **bounds.queued(),
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": offline_environment()}},
+        # Those of a serve.yaml take the place of these as a whole, so nothing that a process needs is among them.
+        ray_actor_options={"num_cpus": 0},
     )
-    return deployment.bind(pinned)
+    # This one starts processes for workers, whose size is that which the builder knows, as the engine's is.
+    return deployment.bind(pinned, worker_size()) if server is AdminServer else deployment.bind(pinned)

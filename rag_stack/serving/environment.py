@@ -22,6 +22,11 @@ def offline_environment() -> dict[str, str]:
     }
 
 
+def go_offline(environ: MutableMapping[str, str] = os.environ) -> None:
+    """The same for a process that runs already, before it imports what reads it."""
+    environ.update(offline_environment())
+
+
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     """Make this process and its children ready for Ray Serve LLM's direct streaming, before Ray is imported.
 

@@ -28,11 +28,13 @@ from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.rollout.member import member_of_this_replica, telling_failure
 from rag_stack.serving.replica import Replica
 from rag_stack.serving.replica_start import ReplicaStart
-from rag_stack.serving.size import sized, worker_size
+from rag_stack.serving.size import WorkerSize, on_workers
 from rag_stack.tracing.tracer import open_tracer
 
 # Where the release travels inside LLMConfig; Ray Serve LLM binds its server class to that alone.
 RELEASE_KEY = "rag_stack_release"
+# And the size of the workers that it was deployed for: a pod that has started later may read another one.
+SIZE_KEY = "rag_stack_size"
 _IMPORTED_S = time.time()
 
 
@@ -170,7 +172,7 @@ def as_released(config: LLMConfig, deployed: PinnedRelease, taken: PinnedRelease
     devices before it knows its release.
     """
     check_change(deployed, taken)
-    release = sized(taken.release, worker_size())
+    release = on_workers(taken.release, WorkerSize(**config.experimental_configs[SIZE_KEY]))
     copy = config.model_copy(
         update={
             "model_loading_config": config.model_loading_config.model_copy(update={"model_id": release.model.name}),

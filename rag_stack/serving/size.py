@@ -3,6 +3,9 @@
 From the same values Kubernetes has the pods' requests and limits, so a release of a cluster names none of them. They
 are no part of a release's version: the same release serves on workers of another size.
 
+A pod has the values of its own start, and those of one cluster may differ. So the process that builds an application is
+the one that reads them, and tells them to whoever runs it.
+
 | variable | what follows |
 | --- | --- |
 | RAG_STACK_WORKER_GPUS | 0: vLLM's CPU platform; more than 1: `engine.tensor_parallel_size` |
@@ -50,6 +53,10 @@ class WorkerSize:
     max_replicas: int | None = None
 
 
+# Where nobody has said anything.
+UNSIZED: Final = WorkerSize()
+
+
 def worker_size(environ: Mapping[str, str] = os.environ) -> WorkerSize:
     """The size as the environment has it. Raises ConfigError for what is no number, or no Kubernetes quantity."""
     cpus, memory = _quantity(environ, CPUS), _quantity(environ, MEMORY)
@@ -73,13 +80,12 @@ def quantity(text: str) -> float:
 
 def sized(release: Release, size: WorkerSize) -> Release:
     """The release as it runs on such workers. Raises ConfigError, with both numbers, where it says otherwise."""
-    return release.model_copy(
-        update={
-            "engine": _engine(release, size),
-            "engine_env": _engine_env(release, size),
-            "scaling": _scaling(release.scaling, size),
-        }
-    )
+    return on_workers(release, size).model_copy(update={"scaling": _scaling(release.scaling, size)})
+
+
+def on_workers(release: Release, size: WorkerSize) -> Release:
+    """What one replica is on such workers, however many there are. Raises ConfigError as `sized` does."""
+    return release.model_copy(update={"engine": _engine(release, size), "engine_env": _engine_env(release, size)})
 
 
 def placed(release: Release, size: WorkerSize) -> dict[str, Any] | None:

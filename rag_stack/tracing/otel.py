@@ -1,15 +1,18 @@
 """Spans by OpenTelemetry's SDK. Imported by who traces, and by nobody else."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import Span, SpanKind, get_current_span, set_span_in_context, use_span
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler, SamplingResult
+from opentelemetry.trace import Link, Span, SpanKind, TraceState, get_current_span, set_span_in_context, use_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
 
 from rag_stack.metrics import Recorder
 from rag_stack.tracing.span_queue import SpanQueue
@@ -53,6 +56,7 @@ class OtelTracer:
         resource = Resource({"service.name": _SERVICE}).merge(OTELResourceDetector().detect())
         # A provider of our own and not the global one: vLLM and Ray set that.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.sampler = starts_too(self._provider.sampler)
         self._provider.add_span_processor(SpanQueue(OTLPSpanExporter(), recorder))
         self._tracer = self._provider.get_tracer("rag_stack")
         self._propagator = TraceContextTextMapPropagator()
@@ -97,6 +101,39 @@ class OtelTracer:
         began_ns = None if start_s is None else _ns(start_s)
         span = self._tracer.start_span(name, context=context, attributes=dict(attributes or {}), start_time=began_ns)
         return _OtelSpan(span, self._propagator)
+
+
+def starts_too(sampler: Sampler) -> Sampler:
+    """The environment's sampler, but for starts: there are few, each is looked for, and a share of them is of no use.
+
+    A part of a request is sampled as the request is. `always_off` stays what it is.
+    """
+    if sampler is ALWAYS_OFF:
+        return sampler
+    return ParentBased(_Starts(sampler), remote_parent_sampled=sampler, remote_parent_not_sampled=sampler)
+
+
+class _Starts(Sampler):
+    """For spans without a parent: one that answers nobody is a start."""
+
+    def __init__(self, requests: Sampler) -> None:
+        self._requests = requests
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        chosen = self._requests if kind is SpanKind.SERVER else ALWAYS_ON
+        return chosen.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+    def get_description(self) -> str:
+        return f"starts, and {self._requests.get_description()}"
 
 
 def _ns(unix_s: float) -> int:

@@ -2,14 +2,14 @@
 
 The standard environment turns it on: OTEL_EXPORTER_OTLP_ENDPOINT (or ..._TRACES_ENDPOINT), and OTEL_SERVICE_NAME,
 OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_BSP_... mean what they mean everywhere. A collector that is slow or
-away costs spans, which are counted, and never a request.
+away costs spans, which are counted, and never a request. Starts are traced whatever share of requests is.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Final, Protocol, TypeAlias
 
-from rag_stack.errors import ConfigError
 from rag_stack.metrics import Recorder
 
 Attributes: TypeAlias = Mapping[str, str | int | float | bool]
@@ -18,6 +18,7 @@ Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _PROTOCOL: Final = "http/protobuf"
+_LOG: Final = logging.getLogger("ray.serve")
 
 
 class OpenSpan(Protocol):
@@ -125,17 +126,23 @@ UNTRACED: Final = Untraced()
 
 
 def open_tracer(recorder: Recorder, environ: Mapping[str, str]) -> Tracer:
-    """The tracer that the environment asks for. Raises ConfigError for a protocol that is not spoken here."""
+    """The tracer that the environment asks for. What it asks for in vain is said in the log, and nothing is traced."""
     on = any(environ.get(name) for name in _ENDPOINTS) and environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
     if not on or environ.get("OTEL_TRACES_EXPORTER", "otlp") == "none":
         return UNTRACED
     protocol = next((environ[name] for name in _PROTOCOLS if environ.get(name)), _PROTOCOL)
     if protocol != _PROTOCOL:
-        raise ConfigError(
-            f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}, and spans are sent by {_PROTOCOL!r} alone: leave it out, "
-            "and name the collector's HTTP port (4318) in OTEL_EXPORTER_OTLP_ENDPOINT"
+        told = (
+            "nothing is traced: OTEL_EXPORTER_OTLP_PROTOCOL is %r, and spans are sent by %r alone: leave it out, and "
+            "name the collector's HTTP port (4318) in OTEL_EXPORTER_OTLP_ENDPOINT"
         )
+        _LOG.warning(told, protocol, _PROTOCOL)
+        return UNTRACED
     # Imported here: half a second, for those who trace.
     from rag_stack.tracing.otel import OtelTracer
 
-    return OtelTracer(recorder)
+    try:
+        return OtelTracer(recorder)
+    except ValueError as exc:  # of the SDK, which reads most of OTEL_... itself
+        _LOG.warning("nothing is traced: a variable OTEL_... does not fit: %s", exc)
+        return UNTRACED

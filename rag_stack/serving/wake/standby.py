@@ -31,6 +31,7 @@ from rag_stack.generation.weights import WEIGHTS, check_files, read_ahead
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.node_agent import cluster_peers
+from rag_stack.serving.size import UNSIZED, WorkerSize
 from rag_stack.serving.wake.runtime import engine_environment, platform, standby_name
 
 NAMESPACE: Final = "rag_stack.standby.1"
@@ -57,10 +58,16 @@ class Standby:
     """A node's: holds the fork server, begins it again when it ends, and keeps the weights' pages in memory."""
 
     def __init__(
-        self, name: str, release: Release, *, modules: Sequence[str] = (*ENGINE_MODULES, *REPLICA_MODULES)
+        self,
+        name: str,
+        release: Release,
+        size: WorkerSize = UNSIZED,
+        *,
+        modules: Sequence[str] = (*ENGINE_MODULES, *REPLICA_MODULES),
     ) -> None:
         self._name = name
         self._release = release
+        self._size = size
         self._modules = modules
         self._server: ForkServerProcess | None = None
         self._maps: list[mmap.mmap] = []
@@ -101,7 +108,7 @@ class Standby:
         if (room := available_bytes()) < PROCESS_BYTES:
             _LOG.warning("no standby on this node: %d bytes are available and it may take %d", room, PROCESS_BYTES)
             return False
-        more = platform_environment(platform(), os.environ)
+        more = platform_environment(platform(self._size), os.environ)
         self._server = ForkServerProcess(self._name, self._modules, environ=os.environ, more=more)
         self._starts += 1
         return self._server.wait_ready(timeout_s=_READY_S)
@@ -137,8 +144,9 @@ def _memory_bytes(pid: int) -> int:
 class StandbyKeeper:
     """Sees to it that each node has its standby, for as long as it runs."""
 
-    def __init__(self, pinned: PinnedRelease) -> None:
+    def __init__(self, pinned: PinnedRelease, size: WorkerSize) -> None:
         self._release = pinned.release
+        self._size = size
         self._standbys: dict[str, ActorHandle[Any]] = {}
         self._runs: dict[str, ray.ObjectRef[Any]] = {}
 
@@ -153,7 +161,7 @@ class StandbyKeeper:
 
     def _keep(self) -> None:
         # Where a replica could be; a head that only coordinates has neither.
-        needed = platform().upper()
+        needed = platform(self._size).upper()
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(needed)}
         for node in self._standbys.keys() - alive:
             del self._standbys[node], self._runs[node]
@@ -163,8 +171,8 @@ class StandbyKeeper:
             self._runs[node] = self._standbys[node].run.remote()
 
     def _start(self, node: str) -> "ActorHandle[Any]":
-        name = standby_name(node, self._release)
-        variables = engine_environment(self._release)
+        name = standby_name(node, self._release, self._size)
+        variables = engine_environment(self._release, self._size)
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         options: Mapping[str, Any] = {
             "name": name,
@@ -174,4 +182,4 @@ class StandbyKeeper:
             "scheduling_strategy": there,
             "runtime_env": {"env_vars": variables},
         }
-        return ray.remote(Standby).options(**options).remote(name, self._release)
+        return ray.remote(Standby).options(**options).remote(name, self._release, self._size)

@@ -12,7 +12,6 @@ import pytest
 from starlette.types import ASGIApp
 
 from rag_stack.api.admission import Admission, Limits
-from rag_stack.errors import ConfigError
 from rag_stack.metrics import TRACE_SPANS, MemoryRecorder
 from rag_stack.serving.start_report import StartReport
 from rag_stack.timeline import Span
@@ -173,10 +172,46 @@ def test_without_an_endpoint_nothing_is_traced_and_nothing_imported() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_protocol_that_is_not_spoken_is_refused_with_what_to_do() -> None:
+def test_a_protocol_that_is_not_spoken_stops_nobody_and_is_told_with_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("WARNING", "ray.serve")
     asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
-    with pytest.raises(ConfigError, match=r"'grpc'.*4318"):
-        open_tracer(MemoryRecorder(), asked)
+    assert open_tracer(MemoryRecorder(), asked) is UNTRACED
+    assert "'grpc'" in caplog.text
+    assert "4318" in caplog.text
+
+
+@pytest.mark.parametrize("places", ["256", "many"])
+def test_a_setting_that_the_sdk_refuses_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, places: str
+) -> None:
+    """256 is less than the 512 of a batch, by default."""
+    caplog.set_level("WARNING", "ray.serve")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", places)
+    assert open_tracer(MemoryRecorder(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}) is UNTRACED
+    assert "OTEL_" in caplog.text
+
+
+@pytest.mark.parametrize("sampler", ["parentbased_traceidratio", "traceidratio"])
+async def test_starts_are_traced_whatever_share_of_requests_is(
+    collected: Collector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sampler: str
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0")
+    tracer = open_tracer(MemoryRecorder(), {"OTEL_EXPORTER_OTLP_ENDPOINT": collected.endpoint})
+    await _post(build_layer(build_engine(), tmp_path, tracer=tracer))
+    StartReport(100.0, 105.0, (Span("import vLLM", 100.0, 101.0, "replica"),)).trace(tracer)
+    tracer.close()
+    assert set(collected.wait_for("start", "replica: import vLLM")) == {"start", "replica: import vLLM"}
+
+
+def test_who_wants_no_trace_gets_none_of_a_start(collected: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    tracer = open_tracer(MemoryRecorder(), {"OTEL_EXPORTER_OTLP_ENDPOINT": collected.endpoint})
+    StartReport(100.0, 105.0, (Span("import vLLM", 100.0, 101.0, "replica"),)).trace(tracer)
+    tracer.close()
+    assert collected.spans == []
 
 
 async def _post(app: ASGIApp, *, headers: dict[str, str] | None = None, status: int = 200) -> None:

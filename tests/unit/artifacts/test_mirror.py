@@ -12,7 +12,7 @@ from rag_stack.artifacts.node_cache import NodeCache
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig
-from rag_stack.errors import ArtifactError
+from rag_stack.errors import ConfigError
 from rag_stack.metrics import ARTIFACT_LOAD_BYTES, MemoryRecorder
 
 Tree = Callable[..., Path]
@@ -103,5 +103,13 @@ def test_where_it_is_is_a_directory(tmp_path: Path) -> None:
     found = open_mirror(str(tmp_path))
     assert found is not None
     assert found.directory == tmp_path
-    with pytest.raises(ArtifactError, match="expected a directory, such as file:///mirror"):
+    with pytest.raises(ConfigError, match="expected a directory, such as file:///mirror"):
         open_mirror("s3://bucket/models")
+
+
+def test_one_that_can_be_written_to_is_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert open_mirror(str(tmp_path)) is not None
+    assert f"{tmp_path} can be written to" in caplog.text
+    caplog.clear()
+    assert open_mirror("/proc/self") is not None, "where nobody may write"
+    assert caplog.text == ""

@@ -1,6 +1,8 @@
 """`rag-stack backup` and what `rag-stack drill` refuses, as a shell sees them."""
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from rag_stack.artifacts.point import FOLDER
+from rag_stack.artifacts.object_store import open_store
+from rag_stack.artifacts.point import FOLDER, Points
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.cli.main import app
 from tests.promoted import CANARY, fill, publish_town, release_of
@@ -63,11 +66,17 @@ def test_without_questions_it_says_how_to_name_some() -> None:
 
 
 def test_old_points_go_but_the_newest_stays(tmp_path: Path) -> None:
-    first, second = (shown("backup", "point")["name"] for _ in range(2))
-    assert shown("backup", "rm", "--older-than", "1h") == {"removed": []}
-    removed = shown("backup", "rm", "--older-than", "0s")["removed"]
-    assert len(removed) <= 1
-    assert {row["name"] for row in shown("backup", "ls")} == {first, second} - set(removed)
+    taken = shown("backup", "point")["name"]
+    points = Points(open_store(f"file://{tmp_path}/store"))
+    now, point = datetime.now(UTC), points.get(taken)
+    for name, days in (("20200101T000000Z-a", 9.0), ("20200101T000000Z-b", 7.0), ("20200101T000000Z-c", 0.6)):
+        points.create(replace(point, name=name, taken_at=(now - timedelta(days=days)).isoformat()))
+    assert shown("backup", "rm", "--older-than", "8d") == {"removed": ["20200101T000000Z-a"]}
+    assert shown("backup", "rm", "--older-than", "12h") == {
+        "removed": ["20200101T000000Z-b", "20200101T000000Z-c"],
+    }
+    assert shown("backup", "rm", "--older-than", "0s") == {"removed": []}
+    assert [row["name"] for row in shown("backup", "ls")] == [taken]
 
 
 @pytest.mark.parametrize(

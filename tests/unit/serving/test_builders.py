@@ -12,17 +12,21 @@ from ray.serve.schema import ServeDeploySchema
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ENGINE_BUILDER, ArtifactsConfig, load_deployed_release
-from rag_stack.errors import ArtifactError, ConfigError
+from rag_stack.errors import ConfigError, IncompatibleReleaseError
 from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.releases.pinned import pin
 from rag_stack.releases.rollout import Rollout
+from rag_stack.releases.start_history import Start, StartHistory, label_of, write_history
 from rag_stack.serving import builders
 from rag_stack.serving.app import engine_config
-from rag_stack.serving.builders import release_of
+from rag_stack.serving.builders import pinned_release, release_of
 from rag_stack.serving.environment import cluster_environment, image_environment, prepare
-from rag_stack.serving.prefixes import ENGINE_APP, PREFIXES
-from rag_stack.serving.rag_server import RELEASE_KEY
+from rag_stack.serving.patience import Patience
+from rag_stack.serving.prefixes import ADMIN_APP, ENGINE_APP, PREFIXES
+from rag_stack.serving.rag_server import RELEASE_KEY, as_released
 from rag_stack.serving.seed import deployed_release
+from rag_stack.serving.size import worker_size
 from tests.pinnable import publish_model
 
 KUBERAY = Path(__file__).parents[3] / "deploy" / "kuberay"
@@ -106,11 +110,65 @@ def test_the_engines_config_needs_no_weights_here(tiers: Tiers) -> None:
     assert "tensor_parallel_size" not in told["release"]["engine"], "a worker's size is no part of a version"
 
 
+def test_a_pod_that_has_read_another_size_serves_as_it_was_deployed(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of replicas, or the GPUs of a second cluster, have changed since the builder ran."""
+    release = release_of(args())
+    pinned = deployed_release(release, open_tiers(release.artifacts, MemoryRecorder()), seeds=True)
+    config = engine_config(pinned)
+    monkeypatch.setenv("RAG_STACK_MAX_REPLICAS", "4")
+    monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "8")
+    served = as_released(config, pinned, pinned)
+    assert served.engine_kwargs["tensor_parallel_size"] == 2
+    assert served.deployment_config["autoscaling_config"]["max_replicas"] == 3 + 1
+    taken = served.experimental_configs[RELEASE_KEY]["release"]
+    assert taken["scaling"]["max_replicas"] == 3
+
+
+def test_the_starts_on_record_are_found_by_what_was_published(tiers: Tiers) -> None:
+    """Replicas announce their starts under the release as it was published: see keep_announcing."""
+    release = release_of(args())
+    pinned = deployed_release(release, open_tiers(release.artifacts, MemoryRecorder()), seeds=True)
+    history = StartHistory().with_start(Start(label_of(pinned.release), "cache", ready_at=1.0, seconds=321.0))
+    write_history(tiers.catalog.store, "test", history)
+    config = engine_config(pinned)
+    assert config.deployment_config["autoscaling_config"]["policy"].policy_kwargs["load_s"] == 321.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"name": "e"}},
+        {"engine_env": {"VLLM_USE_V2": "1"}},
+        {"engine": {"tensor_parallel_size": 1, "pipeline_parallel_size": 2}},
+    ],
+)
+def test_what_no_running_replica_can_become_is_applied_first_and_deployed_then(
+    change: dict[str, Any], tiers: Tiers
+) -> None:
+    """The order in runbooks/model-change.md."""
+    before = pinned_release(args(), seeds=True)
+    running, wanted = engine_config(before), pin(release_of(args(**change)), tiers)
+    assert pinned_release(args(**change), seeds=True).version == before.version, "deployed first, the old one again"
+    rollout = Rollout(tiers.catalog, "test")
+    with pytest.raises(IncompatibleReleaseError, match=r"one deployment|import the new weights"):
+        rollout.apply(wanted)
+    assert rollout.apply(wanted, restart=True).outcome == "promoted"
+    with pytest.raises(IncompatibleReleaseError):
+        as_released(running, before, wanted)
+    after = pinned_release(args(**change), seeds=True)
+    assert after.version == wanted.version
+    served = as_released(engine_config(after), after, after)
+    assert served.model_loading_config.model_id == wanted.release.model.name
+
+
 @pytest.mark.parametrize("name", PREFIXES)
 def test_each_control_application_is_built(name: str, tiers: Tiers) -> None:
     application = getattr(builders, name)(args())
     assert isinstance(application, serve.Application)
-    (pinned,) = application._bound_deployment.init_args
+    pinned, *more = application._bound_deployment.init_args
+    assert more == ([worker_size()] if name == ADMIN_APP else []), "it starts processes for workers"
     assert pinned.release.artifacts.root == tiers.catalog.store.url
     assert pinned.release.model.digest == tiers.catalog.resolve("models", "m").digest
     assert (pinned.release.scaling.min_replicas, pinned.release.scaling.max_replicas) == (0, 3)
@@ -136,14 +194,39 @@ def test_what_is_wrong_is_one_line_in_serves_status(given: dict[str, Any], told:
     assert "\n" not in str(raised.value)
 
 
-def test_a_store_that_does_not_answer_is_asked_again(
-    tiers: Tiers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Serve's task is tried again after any exception but Serve's own."""
-    (tmp_path / "loop").symlink_to("loop")  # an error of reading, whoever reads
-    monkeypatch.setenv("RAG_STACK_ROOT", f"file://{tmp_path}/loop")
-    with pytest.raises(ArtifactError, match="cannot read"):
-        builders.admin(args())
+def test_a_store_that_does_not_answer_is_asked_again(tiers: Tiers, tmp_path: Path) -> None:
+    """Serve itself tries again at once, which does not outlast a short outage."""
+    store, now_s, waits = tmp_path / "store", [0.0], list[float]()
+    store.rename(tmp_path / "away")
+    store.symlink_to("store")  # an error of reading, whoever reads
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+        waits.append(seconds)
+        if len(waits) == 3:
+            store.unlink()
+            (tmp_path / "away").rename(store)
+
+    patience = Patience(60.0, clock=lambda: now_s[0], sleep=sleep)
+    assert pinned_release(args(), patience=patience).release.model.version
+    assert waits == [1, 2, 4]
+
+
+def test_a_store_that_stays_away_is_one_line_in_serves_status(tiers: Tiers, tmp_path: Path) -> None:
+    (tmp_path / "store").rename(tmp_path / "away")
+    (tmp_path / "store").symlink_to("store")
+    now_s = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+
+    with pytest.raises(RayServeException, match=r"^ArtifactError: .*cannot read"):
+        pinned_release(args(), patience=Patience(60.0, clock=lambda: now_s[0], sleep=sleep))
+    assert 45 <= now_s[0] <= 60
+
+
+def test_a_revision_may_be_a_number(tiers: Tiers) -> None:
+    assert release_of({**args(), "revision": 2}) == release_of(args())
 
 
 def test_the_release_of_a_serve_file_is_what_is_applied(tmp_path: Path) -> None:

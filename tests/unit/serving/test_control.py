@@ -1,5 +1,7 @@
 """What the control applications tell of the stores, and what a pinned release remembers of them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,12 @@ from rag_stack.config import ArtifactsConfig, Release
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import pin
 from rag_stack.retrieval.rollout import FollowedStore, Lag, StoreView, Target
-from rag_stack.serving.control import _swap_row
+from rag_stack.serving.control import AdminServer, SearchServer, _swap_row
+from rag_stack.serving.environment import go_offline, offline_environment
+from rag_stack.serving.following.index_watch import IndexWatch
 from rag_stack.serving.opening import following
 from rag_stack.serving.readiness import StoreTold, store_parts
+from rag_stack.serving.rollout.searched_release import SearchedRelease
 from tests.embedder import WordEmbedder
 from tests.layer import TOWN, publish_index
 
@@ -88,3 +93,39 @@ def test_an_operator_sees_who_lags_and_why() -> None:
         "next_version": "v3",
         "lagging": [{"participant": "engine/ab12", "serving": "v1", "reason": "no room"}],
     }
+
+
+async def test_a_search_server_that_is_ended_during_its_start_ends_quietly() -> None:
+    server = SearchServer.__new__(SearchServer)
+    await server.__del__()
+    server._searched = SearchedRelease.__new__(SearchedRelease)  # not opened yet
+    await server.__del__()
+
+
+async def test_an_admin_server_that_tells_nothing_any_more_is_replaced(
+    tmp_path: Path, tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gauges would stay at what they were, and its coordinator looks at pointers still."""
+
+    def look(self: IndexWatch, served: object) -> None:
+        raise ValueError("a gauge that nobody expected")
+
+    monkeypatch.setattr(IndexWatch, "look", look)
+    server = AdminServer.__new__(AdminServer)
+    await server.__init__(pin(release(tmp_path), tiers))  # type: ignore[misc]  # as Serve makes it
+    with pytest.raises(ValueError, match="nobody expected"):
+        await server._running
+    with pytest.raises(RuntimeError, match="nobody expected"):
+        await server.check_health()
+
+
+def test_what_a_search_imports_finds_no_model_hub() -> None:
+    """Whatever a serve.yaml says of its actor: see SearchServer."""
+    environ = {"HF_HUB_OFFLINE": "0"}
+    go_offline(environ)
+    assert environ == offline_environment()
+    program = (
+        "import sys, rag_stack.serving.control_apps;"
+        "assert not {'huggingface_hub', 'transformers', 'vllm'} & set(sys.modules), 'too late to go offline'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -8,7 +8,7 @@ from rag_stack.config import Release
 from rag_stack.errors import ConfigError
 from rag_stack.serving.app import hardware
 from rag_stack.serving.size import WorkerSize, placed, quantity, sized, worker_size
-from rag_stack.serving.wake.runtime import engine_environment, platform
+from rag_stack.serving.wake.runtime import engine_environment, platform, standby_name
 
 GIB = 1024**3
 
@@ -119,13 +119,15 @@ def test_what_is_sized_may_be_sized_again() -> None:
 
 
 def test_a_replicas_processes_are_made_for_the_workers_and_not_for_this_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The builder runs on the head, and the standbys' keeper in the control group."""
-    monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "1")
-    assert platform() == "gpu"
-    monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "0")
-    monkeypatch.setenv("RAG_STACK_WORKER_MEMORY", "10Gi")
-    assert platform() == "cpu"
-    assert engine_environment(release())["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    """The builder runs on the head, and the standbys' keeper in the control group; both may have read other values."""
+    monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "8")
+    monkeypatch.setenv("RAG_STACK_MAX_REPLICAS", "4")
+    assert platform(WorkerSize(gpus=1)) == "gpu"
+    size = WorkerSize(gpus=0, memory_bytes=10 * GIB, max_replicas=2)
+    assert platform(size) == "cpu"
+    given = release(scaling={"max_replicas": 2})
+    assert engine_environment(given, size)["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert standby_name("n", given, size) != standby_name("n", given, WorkerSize(gpus=0, memory_bytes=20 * GIB))
 
 
 @pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (2, "gpu")])

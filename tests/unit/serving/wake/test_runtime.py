@@ -3,12 +3,10 @@
 import os
 from typing import Any
 
-import pytest
-
 from rag_stack.config import ArtifactChoice, Release, WakeConfig
 from rag_stack.generation.fork_start import FORK, LAUNCH
 from rag_stack.generation.launcher import PYTHON, STANDBY
-from rag_stack.serving.wake import runtime
+from rag_stack.serving.size import WorkerSize
 from rag_stack.serving.wake.runtime import engine_environment, platform, replica_runtime, standby_name
 
 
@@ -22,10 +20,10 @@ def test_on_a_cpu_engine_processes_are_forked() -> None:
     assert FORK not in engine_environment(release(wake=WakeConfig(fork=False)))
 
 
-def test_on_gpus_they_are_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "platform", lambda: "gpu")
-    assert FORK not in engine_environment(release())
-    assert engine_environment(release(wake=WakeConfig(fork=True)))[FORK] == "gpu"
+def test_on_gpus_they_are_when_it_is_asked_for() -> None:
+    size = WorkerSize(gpus=1)
+    assert FORK not in engine_environment(release(), size)
+    assert engine_environment(release(wake=WakeConfig(fork=True)), size)[FORK] == "gpu"
 
 
 def test_the_release_has_the_last_word() -> None:
