@@ -107,12 +107,12 @@ def _recorded(overlay: Rendered) -> dict[str, Series]:
 
 
 def _labels_of(expression: str, known: Mapping[str, Series]) -> frozenset[str]:
-    """The labels of its result: those of its first `by`, or of the series that it asks for."""
-    outer = next(groupings(expression), None)
-    if outer is not None:
+    """The labels of its result: those of a `by` that comes before all series, else at most those that these have."""
+    asked = list(selectors(expression))
+    outer = next((each for each in groupings(expression) if each.word == "by"), None)
+    if outer is not None and all(outer.at < each.at for each in asked):
         return frozenset(outer.labels) - ({"le"} if "histogram_quantile" in expression else set())
-    asked = (each for selector in selectors(expression) for each in _series(selector, known))
-    return frozenset(label for each in asked for label in each.labels)
+    return frozenset(label for selector in asked for each in _series(selector, known) for label in each.labels)
 
 
 def _rules(document: Document) -> list[Document]:
