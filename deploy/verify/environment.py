@@ -14,7 +14,7 @@ ENVIRONMENT: Final = "rag-stack-environment"
 _OWN_SETTINGS: Final = frozenset({"RAG_STACK_ROOT", "RAG_STACK_CACHE", "RAG_STACK_KEYS_DIRECTORY"})
 _OWN_PREFIX: Final = "OTEL_"
 # What pods read once, when they start.
-_DECIDES: Final = re.compile(r"RAG_STACK_(?:ROOT|MIN_REPLICAS|MAX_REPLICAS|WORKER_\w+)|OTEL_\w+")
+_DECIDES: Final = re.compile(r"RAG_STACK_(?:ROOT|RESTART|MIN_REPLICAS|MAX_REPLICAS|WORKER_\w+)|OTEL_\w+")
 _ANNOTATION: Final = "rag-stack/"
 # Kustomize's suffix: ten digits of a hash, written so that they are no word.
 _HASHED: Final = re.compile(r"-[2456789bcdfghkmt]{10}$")
