@@ -42,7 +42,7 @@ DASHBOARD: Final = Dashboard(
             "Bytes by source",
             "bytes",
             Query(total("ray_rag_stack_artifact_load_bytes_total", by="kind, source"), "{{kind}} {{source}}"),
-            description="How much of the weights and indexes came from where: cache, peer, origin, disk.",
+            description="How much of the weights and indexes came from where: cache, mirror, peer, object_store, disk.",
             stacked=True,
         ),
         graph(

@@ -15,6 +15,10 @@ rbac                verbs that programs need, and no more
 pod_security        the restricted profile, requests, limits, tags
 serve_config        serveConfigV2: Serve's schema, our release, vLLM's arguments
 size                the numbers that are said in several places
+job                 what jobs warm, and how long they wait
+environment         what processes read in it, and that a change of it starts new pods
+monitor, metric     the ports that Prometheus asks; the series that rules and dashboards ask for
+expression, series  what PromQL names, and what our processes tell
 autoscaler          Ray's own reading of a cluster: node types, and that everything fits one
 -- REPORT --
 check, table        all checks over all overlays, as a table

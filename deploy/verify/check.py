@@ -9,6 +9,10 @@ from deploy.verify import (
     cel_rule,
     core_schema,
     crd_schema,
+    environment,
+    job,
+    metric,
+    monitor,
     operator_rule,
     pod_security,
     rbac,
@@ -48,7 +52,9 @@ CHECKS: Final = (
     Check("references", (*reference.RULES, *selector.RULES, *snapshot.RULES)),
     Check("rbac", rbac.RULES),
     Check("security", pod_security.RULES),
-    Check("serve", (*serve_config.RULES, *size.RULES)),
+    Check("serve", (*serve_config.RULES, *size.RULES, *job.RULES)),
+    Check("environment", environment.RULES),
+    Check("metrics", (*monitor.RULES, *metric.RULES)),
     Check("ray", autoscaler.RULES),
 )
 

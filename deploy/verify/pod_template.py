@@ -1,7 +1,7 @@
 """Every pod that an overlay would start, with the labels that it would have."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deploy.verify.ray_cluster import Cluster, Group, clusters_of
@@ -22,12 +22,13 @@ _OPERATOR_PORTS = ({"name": "metrics", "containerPort": 8080},)
 
 @dataclass(frozen=True, slots=True)
 class PodTemplate:
-    """A pod's spec, its labels, and who starts it."""
+    """A pod's spec, its labels and annotations, and who starts it."""
 
     thing: str
     owner: Document
     spec: Document
     labels: dict[str, str]
+    annotations: dict[str, str] = field(default_factory=dict)
     ray: Group | None = None
 
     @property
@@ -85,8 +86,9 @@ def _of(documents: Iterable[Document]) -> Iterator[PodTemplate]:
         path = _TEMPLATES.get(str(document.get("kind")))
         template = dig(document, *path) if path is not None else None
         if isinstance(template, dict):
-            labels = dig(template, "metadata", "labels") or {}
-            yield PodTemplate(title(document), document, template.get("spec") or {}, labels)
+            metadata = template.get("metadata") or {}
+            told = (metadata.get("labels") or {}, metadata.get("annotations") or {})
+            yield PodTemplate(title(document), document, template.get("spec") or {}, *told)
         for cluster in clusters_of(document):
             yield from _of_cluster(document, cluster)
 
@@ -95,7 +97,8 @@ def _of_cluster(document: Document, cluster: Cluster) -> Iterator[PodTemplate]:
     for group in cluster.groups:
         own = dig(group.spec, "template", "metadata", "labels") or {}
         labels = {**_operator_labels(document, group), **own, **_fixed_labels(group)}
-        yield PodTemplate(group.thing, document, group.pod, labels, ray=group)
+        annotations = dig(group.spec, "template", "metadata", "annotations") or {}
+        yield PodTemplate(group.thing, document, group.pod, labels, annotations, ray=group)
 
 
 def _operator_labels(document: Document, group: Group) -> dict[str, str]:

@@ -18,31 +18,19 @@ def services(overlay: Rendered) -> Iterator[Flaw]:
         labels = dig(service, "spec", "selector")
         if not labels:
             continue
-        pods = _selected(overlay, {"matchLabels": labels}, namespace_of(service))
+        pods = selected(overlay, {"matchLabels": labels}, namespace_of(service))
         if not pods:
             yield Flaw(title(service), f"its selector {labels} matches no pod: correct the labels")
         for port in dig(service, "spec", "ports") or [] if pods else ():
             target = port.get("targetPort", port.get("port"))
-            if not _has_port(pods, target):
-                yield Flaw(title(service), f"targetPort {target} is no port of its pods, which have {_ports(pods)}")
-
-
-def monitors(overlay: Rendered) -> Iterator[Flaw]:
-    """Each PodMonitor finds pods, and each of its endpoints is a port of some of them: of the others none is asked."""
-    for monitor in overlay.of("PodMonitor"):
-        pods = _selected(overlay, dig(monitor, "spec", "selector"), _watched(monitor))
-        if not pods:
-            yield Flaw(title(monitor), "its selector matches no pod: correct the labels")
-        for endpoint in dig(monitor, "spec", "podMetricsEndpoints") or [] if pods else ():
-            port = endpoint.get("port")
-            if port and not _has_port(pods, port):
-                yield Flaw(title(monitor), f"port {port!r} is none of its pods', which have {_ports(pods)}: name one")
+            if not has_port(pods, target):
+                yield Flaw(title(service), f"targetPort {target} is no port of its pods, which have {ports_of(pods)}")
 
 
 def network_policies(overlay: Rendered) -> Iterator[Flaw]:
     """Each policy finds pods; a port by name is theirs, or for what goes out, one of those it goes to."""
     for policy in overlay.of("NetworkPolicy"):
-        pods = _selected(overlay, dig(policy, "spec", "podSelector"), namespace_of(policy))
+        pods = selected(overlay, dig(policy, "spec", "podSelector"), namespace_of(policy))
         if not pods:
             yield Flaw(title(policy), "its podSelector matches no pod: correct the labels")
             continue
@@ -56,7 +44,7 @@ def network_policies(overlay: Rendered) -> Iterator[Flaw]:
 def disruption_budgets(overlay: Rendered) -> Iterator[Flaw]:
     """Each budget protects a pod."""
     for budget in overlay.of("PodDisruptionBudget"):
-        if not _selected(overlay, dig(budget, "spec", "selector"), namespace_of(budget)):
+        if not selected(overlay, dig(budget, "spec", "selector"), namespace_of(budget)):
             yield Flaw(title(budget), "its selector matches no pod, so it protects nothing: correct the labels")
 
 
@@ -114,7 +102,6 @@ def service_names(overlay: Rendered) -> Iterator[Flaw]:
 
 RULES: Final[tuple[Rule, ...]] = (
     services,
-    monitors,
     network_policies,
     disruption_budgets,
     spread,
@@ -126,12 +113,24 @@ RULES: Final[tuple[Rule, ...]] = (
 )
 
 
-def _selected(overlay: Rendered, selector: Any, namespace: str | None) -> list[PodTemplate]:
+def selected(overlay: Rendered, selector: Any, namespace: str | None) -> list[PodTemplate]:
+    """The pods that a selector takes; in all namespaces without one."""
     return [
         each
         for each in (*known_templates(overlay), *_gateways(overlay))
         if namespace in (None, each.namespace) and matches(_without_generated(selector), each.labels)
     ]
+
+
+def has_port(pods: list[PodTemplate], port: Any) -> bool:
+    """Whether one of the pods declares a port, by its name or by its number."""
+    key = "name" if isinstance(port, str) else "containerPort"
+    return any(each.get(key) == port for pod in pods for each in pod.ports)
+
+
+def ports_of(pods: list[PodTemplate]) -> str:
+    """What the pods declare, for a message."""
+    return ", ".join(sorted({str(each.get("name", each.get("containerPort"))) for pod in pods for each in pod.ports}))
 
 
 def _gateways(overlay: Rendered) -> Iterator[PodTemplate]:
@@ -149,28 +148,12 @@ def _without_generated(selector: Any) -> Document:
     return {**(selector or {}), "matchLabels": {key: each for key, each in labels.items() if key not in _GENERATED}}
 
 
-def _watched(monitor: Document) -> str | None:
-    names = dig(monitor, "spec", "namespaceSelector", "matchNames")
-    if dig(monitor, "spec", "namespaceSelector", "any"):
-        return None
-    return str(names[0]) if names else namespace_of(monitor)
-
-
-def _has_port(pods: list[PodTemplate], port: Any) -> bool:
-    key = "name" if isinstance(port, str) else "containerPort"
-    return any(each.get(key) == port for pod in pods for each in pod.ports)
-
-
-def _ports(pods: list[PodTemplate]) -> str:
-    return ", ".join(sorted({str(each.get("name", each.get("containerPort"))) for pod in pods for each in pod.ports}))
-
-
 def _named_ports(policy: Document, rule: Document, pods: list[PodTemplate]) -> Iterator[Flaw]:
     for each in rule.get("ports") or []:
         port = each.get("port")
-        if isinstance(port, str) and not _has_port(pods, port):
+        if isinstance(port, str) and not has_port(pods, port):
             yield Flaw(
-                title(policy), f"port {port!r} is none of the pods', which have {_ports(pods)}: name one of them"
+                title(policy), f"port {port!r} is none of the pods', which have {ports_of(pods)}: name one of them"
             )
 
 
@@ -181,7 +164,7 @@ def _peers(overlay: Rendered, policy: Document) -> Iterator[Flaw]:
             for peer in (rule.get("from") or []) + (rule.get("to") or []):
                 invited = dig(peer, "podSelector", "matchLabels") in INVITED
                 inside = "podSelector" in peer and "namespaceSelector" not in peer and not invited
-                if inside and not _selected(overlay, peer["podSelector"], namespace_of(policy)):
+                if inside and not selected(overlay, peer["podSelector"], namespace_of(policy)):
                     yield Flaw(title(policy), f"{side} names pods {peer['podSelector']} that nothing makes: correct it")
 
 

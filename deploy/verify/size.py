@@ -1,21 +1,18 @@
-"""The numbers that are said in several places: the size of a worker, times, the environment, the cache."""
+"""The numbers that are said in several places: the size of a worker, and times."""
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
+from deploy.verify.environment import config_data
 from deploy.verify.pod_template import PodTemplate, pod_templates
 from deploy.verify.ray_cluster import Cluster, Group, clusters
-from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig
+from deploy.verify.rendered import Flaw, Rendered, Rule, dig
 from deploy.verify.serve_config import ServeConfig, serve_configs
 from rag_stack.config import Release
 
 ENGINE_GROUP: Final = "engine"
 SIZE: Final = "rag-stack-size"
-ENVIRONMENT: Final = "rag-stack-environment"
-# What an overlay decides itself.
-_OWN_SETTINGS: Final = frozenset({"RAG_STACK_ROOT", "RAG_STACK_CACHE", "RAG_STACK_KEYS_DIRECTORY"})
-_OWN_PREFIX: Final = "OTEL_"
 _SHARED_MEMORY: Final = "/dev/shm"
 _SIZES: Final = {
     "RAG_STACK_WORKER_CPUS": "cpu",
@@ -44,7 +41,7 @@ def worker_size(overlay: Rendered) -> Iterator[Flaw]:
 def surge(overlay: Rendered) -> Iterator[Flaw]:
     """A rollout starts a replica beside the others, which needs a pod."""
     for config, release in _releases(overlay):
-        size = _data(overlay, SIZE)
+        size = config_data(overlay, SIZE)
         most, workers = int(size.get("RAG_STACK_MAX_REPLICAS", 1)), int(size.get("RAG_STACK_MAX_WORKERS", 0))
         if size and workers < most + release.rollout.surge:
             yield Flaw(
@@ -61,43 +58,9 @@ def release_size(overlay: Rendered) -> Iterator[Flaw]:
 
     for config, release in _releases(overlay):
         try:
-            sized(release, worker_size(_data(overlay, SIZE)))
+            sized(release, worker_size(config_data(overlay, SIZE)))
         except ConfigError as exc:
             yield Flaw(config.thing, str(exc))
-
-
-def environment(overlay: Rendered) -> Iterator[Flaw]:
-    """Every pod has the environment that our processes count on."""
-    from rag_stack.serving.environment import cluster_environment
-
-    config_map = overlay.find("ConfigMap", ENVIRONMENT)
-    if config_map is None or config_map in overlay.beside:
-        return
-    said, wanted = config_map.get("data") or {}, cluster_environment()
-    for key in sorted({*said, *wanted} - _OWN_SETTINGS):
-        if said.get(key) != wanted.get(key) and not key.startswith(_OWN_PREFIX):
-            yield Flaw(
-                f"ConfigMap/{ENVIRONMENT}", f"{key} is {said.get(key)!r}, cluster_environment() has {wanted.get(key)!r}"
-            )
-
-
-def same_environment(overlay: Rendered) -> Iterator[Flaw]:
-    """Every Ray pod reads it."""
-    for pod in pod_templates(overlay):
-        for container in pod.containers[:1] if pod.ray else ():
-            names = {dig(each, "configMapRef", "name") for each in container.get("envFrom") or []}
-            if ENVIRONMENT not in names:
-                yield Flaw(pod.where(container), f"lacks envFrom configMapRef {ENVIRONMENT}: it would ask model hubs")
-
-
-def cache_volume(overlay: Rendered) -> Iterator[Flaw]:
-    """The node cache lies on a volume: in the image's layer it could not be written."""
-    for pod in pod_templates(overlay):
-        for container in pod.containers if pod.ray else ():
-            cache = _environment(overlay, container).get("RAG_STACK_CACHE")
-            paths = [str(each.get("mountPath")) for each in container.get("volumeMounts") or []]
-            if cache and not any(cache == path or cache.startswith(f"{path.rstrip('/')}/") for path in paths):
-                yield Flaw(pod.where(container), f"RAG_STACK_CACHE is {cache}, where no volume is mounted: mount one")
 
 
 def drain_time(overlay: Rendered) -> Iterator[Flaw]:
@@ -133,9 +96,6 @@ RULES: Final[tuple[Rule, ...]] = (
     worker_size,
     surge,
     release_size,
-    environment,
-    same_environment,
-    cache_volume,
     drain_time,
     shared_memory,
 )
@@ -144,11 +104,11 @@ _LIST_IT: Final = "list components/size after what sets it"
 
 def size_of(overlay: Rendered) -> dict[str, str]:
     """The size as the engine's pods have it in their environment."""
-    return _data(overlay, SIZE)
+    return config_data(overlay, SIZE)
 
 
 def _engine_groups(overlay: Rendered) -> Iterator[tuple[Group, dict[str, str]]]:
-    size = _data(overlay, SIZE)
+    size = config_data(overlay, SIZE)
     for cluster in clusters(overlay) if size else ():
         for group in cluster.workers if _is_service(cluster) else ():
             if group.name == ENGINE_GROUP:
@@ -164,18 +124,6 @@ def _releases(overlay: Rendered) -> Iterator[tuple[ServeConfig, Release]]:
         release = config.release
         if release is not None:
             yield config, release
-
-
-def _data(overlay: Rendered, name: str) -> dict[str, str]:
-    return dig(overlay.find("ConfigMap", name), "data") or {}
-
-
-def _environment(overlay: Rendered, container: Document) -> dict[str, Any]:
-    """A container's variables, of ConfigMaps and its own."""
-    together: dict[str, Any] = {}
-    for each in container.get("envFrom") or []:
-        together |= _data(overlay, str(dig(each, "configMapRef", "name")))
-    return together | {each["name"]: each.get("value") for each in container.get("env") or []}
 
 
 def _sleeps(pod: PodTemplate) -> list[float]:

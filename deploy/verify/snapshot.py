@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from deploy.verify.pod_template import PodTemplate, known_templates, matches
+from deploy.verify.environment import cache_volumes
+from deploy.verify.pod_template import PodTemplate, known_templates, matches, pod_templates
 from deploy.verify.reference import claim_specs
 from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, namespace_of, title
+
+_NOT_BACKED_UP: Final = "velero.io/exclude-from-backup"
 
 
 def snapshot_drivers(overlay: Rendered) -> Iterator[Flaw]:
@@ -73,6 +76,21 @@ def backup_schedules(overlay: Rendered) -> Iterator[Flaw]:
             yield from _hook(overlay, schedule, hook)
 
 
+def cache_backups(overlay: Rendered) -> Iterator[Flaw]:
+    """A node cache is no part of a backup: it is filled again, and nobody restores the claim of a pod that is gone."""
+    said = f'has no label {_NOT_BACKED_UP}: "true": a backup would copy a cache'
+    for pod in pod_templates(overlay):
+        caches = cache_volumes(overlay, pod)
+        for volume in pod.volumes:
+            made = dig(volume, "ephemeral", "volumeClaimTemplate")
+            if made is not None and not _is_left_out(made):
+                yield Flaw(pod.thing, f"the claim of its volume {volume.get('name')} {said}")
+            name = dig(volume, "persistentVolumeClaim", "claimName")
+            claim = overlay.find("PersistentVolumeClaim", name, namespace=pod.namespace) if name else None
+            if claim is not None and volume.get("name") in caches and not _is_left_out(claim):
+                yield Flaw(title(claim), said)
+
+
 RULES: Final[tuple[Rule, ...]] = (
     snapshot_drivers,
     snapshot_classes,
@@ -80,6 +98,7 @@ RULES: Final[tuple[Rule, ...]] = (
     restore_sources,
     static_volumes,
     backup_schedules,
+    cache_backups,
 )
 
 
@@ -87,6 +106,10 @@ def _provisioner(overlay: Rendered, claim: Document) -> str | None:
     name = dig(claim, "spec", "storageClassName")
     kind = overlay.find("StorageClass", name) if name else None
     return str(kind.get("provisioner")) if kind else None
+
+
+def _is_left_out(claim: Document) -> bool:
+    return bool(dig(claim, "metadata", "labels", _NOT_BACKED_UP) == "true")
 
 
 def _hook(overlay: Rendered, schedule: Document, hook: Document) -> Iterator[Flaw]:

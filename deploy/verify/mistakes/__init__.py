@@ -2,7 +2,7 @@
 
 ground.yaml        one correct object of each kind, beside the overlay's own
 draft              an overlay's documents as somebody is about to change them
-fields, operator, names, rights, serve    the mistakes
+fields, operator, names, rights, serve, settings    the mistakes
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from typing import Final
 from rich.console import Console
 
 from deploy.verify.check import CHECKS
-from deploy.verify.mistakes import fields, names, operator, rights, serve
+from deploy.verify.mistakes import fields, names, operator, rights, serve, settings
 from deploy.verify.mistakes.draft import Draft, Mistake
 from deploy.verify.render import Render
 from deploy.verify.rendered import Finding, Rendered
@@ -24,6 +24,7 @@ MISTAKES: Final[tuple[Mistake, ...]] = (
     *names.MISTAKES,
     *rights.MISTAKES,
     *serve.MISTAKES,
+    *settings.MISTAKES,
 )
 _GROUND: Final = Path(__file__).with_name("ground.yaml")
 

@@ -156,13 +156,6 @@ MISTAKES: Final = (
         lambda draft: draft.spec("Service", "trial")["ports"][0].update(targetPort="https"),
     ),
     Mistake(
-        "a PodMonitor of a port that the head has not",
-        "references",
-        "monitors",
-        "autoscaler-metrics",
-        lambda draft: draft.spec("PodMonitor", "trial")["podMetricsEndpoints"][1].update(port="autoscaler-metrics"),
-    ),
-    Mistake(
         "a network policy for a port that the pods have not",
         "references",
         "network-policies",

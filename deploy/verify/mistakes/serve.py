@@ -30,11 +30,6 @@ def _parallel(draft: Draft, *, gpus: str, parallel: int) -> None:
     draft.release(lambda release: release["engine"].update(tensor_parallel_size=parallel))
 
 
-def _without_volume(draft: Draft, group: str, path: str) -> None:
-    mounts = draft.container(group)["volumeMounts"]
-    draft.container(group)["volumeMounts"] = [each for each in mounts if each["mountPath"] != path]
-
-
 MISTAKES: Final = (
     Mistake(
         "a serveConfigV2 that is no YAML",
@@ -147,27 +142,6 @@ MISTAKES: Final = (
         "release-size",
         "tensor_parallel_size",
         lambda draft: _parallel(draft, gpus="4", parallel=2),
-    ),
-    Mistake(
-        "a setting of the environment that our processes count on",
-        "serve",
-        "environment",
-        "HF_HUB_OFFLINE",
-        lambda draft: draft.data("rag-stack-environment").update(HF_HUB_OFFLINE="0"),
-    ),
-    Mistake(
-        "a pod without the environment",
-        "serve",
-        "same-environment",
-        "rag-stack-environment",
-        lambda draft: draft.container("engine").pop("envFrom"),
-    ),
-    Mistake(
-        "a cache in the image's own layer",
-        "serve",
-        "cache-volume",
-        "RAG_STACK_CACHE",
-        lambda draft: _without_volume(draft, "engine", "/var/cache/rag-stack"),
     ),
     Mistake(
         "a pod that goes before its answers are given",

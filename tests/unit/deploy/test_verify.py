@@ -6,10 +6,13 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+import yaml
 from rich.console import Console
 
 from deploy.verify import cel_rule, crd_schema
 from deploy.verify.check import CHECKS, Verdict, verdict
+from deploy.verify.expression import groupings, selectors
+from deploy.verify.metric import impossible_values
 from deploy.verify.pod_template import matches
 from deploy.verify.render import KUBERAY, Render, render, render_all, short_name, targets
 from deploy.verify.rendered import Finding, Rendered, embedded
@@ -122,6 +125,45 @@ class TestDefinitionSchema:
 )
 def test_a_selector(selector: dict[str, Any], holds: bool) -> None:
     assert matches(selector, {"a": "1"}) is holds
+
+
+class TestExpression:
+    """What is read of PromQL."""
+
+    def test_series_of_ours_and_their_matchers(self) -> None:
+        text = 'sum by (a) (rate(rag_stack:x{b="(", c=~\'d|e\'}[5m])) / on (f) rag_stack_y > up{g="rag_stack_z"}'
+        found = [(each.name, [(one.label, one.value) for one in each.matchers]) for each in selectors(text)]
+        assert found == [("rag_stack:x", [("b", "("), ("c", "d|e")]), ("rag_stack_y", [])]
+
+    def test_names_by_a_pattern(self) -> None:
+        (only,) = selectors('sum ({__name__=~"ray_rag_stack_(a|b)", c="d"})')
+        assert only.is_pattern
+        assert [each.label for each in only.matchers] == ["c"]
+
+    def test_groupings_and_what_they_group(self) -> None:
+        found = list(groupings('sum by (a, b) (x{c=")"}) / on (a) max (y) by (d)'))
+        assert [(each.word, each.labels) for each in found] == [("by", ("a", "b")), ("on", ("a",)), ("by", ("d",))]
+        assert found[0].operand == '(x{c=")"})'
+
+    @pytest.mark.parametrize(
+        ("matcher", "holds"),
+        [
+            ('="peer"', True),
+            ('="origin"', False),
+            ('=~"peer|mirror"', True),
+            ('=~"peer|origin"', False),
+            ('=~"$s"', True),
+        ],
+    )
+    def test_values_that_a_label_takes(self, matcher: str, holds: bool) -> None:
+        expression = f"ray_rag_stack_artifact_load_bytes_total{{source{matcher}}}"
+        assert list(impossible_values(expression)) is not holds
+
+    def test_the_alerts_are_tried_with_series_that_can_occur(self) -> None:
+        cases = yaml.safe_load(Path(__file__).with_name("alerts.yaml").read_text())["tests"]
+        told = [each["series"] for case in cases for each in case["input_series"]]
+        assert told
+        assert not [wrong for each in told for wrong in impossible_values(each)]
 
 
 def test_a_document_without_its_shape_is_a_finding_and_no_crash() -> None:
