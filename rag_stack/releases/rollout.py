@@ -95,11 +95,7 @@ class Rollout:
         check_release(pinned, self.catalog)
         base = self.plan()
         if base is None:
-            publish(self.catalog, pinned)
-            first = steady(pinned.version, now_s=self._clock(), reason=reason, by=by)
-            # Nothing is rolled out: kept for its canary questions, which a backup asks.
-            plan = self._move(None, replace(first, rollout=pinned.release.rollout))
-            return Applied("promoted", pinned.version, plan)
+            return Applied("promoted", pinned.version, self._first(pinned, reason=reason, by=by))
         old, at_once = self._goal(base), at_once or restart
         found = changes(old, pinned) if old else ()
         if base.state == "canary" and base.new == pinned.version and not (at_once or replacing):
@@ -113,6 +109,16 @@ class Rollout:
         publish(self.catalog, pinned)
         plan = self._begin(base, pinned, at_once=at_once, reason=reason, by=by)
         return Applied("promoted" if plan.goal == pinned.version else "rollout", pinned.version, plan, found)
+
+    def seed(self, pinned: PinnedRelease, *, reason: str = "", by: str | None = None) -> RolloutPlan:
+        """Publish and promote the first version of the name, at once.
+
+        Raises PromotionConflictError where there is a version already, also one that has come just now, and as `apply`.
+        """
+        by = promoter() if by is None else by
+        check_told(by=by, reason=reason)
+        check_release(pinned, self.catalog)
+        return self._first(pinned, reason=reason, by=by)
 
     def same(self, pinned: PinnedRelease, version: str) -> bool:
         """Whether a version is this release, but for what is promoted of the stores that follow."""
@@ -181,6 +187,12 @@ class Rollout:
                 return plan
             self._point(plan, pointer)
         raise PromotionConflictError(f"others move the release {self.name!r} again and again; try again")
+
+    def _first(self, pinned: PinnedRelease, *, reason: str, by: str) -> RolloutPlan:
+        publish(self.catalog, pinned)
+        first = steady(pinned.version, now_s=self._clock(), reason=reason, by=by)
+        # Nothing is rolled out: kept for its canary questions, which a backup asks.
+        return self._move(None, replace(first, rollout=pinned.release.rollout))
 
     def _goal(self, plan: RolloutPlan) -> PinnedRelease | None:
         """The release that the new one is compared with; None when only another rag_stack can read it."""

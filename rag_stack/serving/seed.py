@@ -48,7 +48,7 @@ def deployed_release(release: Release, tiers: Tiers, *, seeds: bool) -> PinnedRe
 def _seed(rollout: Rollout, pinned: PinnedRelease) -> str:
     """Have the file be what is rolled out; the version that is."""
     try:
-        return rollout.apply(pinned, reason="first start").plan.goal
+        return rollout.seed(pinned, reason="first start").goal
     except PromotionConflictError:
         plan = rollout.plan()  # somebody else was first
         if plan is None:

@@ -14,6 +14,8 @@ from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.point import FOLDER, Points
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.cli.main import app
+from rag_stack.config import RolloutConfig
+from rag_stack.releases.plan import RolloutStore
 from tests.promoted import CANARY, fill, publish_town, release_of
 from tests.s3 import damage
 
@@ -23,7 +25,13 @@ def tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiers:
     monkeypatch.setenv("RAG_STACK_ROOT", f"file://{tmp_path}/store")
     monkeypatch.delenv("RAG_STACK_CACHE", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    return fill(f"file://{tmp_path}/store", tmp_path / "work")
+    tiers = fill(f"file://{tmp_path}/store", tmp_path / "work")
+    # The embedder of the tests cannot be loaded from its files, so nothing can be asked here.
+    plans = RolloutStore(tiers.catalog.store, "demo")
+    plan = plans.read()
+    assert plan is not None
+    plans.move(plan, replace(plan, rollout=RolloutConfig()))
+    return tiers
 
 
 def run(*arguments: Any) -> Result:

@@ -9,7 +9,7 @@ import pytest
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig, Release
-from rag_stack.errors import ArtifactNotFoundError, IncompatibleReleaseError
+from rag_stack.errors import ArtifactNotFoundError, IncompatibleReleaseError, PromotionConflictError
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import pin
 from rag_stack.releases.rollout import Rollout
@@ -63,6 +63,14 @@ def test_of_many_that_seed_one_wins_and_all_agree(tmp_path: Path, tiers: Tiers) 
     assert {each.version for each in found} == {plan.goal}
     assert len({each.release.prompt.system for each in found}) == 1
     assert plan.revision == 1
+
+
+def test_who_comes_just_after_another_begins_no_rollout(tmp_path: Path, tiers: Tiers) -> None:
+    rollout = Rollout(tiers.catalog, "test")
+    first = rollout.seed(pin(release(tmp_path), tiers))
+    with pytest.raises(PromotionConflictError):
+        rollout.seed(pin(release(tmp_path, prompt={"system": "Another."}), tiers))
+    assert rollout.plan() == first
 
 
 def test_what_is_rolled_out_rules_and_the_file_rules_the_deployment(
