@@ -1,7 +1,8 @@
 """Creates a RayJob from a manifest for the Job in whose pod it runs, waits for its end, and ends as it did.
 
 `python create_rayjob.py MANIFEST`, with JOB_NAME and JOB_UID in the environment and a service account that may create
-and get RayJobs. Run again for the same Job, it goes on waiting for the same RayJob.
+and get RayJobs. Run again for the same Job, it goes on waiting for the same RayJob. With ARTIFACTS_CLAIM, the pods of
+the RayJob mount this claim at /artifacts, where the root is then: the head to write, workers to read.
 """
 
 import json
@@ -66,13 +67,24 @@ class RayJobs:
         return found
 
 
-def rayjob_of(manifest: Path, owner: Owner) -> dict[str, Any]:
-    """The RayJob of a manifest, named after its owner."""
+def rayjob_of(manifest: Path, owner: Owner, *, claim: str = "") -> dict[str, Any]:
+    """The RayJob of a manifest, named after its owner; with the artifacts' claim where there is one."""
     (rayjob,) = [each for each in yaml.safe_load_all(manifest.read_text()) if each["kind"] == "RayJob"]
     metadata = rayjob["metadata"]
     metadata["name"] = owner.name
     metadata["ownerReferences"] = [{"apiVersion": "batch/v1", "kind": "Job", "name": owner.name, "uid": owner.uid}]
+    if claim:
+        cluster = rayjob["spec"]["rayClusterSpec"]
+        _mount(cluster["headGroupSpec"]["template"]["spec"], claim, read_only=False)
+        for group in cluster["workerGroupSpecs"]:
+            _mount(group["template"]["spec"], claim, read_only=True)
     return dict(rayjob)
+
+
+def _mount(pod: dict[str, Any], claim: str, *, read_only: bool) -> None:
+    pod["volumes"].append({"name": "artifacts", "persistentVolumeClaim": {"claimName": claim}})
+    mount = {"name": "artifacts", "mountPath": "/artifacts"} | ({"readOnly": True} if read_only else {})
+    pod["containers"][0]["volumeMounts"].append(mount)
 
 
 def run(rayjobs: RayJobs, rayjob: dict[str, Any], *, poll_s: float = _POLL_S) -> int:
@@ -110,7 +122,8 @@ def main() -> int:
         token=ACCOUNT / "token",
         ca=ACCOUNT / "ca.crt",
     )
-    return run(rayjobs, rayjob_of(Path(sys.argv[1]), Owner(os.environ["JOB_NAME"], os.environ["JOB_UID"])))
+    owner = Owner(os.environ["JOB_NAME"], os.environ["JOB_UID"])
+    return run(rayjobs, rayjob_of(Path(sys.argv[1]), owner, claim=os.environ.get("ARTIFACTS_CLAIM", "")))
 
 
 if __name__ == "__main__":

@@ -104,6 +104,20 @@ def test_the_rayjob_is_its_jobs_own(run: Any, api: Api) -> None:
     assert api.tokens == {"Bearer secret"}
 
 
+def test_its_pods_mount_the_artifacts_where_they_lie_on_a_volume(script: ModuleType) -> None:
+    owner = script.Owner("index-rebuild-29734560", "a-uid")
+    cluster = script.rayjob_of(JOBS / "index-rebuild.yaml", owner, claim="rag-stack-artifacts")["spec"][
+        "rayClusterSpec"
+    ]
+    pods = [cluster["headGroupSpec"]["template"]["spec"], *(g["template"]["spec"] for g in cluster["workerGroupSpecs"])]
+    assert len(pods) == 2
+    for number, pod in enumerate(pods):
+        assert {"name": "artifacts", "persistentVolumeClaim": {"claimName": "rag-stack-artifacts"}} in pod["volumes"]
+        (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "artifacts"]
+        assert mount["mountPath"] == "/artifacts"
+        assert mount.get("readOnly", False) is (number > 0)
+
+
 def test_a_failed_build_fails_the_job(run: Any, api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     api.states = [(200, {**_ended("Failed", "FAILED"), "message": "min_recall: 0.81"})]
     assert run() == 1
