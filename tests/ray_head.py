@@ -137,6 +137,8 @@ def _cluster() -> dict[str, str]:
         **{name: str(closed_port()) for name in _PORTS},
         # Thirty seconds in a cluster, for endpoints that this machine has not.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # A pod's workers have nobody beside them; here anything else that runs would go before them.
+        "RAY_worker_niceness": "0",
         # Half a minute and a minute by default, which their imports alone may take on a machine with other work.
         "RAY_agent_register_timeout_ms": "180000",
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
