@@ -1,7 +1,7 @@
 """`rag-stack backup`: points to which everything that is promoted can be brought back."""
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from rag_stack.artifacts.retention import seconds_of
 from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.cli.output import printable
-from rag_stack.config import load_release
+from rag_stack.config import load_deployed_release
 from rag_stack.errors import ArtifactCorruptError, InvalidRequestError
 from rag_stack.index.spec import load_spec
 from rag_stack.recovery.backup import Taken, take
@@ -100,17 +100,20 @@ def rm_command(
     older_than: Annotated[
         str | None, typer.Option("--older-than", help="All that are older: 12h, 30d; the newest always stays.")
     ] = None,
+    label: Annotated[str | None, typer.Option(help="With --older-than: only those of this label.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove points, damaged ones too, and let go of what they keep from `gc`."""
     with one_line_failures():
         if bool(names) == (older_than is not None):
             raise InvalidRequestError("give either points or --older-than")
+        if label is not None and older_than is None:
+            raise InvalidRequestError("--label goes with --older-than")
         store = _catalog(root).store
         points = Points(store)
         if older_than is not None:
             before = store.now() - timedelta(seconds=seconds_of(older_than))
-            names = [name for name in points.names()[:-1] if points.get(name).at < before]
+            names = [name for name in points.names()[:-1] if _is_old(points, name, before=before, label=label)]
         for name in names or []:
             points.delete(name)
             if not as_json:
@@ -119,12 +122,22 @@ def rm_command(
         typer.echo(json.dumps({"removed": names or []}))
 
 
+def _is_old(points: Points, name: str, *, before: datetime, label: str | None) -> bool:
+    """Of one that is damaged nobody knows: it is told, and stays."""
+    try:
+        point = points.get(name)
+    except ArtifactCorruptError as exc:
+        typer.echo(f"left: {exc.message}", err=True)
+        return False
+    return point.at < before and label in (None, point.label)
+
+
 def _catalog(root: str | None) -> Catalog:
     return Catalog(open_store(artifacts_config(root).root))
 
 
 def _questions(file: Path) -> tuple[PointCanary, ...]:
-    release = load_release(file)
+    release = load_deployed_release(file)
     return of_release(release, release.rollout.canaries)
 
 

@@ -17,7 +17,7 @@ from rag_stack.artifacts.tiers import LocalArtifact, open_tiers
 from rag_stack.cli.artifact import AsJson, Cache, Root, artifacts_config
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.cli.warm import to_warm
-from rag_stack.config import ArtifactsConfig, load_release
+from rag_stack.config import ArtifactsConfig, load_deployed_release
 from rag_stack.errors import ArtifactCorruptError, ArtifactNotFoundError, InvalidRequestError
 from rag_stack.metrics import MemoryRecorder
 
@@ -119,7 +119,7 @@ def warm_command(
 ) -> None:
     """Bring artifacts into this node's cache before anything needs them; returns when they are on the disk."""
     with one_line_failures():
-        named = None if release is None else load_release(release)
+        named = None if release is None else load_deployed_release(release)
         tiers = open_tiers(artifacts_config(root, named.artifacts if named else None), MemoryRecorder(), cache=cache)
         manifests = to_warm(tiers.catalog, refs or [], named)
         # All are pinned until the end, so that none makes room for the next.

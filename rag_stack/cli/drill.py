@@ -14,7 +14,7 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.cli.admin_calls import AdminCalls
 from rag_stack.cli.artifact import AsJson, Root, artifacts_config
 from rag_stack.cli.failure import one_line_failures
-from rag_stack.config import ArtifactsConfig, Release, load_release
+from rag_stack.config import ArtifactsConfig, Release, load_deployed_release
 from rag_stack.errors import ArtifactNotFoundError, InvalidRequestError
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.recovery.node_loss_drill import drill_node_loss, fetch_here
@@ -152,7 +152,7 @@ def _release(name: str | None, file: Path | None, root: str | None) -> Release:
     if (name is None) == (file is None):
         raise InvalidRequestError("give either the name of a promoted release, or --release FILE")
     if file is not None:
-        chosen = load_release(file)
+        chosen = load_deployed_release(file)
         return chosen.model_copy(update={"artifacts": artifacts_config(root, chosen.artifacts)})
     artifacts = artifacts_config(root, ArtifactsConfig())
     catalog = Catalog(open_store(artifacts.root))

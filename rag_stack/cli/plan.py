@@ -14,7 +14,7 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.cli.admin_calls import AdminCalls
 from rag_stack.cli.artifact import AsJson, Root, artifacts_config
 from rag_stack.cli.failure import one_line_failures
-from rag_stack.config import Release, load_release
+from rag_stack.config import Release, load_deployed_release
 from rag_stack.errors import ConfigError
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.measurement import Measurement, of_document, of_starts
@@ -70,7 +70,7 @@ def storage(
     """
     with one_line_failures():
         worst = _loss(survive)
-        chosen = load_release(release)
+        chosen = load_deployed_release(release)
         tiers = open_tiers(artifacts_config(root, chosen.artifacts), MemoryRecorder())
         # A start is kept under what was pinned.
         pinned = pin(chosen, tiers).release

@@ -87,9 +87,23 @@ def test_old_points_go_but_the_newest_stays(tmp_path: Path) -> None:
     assert [row["name"] for row in shown("backup", "ls")] == [taken]
 
 
+def test_old_points_of_a_label_go_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    taken = shown("backup", "point")["name"]
+    store = open_store(f"file://{tmp_path}/store")
+    points, old = Points(store), "2020-01-01T00:00:00+00:00"
+    for letter, label in (("a", "velero"), ("b", "upgrade")):
+        points.create(replace(points.get(taken), name=f"20200101T000000Z-{letter}", taken_at=old, label=label))
+    store.put_bytes(f"{FOLDER}/20200101T000000Z-c.json", b"{}")
+    result = run("backup", "rm", "--older-than", "8d", "--label", "velero")
+    assert result.stdout.split() == ["removed", "20200101T000000Z-a"]
+    assert "left: " in result.stderr
+    assert "20200101T000000Z-c" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("rm", "a", "--label", "velero"), "--label goes with --older-than"),
         (("show", "none"), "none.json"),
         (("rm", "none"), "no backup point 'none'"),
         (("rm", "../x"), "no backup point's name"),
