@@ -44,19 +44,26 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+	$(BIN)/mypy --strict -p deploy.verify
+
+# What starts no Ray and measures no second may run beside itself.
+BESIDE := $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/contract
+ALONE  := $(BIN)/python -m pytest tests/integration tests/e2e
 
 unit: $(READY)
-	$(BIN)/python -m pytest -m "not e2e and not slow"
+	$(BESIDE) -m "not slow"
 
 # Static: no cluster is asked.
 verify-deploy: $(READY)
 	$(BIN)/python -m deploy.verify
 
 test: lint types verify-deploy
-	$(BIN)/python -m pytest -m "not slow"
+	$(BESIDE) -m "not slow"
+	$(ALONE) -m "not slow"
 
 test-all: lint types verify-deploy
-	$(BIN)/python -m pytest
+	$(BESIDE)
+	$(ALONE)
 
 bench: $(READY)
 	$(BIN)/python -m loadtests.citations

@@ -7,12 +7,14 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from deploy.verify.pod_template import PodTemplate, pod_templates
-from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig
+from deploy.verify.rendered import Document, Flaw, Rendered, Rule, dig, embedded
 
 ENVIRONMENT: Final = "rag-stack-environment"
 # What an overlay decides itself.
 _OWN_SETTINGS: Final = frozenset({"RAG_STACK_ROOT", "RAG_STACK_CACHE", "RAG_STACK_KEYS_DIRECTORY"})
 _OWN_PREFIX: Final = "OTEL_"
+# By which a Job tells create_rayjob.py what to mount.
+_CLAIM: Final = "ARTIFACTS_CLAIM"
 # What pods read once, when they start.
 _DECIDES: Final = re.compile(r"RAG_STACK_(?:ROOT|RESTART|MIN_REPLICAS|MAX_REPLICAS|WORKER_\w+)|OTEL_\w+")
 _ANNOTATION: Final = "rag-stack/"
@@ -83,8 +85,14 @@ def cache_volume(overlay: Rendered) -> Iterator[Flaw]:
 
 
 def file_root(overlay: Rendered) -> Iterator[Flaw]:
-    """Artifacts in a folder are seen by all who are told of it."""
+    """Artifacts in a folder are seen by all who are told of it.
+
+    A RayJob that is a text in a ConfigMap has the volume from create_rayjob.py, which a Job tells the claim.
+    """
+    texts = embedded(overlay.documents) if _tells_a_claim(overlay) else ()
     for pod in pod_templates(overlay):
+        if pod.owner in texts:
+            continue
         for container in pod.containers:
             root = urlsplit(str(variables(overlay, container).get("RAG_STACK_ROOT") or ""))
             told = ENVIRONMENT in _sources(container)
@@ -103,6 +111,17 @@ RULES: Final[tuple[Rule, ...]] = (
     cache_volume,
     file_root,
 )
+
+
+def _tells_a_claim(overlay: Rendered) -> bool:
+    told = {
+        str(each.get("value"))
+        for pod in pod_templates(overlay)
+        for container in pod.containers
+        for each in container.get("env") or []
+        if each.get("name") == _CLAIM
+    }
+    return bool(told) and all(overlay.find("PersistentVolumeClaim", name) for name in told)
 
 
 def config_data(overlay: Rendered, name: str) -> dict[str, str]:

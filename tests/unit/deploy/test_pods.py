@@ -28,6 +28,8 @@ SETTINGS = {
     "rag-stack/root": ("rag-stack-environment", "RAG_STACK_ROOT"),
     "rag-stack/traces": ("rag-stack-environment", "OTEL_EXPORTER_OTLP_ENDPOINT"),
     "rag-stack/traces-sampled": ("rag-stack-environment", "OTEL_TRACES_SAMPLER_ARG"),
+    "rag-stack/traces-service": ("rag-stack-environment", "OTEL_SERVICE_NAME"),
+    "rag-stack/traces-sampler": ("rag-stack-environment", "OTEL_TRACES_SAMPLER"),
 }
 
 

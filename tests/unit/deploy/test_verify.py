@@ -1,5 +1,6 @@
 """The verifier: every overlay passes it, and its parts do what the API server, KubeRay and kustomize would."""
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from deploy.verify import cel_rule, crd_schema
 from deploy.verify.check import CHECKS, Verdict, verdict
+from deploy.verify.environment import file_root
 from deploy.verify.expression import groupings, selectors
 from deploy.verify.metric import impossible_values
 from deploy.verify.pod_template import matches
@@ -54,6 +56,17 @@ def test_a_loose_file_may_name_what_an_overlay_makes(renders: dict[str, Render])
     assert all(each.find("ConfigMap", "rag-stack-environment") for each in loose)
     assert renders["dev"].rendered is not None
     assert not renders["dev"].rendered.beside
+
+
+def test_a_scheduled_build_on_a_volume_is_told_its_claim(renders: dict[str, Render]) -> None:
+    overlay = renders["portworx-jobs"].rendered
+    assert overlay is not None
+    assert not list(file_root(overlay))
+    documents = copy.deepcopy(overlay.documents)
+    (schedule,) = [each for each in documents if each["kind"] == "CronJob"]
+    for container in schedule["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]:
+        container["env"] = [each for each in container["env"] if each["name"] != "ARTIFACTS_CLAIM"]
+    assert "no volume is mounted" in str(list(file_root(Rendered("portworx-jobs", documents))))
 
 
 def test_manifests_inside_a_config_map_are_documents_of_its_namespace() -> None:
