@@ -10,7 +10,7 @@ READY  := $(VENV)/.installed
 
 help:
 	@echo "make demo      serve the demo on http://127.0.0.1:8000 and stream one cited answer"
-	@echo "make test      lint, types, import layers and the test suite (under 15 minutes)"
+	@echo "make test      lint, types, import layers, manifests and the test suite (25 minutes on 2 slow cores)"
 	@echo "make test-all  the same, with the tests that take many minutes"
 	@echo "make verify-deploy  render and check every Kubernetes overlay (under 3 minutes; part of make test)"
 	@echo "make setup     install the server for a CPU into $(VENV)"
