@@ -163,11 +163,17 @@ def _is_up(head: RayHead, process: "subprocess.Popen[bytes]") -> bool:
 
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
-    """By id: first as an operator would, then all that is left with this head's mark."""
+    """By id: first as an operator would, then all that is left of its descendants and of those with its mark.
+
+    A process that has renamed itself has no environment to read, and one whose parent has ended is nobody's descendant.
+    """
+    descendants: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        descendants = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_ASKED_S)
-    left = [each for each in psutil.process_iter() if _marked(each, mark)]
+    left = [*descendants, *(each for each in psutil.process_iter() if _marked(each, mark))]
     for each in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
