@@ -22,7 +22,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
 
-from rag_stack.artifacts.catalog import Catalog, claim_key, manifest_key
+from rag_stack.artifacts.address import claim_key, manifest_key
+from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import ArtifactKind, ArtifactRef
 from rag_stack.artifacts.promotion import Condemned, PointerState
 from rag_stack.errors import ArtifactBusyError, ArtifactError, PromotionConflictError

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from rag_stack.artifacts.catalog import Catalog, claim_key, manifest_key
+from rag_stack.artifacts.address import claim_key, manifest_key
+from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.deletion import Deletion
 from rag_stack.artifacts.hold import Hold, Holds
 from rag_stack.artifacts.manifest import (

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rag_stack.artifacts.catalog import Catalog, archive_key, manifest_key
+from rag_stack.artifacts.address import archive_key, manifest_key
+from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import ArtifactRef, Manifest, canonical_json
 from rag_stack.artifacts.object_store import ObjectStore
 from rag_stack.artifacts.point import KeptArtifact, KeptObject, Point, PointedAt
