@@ -18,6 +18,7 @@ from rag_stack.cli.collection import add_gc
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.errors import ArtifactNotFoundError
 from rag_stack.generation.model_import import import_model
+from rag_stack.retrieval.embedder_export import add_graph
 
 app = typer.Typer(help="Models in the object store.", no_args_is_help=True, add_completion=False)
 add_gc(app, "models")
@@ -39,7 +40,12 @@ def import_command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish and promote a model. A GGUF file is converted once to bfloat16 safetensors."""
+    """Publish and promote a model.
+
+    A GGUF file is converted once to bfloat16 safetensors. An embedder gets a graph, with which it embeds on a CPU
+    without torch and for half of the time or less; one that torch cannot export, or whose graph gives other vectors, is
+    imported without.
+    """
     messages = Console(stderr=True)
     started = time.perf_counter()
     with one_line_failures():
@@ -53,6 +59,7 @@ def import_command(
                 progress=lambda message: messages.print(
                     message, style="dim", markup=False, highlight=False, soft_wrap=True
                 ),
+                add_to_embedder=add_graph,
             )
     _report({**_row(manifest), "digest": manifest.digest, "seconds": time.perf_counter() - started}, as_json=as_json)
 
