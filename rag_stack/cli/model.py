@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,6 @@ from rag_stack.cli.collection import add_gc
 from rag_stack.cli.failure import one_line_failures
 from rag_stack.errors import ArtifactNotFoundError
 from rag_stack.generation.model_import import import_model
-from rag_stack.retrieval.embedder_export import add_graph
 
 app = typer.Typer(help="Models in the object store.", no_args_is_help=True, add_completion=False)
 add_gc(app, "models")
@@ -59,7 +59,7 @@ def import_command(
                 progress=lambda message: messages.print(
                     message, style="dim", markup=False, highlight=False, soft_wrap=True
                 ),
-                add_to_embedder=add_graph,
+                add_to_embedder=_add_graph,
             )
     _report({**_row(manifest), "digest": manifest.digest, "seconds": time.perf_counter() - started}, as_json=as_json)
 
@@ -105,6 +105,13 @@ def _report(result: dict[str, Any], *, as_json: bool) -> None:
         return
     size = f"{result['files']} files, {result['size_bytes']:,} bytes, {result['seconds']:.1f} s"
     Console().print(f"[bold]models/{result['name']}/{result['version']}[/bold]  {size}", highlight=False)
+
+
+def _add_graph(directory: Path, progress: Callable[[str], None]) -> None:
+    # Imported here: it brings ONNX Runtime, and only an embedder needs it.
+    from rag_stack.retrieval.embedder_export import add_graph
+
+    add_graph(directory, progress)
 
 
 def _open_catalog(root: str | None) -> Catalog:

@@ -25,12 +25,13 @@ def import_model(
     catalog: Catalog,
     name: str,
     progress: Progress,
-    add_to_embedder: Addition = lambda directory, progress: None,
+    add_to_embedder: Addition | None = None,
 ) -> Manifest:
     """Publish and promote a safetensors directory as it is, or a GGUF file converted to bfloat16 safetensors.
 
-    `add_to_embedder` may add files to the directory of an embedder before it is published, and changes none. Importing the same source again finds what is published, without another conversion. Blocking. Raises
-    ArtifactError, naming the file, for anything that is not a whole model.
+    `add_to_embedder` may add files to an embedder's directory before it is published. Importing the same source again
+    finds what is published, without another conversion. Blocking. Raises ArtifactError, naming the file, for anything
+    that is not a whole model.
     """
     source = _locate(source)
     if source.is_dir():
@@ -61,7 +62,9 @@ def _locate(source: Path) -> Path:
     return found[0]
 
 
-def _import_directory(source: Path, *, catalog: Catalog, name: str, progress: Progress, add: Addition) -> Manifest:
+def _import_directory(
+    source: Path, *, catalog: Catalog, name: str, progress: Progress, add: Addition | None
+) -> Manifest:
     files = _model_files(source)
     metadata = {"format": "safetensors", **_describe_model(source)}
     # A directory of links: what is not needed stays behind, and nothing is copied twice.
@@ -70,7 +73,7 @@ def _import_directory(source: Path, *, catalog: Catalog, name: str, progress: Pr
             link = Path(staging) / file.relative_to(source)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file.absolute())
-        if metadata["task"] == "embed":
+        if add and metadata["task"] == "embed":
             add(Path(staging), progress)
         progress(f"publishing {len(files)} files of {source}")
         return catalog.publish(Path(staging), kind="models", name=name, metadata=metadata)
