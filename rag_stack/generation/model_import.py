@@ -30,8 +30,8 @@ def import_model(
     """Publish and promote a safetensors directory as it is, or a GGUF file converted to bfloat16 safetensors.
 
     `add_to_embedder` may add files to an embedder's directory before it is published. Importing the same source again
-    finds what is published, without another conversion. Blocking. Raises ArtifactError, naming the file, for anything
-    that is not a whole model.
+    finds what is published, a GGUF file without another conversion. Blocking. Raises ArtifactError, naming the file,
+    for anything that is not a whole model.
     """
     source = _locate(source)
     if source.is_dir():
