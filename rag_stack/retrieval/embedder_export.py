@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rag_stack.errors import ArtifactError
-from rag_stack.retrieval.onnx_encoder import OnnxEncoder, TextSettings
+from rag_stack.retrieval.onnx_encoder import OnnxEncoder, TextSettings, tokens
 from rag_stack.retrieval.onnx_session import ONNX_FILE
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def _export(directory: Path) -> float:
 
     encoder = TorchEncoder.load(directory, name=directory.name, threads=1)
     settings = _settings(encoder)
+    _check_tokens(encoder, settings)
     expected = encoder.encode(_SAMPLES)
     features = encoder.model.preprocess([_SENTENCE])
     inputs = list(takewhile(features.__contains__, _INPUTS))
@@ -78,7 +79,7 @@ def _export(directory: Path) -> float:
     except Exception as exc:
         # The exporter follows the model's own code, and raises whatever that comes to.
         raise _CannotExportError(f"torch cannot export it ({_first_line(exc.__cause__ or exc)})") from exc
-    return _verify(directory, encoder, expected)
+    return _verify(directory, expected)
 
 
 def _settings(encoder: "TorchEncoder") -> TextSettings:
@@ -92,6 +93,14 @@ def _settings(encoder: "TorchEncoder") -> TextSettings:
     if prompt and not all(getattr(module, "include_prompt", True) for module in model):
         raise _CannotExportError("its vectors leave out the tokens of its prompt")
     return TextSettings(encoder.dimension, encoder.max_tokens, prompt)
+
+
+def _check_tokens(encoder: "TorchEncoder", settings: TextSettings) -> None:
+    """Raise _CannotExportError when the library makes more of a text than its tokenizer.json says."""
+    for text in _SAMPLES:
+        seen = encoder.model.preprocess([settings.prompt + text])["input_ids"][0].tolist()
+        if tokens(encoder.tokenizer, text, settings).ids != seen:
+            raise _CannotExportError(f"its tokenizer.json does not give the tokens that torch gets of {text[:40]!r}")
 
 
 def _pipeline(model: Any) -> "torch.nn.Module":  # noqa: ANN401  the library is untyped here
@@ -120,8 +129,8 @@ def _pipeline(model: Any) -> "torch.nn.Module":  # noqa: ANN401  the library is 
     return Pipeline().float()
 
 
-def _verify(directory: Path, encoder: "TorchEncoder", expected: np.ndarray) -> float:
-    """Compare tokens and vectors of the samples. Raises _CannotExportError."""
+def _verify(directory: Path, expected: np.ndarray) -> float:
+    """Compare the vectors of the samples. Raises _CannotExportError."""
     with tempfile.TemporaryDirectory(prefix="rag-stack-graph-") as copied:
         # Weights may be links here, which the runtime does not follow.
         model = Path(shutil.copytree(directory, Path(copied) / "model"))
@@ -131,10 +140,6 @@ def _verify(directory: Path, encoder: "TorchEncoder", expected: np.ndarray) -> f
             raise _CannotExportError(exc.message) from exc
         if graph is None:
             raise _CannotExportError("its graph has lost its metadata")
-        for text in _SAMPLES:
-            seen = encoder.model.preprocess([graph.prompt + text])["input_ids"][0].tolist()
-            if graph.tokens(text).ids != seen:
-                raise _CannotExportError(f"its tokenizer.json does not give the tokens that torch gets: {text[:60]!r}")
         cosine = float(np.min(np.sum(graph.encode(_SAMPLES) * expected, axis=1)))
     if not cosine >= MIN_COSINE:
         raise _CannotExportError(f"its graph's vectors have cosine {cosine:.4f} to torch's, expected >= {MIN_COSINE}")

@@ -7,7 +7,7 @@ from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 
 from rag_stack.errors import ArtifactError
 from rag_stack.retrieval.mapped_weights import Weights, mapped_bytes, stored_bytes, weight_files
@@ -59,8 +59,7 @@ class OnnxEncoder:
     def __init__(self, model: OnnxModel, settings: TextSettings, *, weights: Weights) -> None:
         self._model = model
         self.tokenizer = model.tokenizer
-        self.prompt = settings.prompt
-        self._room = settings.max_tokens - model.tokenizer.num_special_tokens_to_add(is_pair=False)
+        self._settings = settings
         self.weights = weights
         self.dimension = settings.dimension
         self.max_tokens = settings.max_tokens
@@ -104,7 +103,12 @@ class OnnxEncoder:
 
     def tokens(self, text: str) -> Encoding:
         """What the model sees of a text."""
-        # Not by the tokenizer's own setting: a tokenizer with one cannot count the tokens of what is not cut.
-        encoding = self.tokenizer.encode(self.prompt + text, add_special_tokens=False)
-        encoding.truncate(self._room)
-        return self.tokenizer.post_process(encoding)
+        return tokens(self.tokenizer, text, self._settings)
+
+
+def tokens(tokenizer: Tokenizer, text: str, settings: TextSettings) -> Encoding:
+    """A text behind the prompt, cut to what the model takes, with its special tokens."""
+    # Not by the tokenizer's own setting: a tokenizer with one cannot count the tokens of what is not cut.
+    encoding = tokenizer.encode(settings.prompt + text, add_special_tokens=False)
+    encoding.truncate(settings.max_tokens - tokenizer.num_special_tokens_to_add(is_pair=False))
+    return tokenizer.post_process(encoding)
