@@ -14,7 +14,8 @@ from rag_stack.errors import ArtifactError
 
 ONNX_FILE: Final = Path("onnx") / "model.onnx"
 _TOKENIZER: Final = "tokenizer.json"
-_ERRORS_ONLY: Final = 3
+# What is wrong is raised too.
+_FATAL_ONLY: Final = 4
 # A graph's input and what of an encoding it is.
 _FIELDS: Final = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
@@ -52,7 +53,8 @@ class OnnxModel:
             model = cls(session, tokenizer)
         except Exception as exc:
             # Both libraries raise whatever their parsers raise, down to a bare Exception.
-            raise ArtifactError(f"cannot load {str(file)!r}: {exc}; import the model again") from exc
+            said = " ".join(str(exc).split())
+            raise ArtifactError(f"cannot load {str(file)!r}: {said}; import the model again") from exc
         if unknown := set(model._inputs) - _FIELDS.keys():
             raise ArtifactError(
                 f"{str(file)!r} asks for {', '.join(sorted(unknown))}, expected inputs among {', '.join(_FIELDS)}"
@@ -82,7 +84,7 @@ def _options(path: Path, *, threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     # Both keep what the largest and each other shape of a run once took, for as long as the process lives.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
