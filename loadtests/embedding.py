@@ -244,8 +244,17 @@ def _goals(
 
 
 def _print(result: report.Report) -> None:
-    columns = ("cpu_ms", "cpu_ms_p90", "cosine", "own_mb", "mapped_mb", "load_s", "load_cpu_s", "long_texts_per_cpu_s")
-    table = Table("", *columns, box=None, header_style="bold")
+    columns = {
+        "cpu_ms": "CPU ms",
+        "cpu_ms_p90": "p90",
+        "cosine": "cosine",
+        "own_mb": "own MB",
+        "mapped_mb": "mapped",
+        "load_s": "start s",
+        "load_cpu_s": "CPU s",
+        "long_texts_per_cpu_s": "long/CPU s",
+    }
+    table = Table("", *columns.values(), box=None, header_style="bold")
     for name, arm in result.arms.items():
         table.add_row(name, *(f"{arm[key]:.6f}" if key == "cosine" else f"{arm[key]:.2f}" for key in columns))
     _CONSOLE.print(table)
