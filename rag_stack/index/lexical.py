@@ -74,7 +74,8 @@ class LexicalScores:
         if len(rows) > k:
             least = np.partition(self.weights[rows], len(rows) - k)[len(rows) - k]
             rows = rows[self.weights[rows] >= least]
-        return rows[np.lexsort((rows, -self.weights[rows]))][:k]
+        best: Rows = rows[np.lexsort((rows, -self.weights[rows]))][:k]
+        return best
 
     def shares(self, rows: Rows) -> Weights:
         """The weights of some rows as a share of the limit, 0..1."""
@@ -165,7 +166,7 @@ def inverse_document_frequency(documents: int, of: int) -> float:
 def _mapped_class() -> type["BM25"]:
     from bm25s import BM25
 
-    class Mapped(BM25):
+    class Mapped(BM25):  # type: ignore[misc]
         """bm25s with another way to add up: where numba is used it replaces the same method.
 
         A posting list has a row once, so that plain indexing adds it, 40 times faster than `np.add.at` with its 32-bit

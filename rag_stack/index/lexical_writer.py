@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -245,10 +245,12 @@ class _TokenFile:
 
 def _array_file(path: Path, dtype: type[np.generic], length: int) -> IO[bytes]:
     """A file that begins as `np.save` begins an array of so many values."""
+    # Its functions have no types.
+    npy: Any = np.lib.format
     file = path.open("wb")
     try:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (length,)}
-        np.lib.format.write_array_header_1_0(file, header)
+        header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (length,)}
+        npy.write_array_header_1_0(file, header)
     except BaseException:
         file.close()
         raise
