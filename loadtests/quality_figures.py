@@ -13,7 +13,7 @@ DENSE, LEXICAL, DEFAULT, RERANKED = "dense", "lexical", "default", "reranked"
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """What one arm found for one question: figures of the first 10, and what share of the relevant the first 100 hold."""
+    """What one arm found for one question: figures of the first 10, and the recall of the first 100."""
 
     corpus: str
     arm: str

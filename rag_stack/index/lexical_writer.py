@@ -7,7 +7,7 @@ enough, and the runs are merged token by token: what every step reads and writes
 import heapq
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, Final, Self
@@ -31,8 +31,8 @@ from rag_stack.types import Passage
 Numbers = npt.NDArray[np.int32]
 
 # A run: 12 bytes a posting while it is collected, and about 150 a token.
-_RUN_POSTINGS: Final = 1 << 20
-_RUN_TOKENS: Final = 1 << 18
+_RUN_POSTINGS: Final = 1 << 17
+_RUN_TOKENS: Final = 1 << 17
 # Passages that are tokenized at once, and characters.
 _BATCH_PASSAGES: Final = 256
 _BATCH_CHARACTERS: Final = 1 << 20
@@ -49,7 +49,7 @@ class LexicalWriter:
         self._directory = directory
         self._settings = settings
         self._lengths = (directory / "lengths").open("wb")
-        self._runs: list[Path] = []
+        self._runs = _RunFiles(directory)
         self._waiting: list[str] = []
         self._characters = 0
         self._run = _Run()
@@ -71,14 +71,15 @@ class LexicalWriter:
         self._end_run()
         self._lengths.close()
         directory.mkdir()
-        runs = [_MappedRun(path) for path in self._runs]
         lengths = np.memmap(self._directory / "lengths", np.int32, "r")
-        _merge(runs, directory, self._settings, lengths=lengths, total=self._total)
+        with self._runs.read() as runs:
+            _merge(runs, directory, self._settings, lengths=lengths, total=self._total)
 
     def close(self) -> None:
         """Close what is open; the directory is its maker's."""
         with suppress(OSError):
             self._lengths.close()
+        self._runs.close()
 
     def _tokenize(self) -> None:
         if not self._waiting:
@@ -95,9 +96,7 @@ class LexicalWriter:
 
     def _end_run(self) -> None:
         if self._run.postings:
-            path = self._directory / f"run-{len(self._runs)}"
-            self._run.write(path)
-            self._runs.append(path)
+            self._runs.append(self._run)
             self._run = _Run()
 
 
@@ -125,50 +124,96 @@ class _Run:
         self._pieces.append(tuple(each.astype(np.int32) for each in (pairs >> 32, pairs & 0xFFFFFFFF, counts)))
         self.postings += len(pairs)
 
-    def write(self, path: Path) -> None:
-        """Sorted by token, then by row."""
+    def sorted(self) -> tuple[list[str], Numbers, Numbers, npt.NDArray[np.int64]]:
+        """Its tokens, and by token, then by row: the rows, how often, and how many rows each token has."""
         names = sorted(self._numbers)
         rank = np.zeros(len(names), np.int32)
         rank[[self._numbers[name] for name in names]] = np.arange(len(names))
         tokens, rows, counts = (np.concatenate(piece) for piece in zip(*self._pieces, strict=True))
         tokens = rank[tokens]
         order = np.argsort(tokens, kind="stable")
-        path.mkdir()
-        rows[order].tofile(path / "rows")
-        counts[order].tofile(path / "counts")
-        np.bincount(tokens, minlength=len(names)).astype(np.int64).tofile(path / "sizes")
-        with _TokenFile(path / "tokens") as file:
-            for name in names:
-                file.append(name)
+        return names, rows[order], counts[order], np.bincount(tokens, minlength=len(names)).astype(np.int64)
 
 
-class _MappedRun:
-    """A run as it is merged: read from the files from front to back."""
+class _RunFiles:
+    """All runs one after another in four files, whatever their number: a process may not have many files open."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.rows, self.counts = (np.memmap(path / name, np.int32, "r") for name in ("rows", "counts"))
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._rows, self._counts, self._sizes = ((directory / name).open("wb") for name in ("rows", "counts", "sizes"))
+        self._tokens = _TokenFile(directory / "tokens", batch=_TOKENS_READ)
+        # Of each run: its first posting, its first token, and its first batch of tokens.
+        self._begins: list[tuple[int, int, int]] = []
+        self._postings = self._names = 0
 
-    def lists(self, number: int) -> Iterator[tuple[str, int, int, int]]:
-        """Token, `number`, and where its postings begin and end."""
-        end = 0
-        sizes = np.memmap(self._path / "sizes", np.int64, "r")
-        with pa.memory_map(str(self._path / "tokens")) as file:
-            names = pa.ipc.open_file(file).read_all().column("token")
-            for first in range(0, len(names), _TOKENS_READ):
-                part = sizes[first : first + _TOKENS_READ].tolist()
-                for name, size in zip(names.slice(first, _TOKENS_READ).to_pylist(), part, strict=True):
-                    begin, end = end, end + size
-                    yield name, number, begin, end
+    def append(self, run: _Run) -> None:
+        """Write a run."""
+        names, rows, counts, sizes = run.sorted()
+        self._begins.append((self._postings, self._names, self._tokens.batches))
+        for file, values in ((self._rows, rows), (self._counts, counts), (self._sizes, sizes)):
+            file.write(values.tobytes())
+        for name in names:
+            self._tokens.append(name)
+        self._tokens.flush()
+        self._postings += len(rows)
+        self._names += len(names)
+
+    @contextmanager
+    def read(self) -> Iterator["_MappedRuns"]:
+        """All of them, mapped. Nothing can be written any more."""
+        for file in (self._rows, self._counts, self._sizes):
+            file.close()
+        self._tokens.close()
+        with pa.memory_map(str(self._directory / "tokens")) as file:
+            yield _MappedRuns(self._directory, pa.ipc.open_file(file), self._begins, postings=self._postings)
+
+    def close(self) -> None:
+        """Close what is open."""
+        with suppress(OSError, pa.ArrowException), ExitStack() as files:
+            for file in (self._rows, self._counts, self._sizes, self._tokens):
+                files.callback(file.close)
 
 
-def _merge(runs: Sequence[_MappedRun], directory: Path, settings: Lexical, *, lengths: Numbers, total: int) -> None:
+class _MappedRuns:
+    """Runs as they are merged, each read from front to back."""
+
+    def __init__(
+        self,
+        directory: Path,
+        tokens: pa.ipc.RecordBatchFileReader,
+        begins: Sequence[tuple[int, int, int]],
+        *,
+        postings: int,
+    ) -> None:
+        self._tokens = tokens
+        self._begins = begins
+        self.postings = postings
+        if postings:
+            self.rows, self.counts = (np.memmap(directory / name, np.int32, "r") for name in ("rows", "counts"))
+            self._sizes = np.memmap(directory / "sizes", np.int64, "r")
+
+    def lists(self) -> Iterator[tuple[str, int, int, int]]:
+        """Every token of every run, in the order of tokens, then of runs, and where its postings begin and end."""
+        return heapq.merge(*(self._run(number) for number in range(len(self._begins))))
+
+    def _run(self, number: int) -> Iterator[tuple[str, int, int, int]]:
+        end, token, first_batch = self._begins[number]
+        last = number + 1 == len(self._begins)
+        for batch in range(first_batch, self._tokens.num_record_batches if last else self._begins[number + 1][2]):
+            names = self._tokens.get_batch(batch).column(0).to_pylist()
+            for name, size in zip(names, self._sizes[token : token + len(names)].tolist(), strict=True):
+                begin, end = end, end + size
+                yield name, number, begin, end
+            token += len(names)
+
+
+def _merge(runs: _MappedRuns, directory: Path, settings: Lexical, *, lengths: Numbers, total: int) -> None:
     """All postings of a token together, token by token, with bm25s' arithmetic in bm25s' precision."""
     import bm25s
 
     passages = len(lengths)
     average = np.float64(total / passages) if passages else np.float64(0)
-    postings = sum(len(run.rows) for run in runs)
+    postings = runs.postings
     sizes = (directory / Path(LEXICAL_INDPTR_FILE).name).with_suffix(".sizes")
     with ExitStack() as held:
         data = held.enter_context(_array_file(directory / Path(LEXICAL_DATA_FILE).name, np.float32, postings))
@@ -176,9 +221,8 @@ def _merge(runs: Sequence[_MappedRun], directory: Path, settings: Lexical, *, le
         ends = held.enter_context(sizes.open("wb"))
         tokens = held.enter_context(_TokenFile(directory / Path(LEXICAL_TOKENS_FILE).name))
         vocabulary = held.enter_context((directory / Path(LEXICAL_VOCABULARY_FILE).name).open("w", encoding="utf-8"))
-        merged = heapq.merge(*(run.lists(number) for number, run in enumerate(runs)))
         number = end = 0
-        for token, places in groupby(merged, key=lambda place: place[0]):
+        for token, places in groupby(runs.lists(), key=lambda place: place[0]):
             rows, counts = _postings(runs, places)
             idf = np.float32(inverse_document_frequency(len(rows), passages))
             often = counts.astype(np.float32)
@@ -205,11 +249,9 @@ def _merge(runs: Sequence[_MappedRun], directory: Path, settings: Lexical, *, le
     (directory / Path(LEXICAL_PARAMS_FILE).name).write_text(text, encoding="utf-8")
 
 
-def _postings(runs: Sequence[_MappedRun], places: Iterator[tuple[str, int, int, int]]) -> tuple[Numbers, Numbers]:
+def _postings(runs: _MappedRuns, places: Iterator[tuple[str, int, int, int]]) -> tuple[Numbers, Numbers]:
     """A token's rows and counts; runs are in the order of rows, and so are their numbers."""
-    pieces = []
-    for _, number, begin, end in places:
-        pieces.append((runs[number].rows[begin:end], runs[number].counts[begin:end]))
+    pieces = [(runs.rows[begin:end], runs.counts[begin:end]) for _, _, begin, end in places]
     rows, counts = (np.concatenate(each) for each in zip(*pieces, strict=True))
     return rows, counts
 
@@ -217,30 +259,38 @@ def _postings(runs: Sequence[_MappedRun], places: Iterator[tuple[str, int, int, 
 class _TokenFile:
     """Tokens as they come, in batches, in an Arrow file that can be mapped."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, batch: int = _TOKENS_WRITTEN) -> None:
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._file, TOKENS_SCHEMA)
+        self._batch = batch
         self._waiting: list[str] = []
+        self.batches = 0
 
     def append(self, token: str) -> None:
         """Add one."""
         self._waiting.append(token)
-        if len(self._waiting) >= _TOKENS_WRITTEN:
-            self._flush()
+        if len(self._waiting) >= self._batch:
+            self.flush()
+
+    def flush(self) -> None:
+        """End a batch."""
+        if self._waiting:
+            self._writer.write_batch(pa.RecordBatch.from_pydict({"token": self._waiting}, schema=TOKENS_SCHEMA))
+            self._waiting = []
+            self.batches += 1
+
+    def close(self) -> None:
+        """Write what waits, and close; again does nothing."""
+        if not self._file.closed:
+            with self._file:
+                self.flush()
+                self._writer.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._file:
-            if kind is None:
-                self._flush()
-            self._writer.close()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._writer.write_batch(pa.RecordBatch.from_pydict({"token": self._waiting}, schema=TOKENS_SCHEMA))
-            self._waiting = []
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _array_file(path: Path, dtype: type[np.generic], length: int) -> IO[bytes]:

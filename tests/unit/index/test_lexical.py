@@ -68,14 +68,13 @@ def _by_bm25s(texts: Sequence[str], path: Path, settings: Lexical) -> bm25s.BM25
     "settings",
     [Lexical(), Lexical(stop_words=None, stemmer=None, lower_case=False, k1=0.9, b=0.4), Lexical(stemmer="german")],
 )
-@pytest.mark.parametrize("run", [1 << 20, 700])
+@pytest.mark.parametrize("run", [1 << 17, 700])
 def test_its_arrays_are_those_of_bm25s(
     tmp_path: Path, settings: Lexical, run: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lexical_writer, "_RUN_POSTINGS", run)
     texts = _texts(1500)
     ours = _write(tmp_path / "ours", _passages(texts), settings)
-    assert len(list((tmp_path / "ours" / "work").glob("run-*"))) == (1 if run > 10_000 else 6)
     _by_bm25s(texts, tmp_path / "theirs", settings)
     for file in (LEXICAL_DATA_FILE, LEXICAL_INDICES_FILE, LEXICAL_INDPTR_FILE):
         name = Path(file).name
