@@ -223,14 +223,17 @@ def _merge(runs: _MappedRuns, directory: Path, settings: Lexical, *, lengths: Nu
         vocabulary = held.enter_context((directory / Path(LEXICAL_VOCABULARY_FILE).name).open("w", encoding="utf-8"))
         number = end = 0
         for token, places in groupby(runs.lists(), key=lambda place: place[0]):
-            rows, counts = _postings(runs, places)
-            idf = np.float32(inverse_document_frequency(len(rows), passages))
-            often = counts.astype(np.float32)
-            # As in bm25s, so that the last bit is the same: this is its `lucene`.
-            share = often / (settings.k1 * ((1 - settings.b) + settings.b * lengths[rows] / average) + often)
-            (idf * share).astype(np.float32).tofile(data)
-            rows.tofile(indices)
-            end += len(rows)
+            places_of = list(places)
+            often_in = sum(stop - begin for _, _, begin, stop in places_of)
+            idf = np.float32(inverse_document_frequency(often_in, passages))
+            # Piece by piece: a word that every passage has would take many bytes a passage.
+            for _, _, begin, stop in places_of:
+                rows, counts = runs.rows[begin:stop], runs.counts[begin:stop].astype(np.float32)
+                # As in bm25s, so that the last bit is the same: this is its `lucene`.
+                spread = settings.k1 * ((1 - settings.b) + settings.b * lengths[rows] / average)
+                data.write((idf * (counts / (spread + counts))).astype(np.float32).tobytes())
+                indices.write(rows.tobytes())
+            end += often_in
             ends.write(end.to_bytes(8, "little"))
             tokens.append(token)
             vocabulary.write(f"{'{' if number == 0 else ','}{json.dumps(token, ensure_ascii=False)}:{number}")
@@ -247,13 +250,6 @@ def _merge(runs: _MappedRuns, directory: Path, settings: Lexical, *, lengths: Nu
     sizes.unlink()
     text = params(settings, passages=passages, version=bm25s.__version__)
     (directory / Path(LEXICAL_PARAMS_FILE).name).write_text(text, encoding="utf-8")
-
-
-def _postings(runs: _MappedRuns, places: Iterator[tuple[str, int, int, int]]) -> tuple[Numbers, Numbers]:
-    """A token's rows and counts; runs are in the order of rows, and so are their numbers."""
-    pieces = [(runs.rows[begin:end], runs.counts[begin:end]) for _, _, begin, end in places]
-    rows, counts = (np.concatenate(each) for each in zip(*pieces, strict=True))
-    return rows, counts
 
 
 class _TokenFile:

@@ -25,6 +25,8 @@ Scores = npt.NDArray[np.float32]
 Mode: TypeAlias = Literal["hybrid", "dense", "lexical"]
 Fusion: TypeAlias = Literal["share", "reciprocal_rank"]
 
+# On SciFact's train claims nDCG@10 is 0.733 at 0.4, 0.736 at 0.5 and 0.737 at 0.6 (0.660 by vectors, 0.696 by words).
+# More weight for words tells questions about something else apart less well.
 TEXT_WEIGHT: Final = 0.5
 # Cormack, Clarke and Buettcher, SIGIR 2009.
 _RANK_CONSTANT: Final = 60
