@@ -68,11 +68,17 @@ REQUESTS = Metric("rag_stack_requests_total", "counter", "Requests answered", ("
 RETRIEVAL_MS = Metric(
     "rag_stack_retrieval_milliseconds",
     "histogram",
-    "Milliseconds of retrieval by stage (queue, embed, search, prompt)",
+    "Milliseconds of retrieval by stage (queue, embed, search, rerank, prompt)",
     ("stage",),
     _MS,
 )
 RETRIEVAL_QUEUE = Metric("rag_stack_retrieval_queue_length", "gauge", "Searches that wait for or hold a thread")
+QUERY_CACHE = Metric(
+    "rag_stack_query_cache_total",
+    "counter",
+    "Look-ups of a question's vector, or of a search's result, that were there from before (hit), or not (miss)",
+    ("cache", "outcome"),
+)
 ADMISSION_QUEUE = Metric("rag_stack_admission_queue_length", "gauge", "Requests that wait for the engine")
 ADMISSION_TOKENS = Metric(
     "rag_stack_admission_queue_tokens", "gauge", "Prompt and answer tokens of the requests that wait for the engine"
@@ -194,6 +200,7 @@ ALL = (
     REQUESTS,
     RETRIEVAL_MS,
     RETRIEVAL_QUEUE,
+    QUERY_CACHE,
     ADMISSION_QUEUE,
     ADMISSION_TOKENS,
     ADMISSION_REFUSED,

@@ -113,16 +113,16 @@ class GroundedEndpoint:
 
     def _question(self, request: RetrievalRequest) -> Question:
         body = request.engine_body
-        retrieves = request.store is not None or bool(request.hits)
+        retrieves = bool(request.stores or request.hits)
         messages = _messages(body) if self._kind == "chat" else _prompt(body, retrieves=retrieves)
         return Question(
             messages=messages,
             query=_query(messages) if retrieves else "",
-            store=request.store,
+            stores=request.stores,
             hits=request.hits,
             top_k=request.top_k,
             filters=request.filters,
-            score_threshold=request.score_threshold,
+            ranking=request.ranking,
             max_tokens=_max_tokens(body),
             tools=json.dumps(body["tools"], ensure_ascii=False) if body.get("tools") else "",
         )
@@ -130,7 +130,7 @@ class GroundedEndpoint:
     def _engine_body(self, request: RetrievalRequest, grounding: Grounding) -> dict[str, Any]:
         if self._kind == "chat":
             return {**request.engine_body, "messages": list(grounding.messages)}
-        if request.store is None and not request.hits:
+        if not request.stores and not request.hits:
             return request.engine_body
         return {**request.engine_body, "prompt": "\n\n".join(text_of(message) for message in grounding.messages)}
 

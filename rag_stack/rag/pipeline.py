@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rag_stack.config import RetrievalConfig
 from rag_stack.metrics import CITATIONS, RETRIEVAL_MS, Recorder
-from rag_stack.protocol import Filter
+from rag_stack.protocol import Filter, RankingOptions
 from rag_stack.rag.citations import Citer
 from rag_stack.rag.prompt import Message, PromptBuilder
 from rag_stack.retrieval.retriever import Retriever
@@ -17,15 +17,15 @@ from rag_stack.types import Citation, Hit, Source, Timings
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a request asks of the pipeline. Either `store` is searched for `query`, or `hits` are given, or neither."""
+    """What a request asks of the pipeline: `stores` to search for `query`, or `hits` that are given, or neither."""
 
     messages: tuple[Message, ...]
     query: str
-    store: str | None = None
+    stores: tuple[str, ...] = ()
     hits: tuple[Hit, ...] = ()
     top_k: int | None = None
     filters: Filter | None = None
-    score_threshold: float | None = None
+    ranking: RankingOptions | None = None
     max_tokens: int | None = None
     tools: str = ""
 
@@ -36,8 +36,7 @@ class Grounding:
 
     messages: tuple[Message, ...]
     sources: tuple[Source, ...] = ()
-    store: str | None = None
-    index_version: str | None = None
+    index_versions: Mapping[str, str] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
 
 
@@ -64,17 +63,19 @@ class Pipeline:
     async def ground(self, question: Question) -> Grounding:
         """Retrieve and build the prompt. Raises NotFoundError, OverloadedError or ContextLengthError."""
         hits: Sequence[Hit] = question.hits
-        timings, index_version = Timings(), None
-        if question.store is not None:
-            threshold = question.score_threshold
+        timings = Timings()
+        index_versions: Mapping[str, str] = {}
+        if question.stores:
+            threshold = question.ranking.score_threshold if question.ranking else None
             found = await self._retriever.retrieve(
                 question.query,
-                store=question.store,
+                stores=question.stores,
                 top_k=question.top_k or self._defaults.top_k,
                 filters=question.filters,
                 score_threshold=self._defaults.score_threshold if threshold is None else threshold,
+                ranking=self._retriever.ranking.asked(question.ranking),
             )
-            hits, timings, index_version = found.hits, found.timings, found.index_version
+            hits, timings, index_versions = found.hits, found.timings, found.index_versions
         elif not hits:
             return Grounding(messages=question.messages)
         began_s, started = time.time(), time.perf_counter()
@@ -88,8 +89,7 @@ class Pipeline:
         return Grounding(
             messages=prompt.messages,
             sources=prompt.sources,
-            store=question.store,
-            index_version=index_version,
+            index_versions=index_versions,
             timings=replace(timings, prompt_ms=prompt_ms),
         )
 

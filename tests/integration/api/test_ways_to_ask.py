@@ -128,12 +128,41 @@ def test_a_choice_of_file_search_is_not_passed_on(layered: Layered) -> None:
     assert "tool_choice" not in layered.asked
 
 
-def test_several_stores_are_refused(client: OpenAI, layered: Layered) -> None:
-    with pytest.raises(BadRequestError, match="one store"):
+@pytest.mark.parametrize("in_tool", [True, False])
+def test_several_stores_are_searched_together(layered: Layered, in_tool: bool) -> None:
+    ids = ["atlas", "kitchen", "atlas"]
+    body: dict[str, Any] = {"vector_store_ids": ids}
+    if in_tool:
+        body = {"tools": [{"type": "file_search", "vector_store_ids": ids, "max_num_results": 50}]}
+    rag = _rag(layered, **body, include=["rag.replay"])
+    assert ("store" in rag, "index_version" in rag) == (False, False)
+    assert rag["index_versions"] == {"atlas": "atlas-v1", "kitchen": "kitchen-v1"}
+    assert {source["store"] for source in rag["sources"]} <= {"atlas", "kitchen"}
+    if in_tool:
+        assert {source["store"] for source in rag["sources"]} == {"atlas", "kitchen"}
+    assert rag["replay"]["index_versions"] == rag["index_versions"]
+
+
+def test_one_missing_store_of_several_is_404(client: OpenAI, layered: Layered) -> None:
+    with pytest.raises(NotFoundError, match="cellar"):
         client.chat.completions.create(
-            model="tiny", messages=QUESTION, extra_body={"vector_store_ids": ["atlas", "kitchen"]}
+            model="tiny", messages=QUESTION, extra_body={"vector_store_ids": ["atlas", "cellar"]}
         )
     assert layered.engine.state.requests == []
+
+
+def test_a_ranker_is_honoured_and_an_unknown_one_is_told_which_there_are(client: OpenAI, layered: Layered) -> None:
+    for options in (
+        {"ranker": "auto"},
+        {"ranker": "default-2024-11-15"},
+        {"ranker": "lexical"},
+        {"hybrid_search": {"embedding_weight": 1.0, "text_weight": 3.0}},
+    ):
+        tool = {"type": "file_search", "vector_store_ids": ["atlas"], "ranking_options": options}
+        assert _rag(layered, tools=[tool])["store"] == "atlas"
+    tool = {"type": "file_search", "vector_store_ids": ["atlas"], "ranking_options": {"ranker": "best"}}
+    with pytest.raises(BadRequestError, match="'auto', 'none', 'default-2024-11-15', 'hybrid', 'dense' or 'lexical'"):
+        client.chat.completions.create(model="tiny", messages=QUESTION, tools=[tool])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("model", ["nope", "tiny@nope", "nope@atlas", "@atlas", "tiny@", "tiny@atlas@kitchen"])

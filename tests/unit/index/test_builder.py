@@ -22,10 +22,12 @@ from rag_stack.index.documents import Document
 from rag_stack.index.format import (
     DOCUMENTS_FILE,
     INDEX_FILE,
+    LEXICAL_FILES,
     PASSAGES_FILE,
     Chunking,
     EmbedderRef,
     IndexMetadata,
+    Lexical,
     Skipped,
 )
 from rag_stack.index.reader import IndexVersion
@@ -48,9 +50,11 @@ def _documents(count: int, *, passages: int = 10) -> Iterator[tuple[Document, li
         )
 
 
-def _write(directory: Path, vectors: np.ndarray, *, passages: int = 10, **options: Any) -> IndexMetadata:
+def _write(
+    directory: Path, vectors: np.ndarray, *, passages: int = 10, lexical: Lexical | None = None, **options: Any
+) -> IndexMetadata:
     directory.mkdir(exist_ok=True)
-    with IndexWriter(directory, dimension=vectors.shape[1]) as writer:
+    with IndexWriter(directory, dimension=vectors.shape[1], lexical=lexical) as writer:
         for document, made in _documents(len(vectors) // passages, passages=passages):
             writer.add(document, made, vectors[writer.passages : writer.passages + passages])
         return writer.finish(embedder=REF, **options)
@@ -104,6 +108,23 @@ def test_a_flat_index_is_what_faiss_itself_writes(tmp_path: Path) -> None:
     index = faiss.index_factory(D, "Flat", faiss.METRIC_INNER_PRODUCT)
     index.add(vectors)
     assert (tmp_path / INDEX_FILE).read_bytes() == faiss.serialize_index(index).tobytes()
+
+
+def test_words_are_files_of_the_version_and_are_searched(tmp_path: Path) -> None:
+    vectors = clustered(50, D)
+    for name in ("one", "two"):
+        metadata = _write(tmp_path / name, vectors, lexical=Lexical())
+    assert metadata.lexical == Lexical()
+    found = sorted(str(path.relative_to(tmp_path / "one")) for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert found == sorted([*FILES, *LEXICAL_FILES])
+    for file in LEXICAL_FILES:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    index = _open(tmp_path / "one", metadata)
+    assert index.lexical is not None
+    assert index.lexical.passages == 50
+    index.close()
+    with pytest.raises(IndexVersionError, match="is closed"):
+        _ = index.lexical
 
 
 def test_large_corpora_are_read_back_across_batches(tmp_path: Path) -> None:
@@ -252,7 +273,7 @@ _MEMORY = """
     import numpy as np
     from rag_stack.index.builder import IndexWriter
     from rag_stack.index.documents import Document
-    from rag_stack.index.format import EmbedderRef
+    from rag_stack.index.format import EmbedderRef, Lexical
     from rag_stack.types import Passage
     from tests.vectors import clustered
 
@@ -270,7 +291,7 @@ _MEMORY = """
     watching = Thread(target=watch)
     watching.start()
     vectors = clustered(1000, 64)
-    with IndexWriter(Path(sys.argv[1]), dimension=64) as writer:
+    with IndexWriter(Path(sys.argv[1]), dimension=64, lexical=Lexical()) as writer:
         for number in range(count // 100):
             passages = [Passage(f"d{number}-{n}", f"d{number}", "a text " * 20, "", "", 0, 1) for n in range(100)]
             block = vectors[(number % 10) * 100:][:100]
