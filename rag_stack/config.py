@@ -7,7 +7,7 @@ RAG_STACK_ADMIN_KEYS, or in the files of RAG_STACK_KEYS_DIRECTORY.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -84,6 +84,11 @@ class PromptConfig(_Frozen):
         "If they do not hold the answer, say that you do not know."
     )
     reserve_tokens: int = Field(256, ge=1, description="left for the answer when a request sets no max_tokens")
+    order: Literal["cached", "reading", "rank"] = Field(
+        "cached",
+        description="of the documents: what the engine has cached first, then what is asked for most; or as they lie "
+        "in their folder; or by relevance",
+    )
 
 
 class ServerConfig(_Frozen):

@@ -24,7 +24,8 @@ class Answer:
 
     `citations` point at `sources` by number and at `text` by character. `timings_ms` holds the milliseconds of each
     stage of retrieval. `store` and `index_version` are None when nothing was searched, `release_version` where the
-    server does not tell it. `finish_reason` is `stop`, or `length` when the answer was cut off.
+    server does not tell it. `finish_reason` is `stop`, or `length` when the answer was cut off. `cached_tokens` are those
+    of the prompt that the engine had computed before, None where it does not tell.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Answer:
     model: str
     usage: Usage | None
     finish_reason: str
+    cached_tokens: int | None = None
 
 
 class AnswerBuilder:
@@ -112,7 +114,14 @@ def _answer(text: str, *, model: str, rag: RagBlock | None, usage: UsageReply | 
         model=model,
         usage=None if usage is None else _usage(usage),
         finish_reason=finish_reason,
+        cached_tokens=_cached_tokens(rag, usage),
     )
+
+
+def _cached_tokens(rag: RagBlock, usage: UsageReply | None) -> int | None:
+    if rag.cached_tokens is not None or usage is None or usage.prompt_tokens_details is None:
+        return rag.cached_tokens
+    return usage.prompt_tokens_details.cached_tokens
 
 
 def _usage(reply: UsageReply) -> Usage:
