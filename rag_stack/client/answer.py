@@ -24,8 +24,8 @@ class Answer:
 
     `citations` point at `sources` by number and at `text` by character. `timings_ms` holds the milliseconds of each
     stage of retrieval. `store` and `index_version` are None when nothing was searched, `release_version` where the
-    server does not tell it. `finish_reason` is `stop`, or `length` when the answer was cut off. `cached_tokens` are those
-    of the prompt that the engine had computed before, None where it does not tell.
+    server does not tell it. `finish_reason` is `stop`, or `length` when the answer was cut off. `cached_tokens` are
+    those of the prompt that the engine had computed before, None where it does not tell.
     """
 
     text: str

@@ -5,6 +5,7 @@ whole blocks alone, frees an answer's blocks from its last to its first, and reu
 ago. Here the unit is the document and not the block, so that the tree is small: what it says is an estimate.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class CacheMirror:
     def __init__(self, shape: CacheShape, *, max_nodes: int = _MAX_NODES) -> None:
         self.block_tokens = shape.block_tokens
         # vLLM sets one block aside as the one that stands for none.
-        self._capacity = None if shape.blocks is None else max(1, shape.blocks - 1)
+        self._most_blocks = math.inf if shape.blocks is None else max(1, shape.blocks - 1)
         self._max_nodes = max_nodes
         self._roots: dict[Key, Node] = {}
         # From the one that the engine evicts next. A node is older than its parent, always.
@@ -143,11 +144,8 @@ class CacheMirror:
 
     def forget_until(self, used: int) -> None:
         """Whatever was used no later than that is gone: it is older than something of which the engine had nothing."""
-        while self._oldest_first:
-            oldest = next(iter(self._oldest_first))
-            if oldest.used > used:
-                return
-            self._drop(oldest)
+        while self._oldest_first and next(iter(self._oldest_first)).used <= used:
+            self._drop_oldest()
 
     def _add_rest(self, tokens: int, *, at: int) -> None:
         """Question and answer, or a prompt without documents: nobody shares them, but they take their room."""
@@ -160,24 +158,23 @@ class CacheMirror:
         self._oldest_first[rest] = None
 
     def _evict(self) -> None:
-        while self._oldest_first and (
-            len(self._oldest_first) > self._max_nodes
-            or (self._capacity is not None and self._used_blocks > self._capacity)
-        ):
-            self._drop(next(iter(self._oldest_first)))
+        most = self._most_blocks
+        while len(self._oldest_first) > self._max_nodes or self._used_blocks > most:
+            self._drop_oldest()
 
-    def _drop(self, node: Node) -> None:
-        """Take out a node and what stands behind it."""
+    def _drop_oldest(self) -> None:
+        """Take out the node that the engine evicts next, and what stands behind it, if anything still does."""
+        node, _ = self._oldest_first.popitem(last=False)
+        self._used_blocks -= node.blocks
         if node.key is not None:
             siblings = self._roots if node.parent is None else node.parent.children
             siblings.pop(node.key, None)
-        dropped = [node]
-        while dropped:
-            each = dropped.pop()
-            if each in self._oldest_first:
-                del self._oldest_first[each]
-                self._used_blocks -= each.blocks
-            dropped.extend(each.children.values())
+        behind = list(node.children.values())
+        while behind:
+            each = behind.pop()
+            del self._oldest_first[each]
+            self._used_blocks -= each.blocks
+            behind += each.children.values()
             each.children = {}
 
 

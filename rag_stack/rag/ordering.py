@@ -118,7 +118,7 @@ class DocumentOrder:
         front = dict.fromkeys([node.key for node in path[1:] if node.key is not None])
         # Behind earlier turns that nobody has asked from yet, no other conversation will find these documents.
         behind = by_key if around.is_conversation and not path else popular_first
-        keys = tuple([*front, *[key for key in behind if key not in front]])
+        keys = (*front, *[key for key in behind if key not in front])
         ordered = tuple([by_key[key] for key in keys])
         return Plan(ordered, around, keys, tuple([_chars(hit) for hit in ordered]), predicted, expected)
 

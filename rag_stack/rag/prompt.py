@@ -71,8 +71,8 @@ class PromptBuilder:
     ) -> GroundedPrompt:
         """Ground `messages` in `hits` (best first), leaving `max_tokens` for the answer. Blocking: it may tokenize.
 
-        `tools` is the JSON that the chat template puts into the prompt beside the messages; `beside` whatever else makes
-        two prompts with the same messages begin in different ways. `as_given`: the hits keep their order. Raises
+        `tools` is the JSON that the chat template puts into the prompt beside the messages; `beside` whatever else
+        keeps prompts with the same messages from sharing a prefix. `as_given`: the hits keep their order. Raises
         ContextLengthError when messages and tools alone do not fit.
         """
         ordering = _AS_GIVEN if as_given else self.ordering
