@@ -27,7 +27,7 @@ class BlockCache:
     _free: OrderedDict[int, None] = field(init=False)
     _chain_of: dict[int, Chain] = field(init=False, default_factory=dict)
     _blocks_of: dict[Chain, list[int]] = field(init=False, default_factory=dict)
-    _chains: dict[tuple[Chain, tuple[int, ...]], Chain] = field(init=False, default_factory=dict)
+    _chains: dict[tuple[Chain | str, tuple[int, ...]], Chain] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.blocks < 2 or self.block_tokens < 1:
@@ -54,11 +54,11 @@ class BlockCache:
 
     def _chain(self, tokens: Sequence[int], salt: str) -> list[Chain]:
         chains: list[Chain] = []
-        chain = hash(salt)
+        before: Chain | str = salt
         for start in range(0, len(tokens) - self.block_tokens + 1, self.block_tokens):
-            key = (chain, tuple(tokens[start : start + self.block_tokens]))
-            chain = self._chains.setdefault(key, len(self._chains))
-            chains.append(chain)
+            key = (before, tuple(tokens[start : start + self.block_tokens]))
+            before = self._chains.setdefault(key, len(self._chains))
+            chains.append(before)
         return chains
 
     def _find(self, chains: Sequence[Chain]) -> list[int]:
