@@ -36,9 +36,8 @@ class BlockCache:
 
     def serve(self, prompt: Sequence[int], *, answer: Sequence[int] = (), salt: str = "") -> int:
         """Answer a prompt, and say how many of its tokens were there. Raises ValueError where it is too long."""
-        tokens = [*prompt, *answer]
-        computed = len(prompt) + max(0, len(answer) - 1)
-        chains = self._chain(tokens[:computed], salt)
+        tokens = [*prompt, *answer[:-1]]
+        chains = self._chain(tokens, salt)
         found = self._find(chains[: (len(prompt) - 1) // self.block_tokens])
         needed = -(-len(tokens) // self.block_tokens)
         for block in found:

@@ -169,6 +169,8 @@ class CacheMirror:
         if node.key is not None:
             siblings = self._roots if node.parent is None else node.parent.children
             siblings.pop(node.key, None)
+        if not node.children:
+            return
         behind = list(node.children.values())
         while behind:
             each = behind.pop()

@@ -25,6 +25,7 @@ def test_an_answer_is_cached_but_for_its_last_token() -> None:
     cache = BlockCache(blocks=20, block_tokens=4)
     cache.serve(A, answer=B)
     assert cache.serve([*A, *B, 1]) == 4
+    assert cache.serve([*A, *B, 1]) == 8
     cache.serve(C, answer=[*B, 9])
     assert cache.serve([*C, *B, 1]) == 8
 
