@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--claims", type=int, default=24, help="of SciFact")
     add("--scifact", type=Path, default=SCIFACT)
     add("--tries", type=int, default=1000, help="of the oracle to better an order")
-    add("--seeds", type=int, default=3, help="traces simulated for each exponent")
+    add("--seeds", type=int, default=2, help="traces simulated for each exponent; 0: none")
     add("--kv-gib", type=int, default=2)
     add("--logs", type=Path, default=Path("var/loadtests"))
     add("--results", type=Path, default=report.RESULTS)

@@ -83,6 +83,8 @@ def sweep(
 ) -> list[dict[str, float | int | str]]:
     """Shares of prompt tokens that were found, by exponent and block size: means over seeds."""
     rows: list[dict[str, float | int | str]] = []
+    if seeds < 1:
+        return rows
     sizes = {n: 215 + n * 7 % 31 for n in range(shape.documents)}
     traces = {(e, s): zipf_trace(replace(shape, exponent=e), seed=s) for e in exponents for s in range(seeds)}
     peers = dict(zip(traces, (orders for orders, _ in peer_orders(list(traces.values()))), strict=True))

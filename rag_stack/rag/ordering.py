@@ -120,7 +120,14 @@ class DocumentOrder:
         behind = by_key if around.is_conversation and not path else popular_first
         keys = (*front, *[key for key in behind if key not in front])
         ordered = tuple([by_key[key] for key in keys])
-        return Plan(ordered, around, keys, tuple([len(hit.passage.title) + len(hit.passage.text) + _MARKUP_CHARS for hit in ordered]), predicted, expected)
+        return Plan(
+            ordered,
+            around,
+            keys,
+            tuple([len(hit.passage.title) + len(hit.passage.text) + _MARKUP_CHARS for hit in ordered]),
+            predicted,
+            expected,
+        )
 
     def commit(self, plan: Plan) -> None:
         """From now on the engine is taken to have it: prompts that come before its answer can share it already."""
