@@ -69,6 +69,7 @@ class RagLayer:
     release_version: str = ""
     admission: Admission | None = None
     tracer: Tracer = UNTRACED
+    usage_forced: bool = False
 
     def around(self, engine: ASGIApp) -> ASGIApp:
         """The engine's app with retrieval, citations, keys and the allow-list around it."""
@@ -101,6 +102,7 @@ class RagLayer:
             max_body_bytes=self.max_body_bytes,
             admission=self.admission,
             tracer=self.tracer,
+            usage_forced=self.usage_forced,
         )
 
     def _passed(self, engine: ASGIApp) -> list[BaseRoute]:

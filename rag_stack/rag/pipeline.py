@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rag_stack.config import RetrievalConfig
-from rag_stack.metrics import CITATIONS, RETRIEVAL_MS, Recorder
+from rag_stack.metrics import CITATIONS, PROMPT_TOKENS, RETRIEVAL_MS, Recorder
 from rag_stack.protocol import Filter, RankingOptions
 from rag_stack.rag.citations import Citer
+from rag_stack.rag.ordering import Plan, Served
 from rag_stack.rag.prompt import Message, PromptBuilder
 from rag_stack.retrieval.retriever import Retriever
 from rag_stack.tracing.tracer import UNTRACED, Tracer
@@ -28,6 +29,8 @@ class Question:
     ranking: RankingOptions | None = None
     max_tokens: int | None = None
     tools: str = ""
+    # What else of a request its prompt begins with: requests that differ in it share no prefix.
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Grounding:
     sources: tuple[Source, ...] = ()
     index_versions: Mapping[str, str] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
+    plan: Plan | None = None
 
 
 class Pipeline:
@@ -81,7 +85,14 @@ class Pipeline:
         began_s, started = time.time(), time.perf_counter()
         # A long prompt takes its tokenizer many milliseconds: off the event loop, as below.
         prompt = await asyncio.to_thread(
-            self._prompt.build, question.messages, hits, max_tokens=question.max_tokens, tools=question.tools
+            self._prompt.build,
+            question.messages,
+            hits,
+            max_tokens=question.max_tokens,
+            tools=question.tools,
+            beside=question.beside,
+            # A caller's own documents keep the numbers that the caller knows them by.
+            as_given=bool(question.hits),
         )
         prompt_ms = (time.perf_counter() - started) * 1e3
         self._recorder.record(RETRIEVAL_MS, prompt_ms, {"stage": "prompt"})
@@ -91,7 +102,18 @@ class Pipeline:
             sources=prompt.sources,
             index_versions=index_versions,
             timings=replace(timings, prompt_ms=prompt_ms),
+            plan=prompt.plan,
         )
+
+    def served(self, grounding: Grounding, served: Served) -> None:
+        """What the engine told of an answer: how many tokens its prompt took, and how many of them it had."""
+        plan = grounding.plan
+        self._prompt.ordering.observe(plan, served)
+        self._recorder.record(PROMPT_TOKENS, served.prompt_tokens, {"part": "all"})
+        if served.cached_tokens is not None:
+            self._recorder.record(PROMPT_TOKENS, served.cached_tokens, {"part": "cached"})
+        if plan is not None:
+            self._recorder.record(PROMPT_TOKENS, plan.predicted_tokens, {"part": "predicted"})
 
     async def cite(self, answer: str, grounding: Grounding) -> tuple[Citation, ...]:
         """The stretches of `answer` that the grounding's sources support."""

@@ -22,7 +22,9 @@ from rag_stack.generation.engine_settings import context_tokens
 from rag_stack.generation.tokenizer import GeneratorTokenizer
 from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import Recorder, record_load
+from rag_stack.rag.cache_mirror import UNKNOWN_CACHE, CacheShape
 from rag_stack.rag.citations import Citer
+from rag_stack.rag.ordering import document_order
 from rag_stack.rag.pipeline import Pipeline
 from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.releases.pinned import PinnedRelease
@@ -174,8 +176,9 @@ def build_layer(
     readiness: Callable[[], Awaitable[Readiness]],
     recorder: Recorder,
     tracer: Tracer = UNTRACED,
+    prefix_cache: CacheShape | None = UNKNOWN_CACHE,
 ) -> RagLayer:
-    """The layer that goes around an engine's app."""
+    """The layer that goes around an engine's app, whose `prefix_cache` is None when it has none."""
     release = pinned.release
     stores = retrieval.shelf.names
     tokenizer = GeneratorTokenizer(model_directory)
@@ -185,6 +188,7 @@ def build_layer(
         reserve_tokens=release.prompt.reserve_tokens,
         tokenizer=tokenizer,
         special_tokens=tokenizer.special_tokens,
+        ordering=document_order(release.prompt.order, prefix_cache),
     )
     return RagLayer(
         pipeline=Pipeline(
@@ -205,6 +209,7 @@ def build_layer(
         release_version=pinned.version,
         max_body_bytes=release.server.max_body_bytes,
         tracer=tracer,
+        usage_forced=bool(release.engine.get("enable_force_include_usage")),
     )
 
 

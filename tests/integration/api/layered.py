@@ -20,7 +20,9 @@ from rag_stack.api.vector_stores import StoreCard, VectorStores
 from rag_stack.config import RetrievalConfig
 from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import MemoryRecorder
+from rag_stack.rag.cache_mirror import UNKNOWN_CACHE
 from rag_stack.rag.citations import Citer
+from rag_stack.rag.ordering import document_order
 from rag_stack.rag.pipeline import Pipeline
 from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.retrieval.embedder import Embedder
@@ -155,6 +157,7 @@ def layer(
         reserve_tokens=64,
         tokenizer=state.vocabulary,
         special_tokens=settings.special_tokens,
+        ordering=document_order("cached", UNKNOWN_CACHE),
     )
 
     async def readiness() -> Readiness:

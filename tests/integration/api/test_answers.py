@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from rag_stack.metrics import PROMPT_TOKENS
 from tests.integration.api.conftest import OpenLayer
 from tests.integration.api.layered import Layered, Streamed
 from tests.integration.conftest import ATLAS, KITCHEN
@@ -227,10 +228,63 @@ def test_streamed_tool_calls_pass_through(client: OpenAI) -> None:
     assert deltas[0].annotations
 
 
-def test_prompt_does_not_depend_on_the_order_of_scores(open_layer: OpenLayer) -> None:
+def test_questions_with_the_same_documents_share_a_prefix(open_layer: OpenLayer) -> None:
     layered = open_layer(top_k=8)
-    prompts = []
+    documents, answers = [], []
     for question in ("Which ship laid the cable?", "How many hearts has an octopus?"):
-        layered.chat({"model": "tiny@atlas", "messages": _ask(question)})
-        prompts.append(layered.asked["messages"][1]["content"].removesuffix(question))
-    assert prompts[0] == prompts[1]
+        answers.append(layered.chat({"model": "tiny@atlas", "messages": _ask(question)}).json())
+        documents.append(layered.asked["messages"][1]["content"].partition("</documents>")[0])
+    assert documents[0] == documents[1]
+    scores = [source["score"] for source in answers[1]["rag"]["sources"]]
+    ranked = sorted(range(len(scores)), key=lambda n: -scores[n])
+    told = f"Most relevant first: {', '.join(str(n + 1) for n in ranked)}."
+    assert told in layered.asked["messages"][1]["content"]
+
+
+@pytest.mark.parametrize("cached", [0, 7])
+def test_cached_tokens_stand_in_rag(layered: Layered, cached: int) -> None:
+    layered.engine.state.prompt_tokens_details = {"cached_tokens": cached}
+    whole = layered.chat({"model": "tiny@atlas", "messages": _ask("cable")}).json()
+    stream = Streamed.of(layered.chat({"model": "tiny@atlas", "messages": _ask("cable"), "stream": True}))
+    assert whole["rag"]["cached_tokens"] == stream.chunks[-1]["rag"]["cached_tokens"] == cached
+    assert layered.recorder.values(PROMPT_TOKENS, {"part": "cached"}) == [cached, cached]
+    assert len(layered.recorder.values(PROMPT_TOKENS, {"part": "predicted"})) == 2
+
+
+def test_an_engine_that_does_not_tell_leaves_it_out(layered: Layered) -> None:
+    answer = layered.chat({"model": "tiny@atlas", "messages": _ask("cable")}).json()
+    assert "cached_tokens" not in answer["rag"]
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": None}, {"stream_options": {"include_usage": False}}])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_usage_is_asked_of_the_engine_and_kept_from_who_did_not_ask(
+    layered: Layered, path: str, options: dict[str, Any]
+) -> None:
+    body = {"model": "tiny@atlas", "messages": _ask("cable"), "prompt": "cable", "stream": True, **options}
+    body.pop("prompt" if path.endswith("chat/completions") else "messages")
+    stream = layered.post(path, body).text
+    assert layered.asked["stream_options"] == {"include_usage": True, "continuous_usage_stats": False}
+    assert '"choices": []' not in stream.replace('"choices":[]', '"choices": []')
+    assert stream.endswith("data: [DONE]\n\n")
+    asked = layered.post(path, {**body, "stream_options": {"include_usage": True}}).text
+    frames, with_usage = (text.split("\n\n") for text in (stream, asked))
+    assert len(with_usage) == len(frames) + 1
+    assert '"usage"' in with_usage[-3]
+
+
+def test_a_stream_without_retrieval_is_the_engines_own_but_for_rag(layered: Layered) -> None:
+    layered.engine.state.chunk_chars = 1
+    body = {"model": "tiny", "messages": _ask("say: Hello there."), "stream": True, "rag_retrieval": "none"}
+    ours = layered.chat(body).text.split("\n\n")
+    chunks = [json.loads(frame.removeprefix("data: ")) for frame in ours[1:-3]]
+    assert ours[-2:] == ["data: [DONE]", ""]
+    assert all("rag" not in chunk and "usage" not in chunk for chunk in chunks)
+
+
+def test_two_choices_keep_their_chunks_in_order(layered: Layered) -> None:
+    layered.engine.state.prompt_tokens_details = {"cached_tokens": 3}
+    body = {"model": "tiny@atlas", "messages": _saying("One. Two."), "stream": True, "n": 2}
+    stream = Streamed.of(layered.chat(body))
+    assert stream.done
+    assert stream.text(0) == "One. Two."

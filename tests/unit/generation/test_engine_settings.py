@@ -13,6 +13,7 @@ from rag_stack.generation.engine_settings import (
     check_engine_settings,
     check_loader,
     context_tokens,
+    engine_arguments,
     loader_name,
     on_this_node,
     times_its_start,
@@ -124,3 +125,9 @@ def test_whether_the_cpu_has_bfloat16_is_as_the_kernel_says() -> None:
         return
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
     assert engine_settings._computes_bfloat16() == ("avx512_bf16" in flags)
+
+
+@pytest.mark.parametrize(("given", "told"), [({}, True), ({"enable_prompt_tokens_details": False}, False)])
+def test_answers_tell_what_was_cached_unless_the_release_says_otherwise(given: dict[str, bool], told: bool) -> None:
+    arguments = engine_arguments({"dtype": "float32", **given})
+    assert arguments["enable_prompt_tokens_details"] is told

@@ -1,9 +1,10 @@
-"""The prompt: canonical order, passages as data, and never more than the context holds."""
+"""The prompt: documents in an order that can be shared, passages as data, and never more than the context holds."""
 
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from rag_stack.errors import ContextLengthError
+from rag_stack.rag.cache_mirror import CacheShape
+from rag_stack.rag.ordering import DocumentOrder, FixedOrder
 from rag_stack.rag.prompt import PromptBuilder, render_documents, text_of
 from rag_stack.types import Hit, Passage, Source
 
@@ -72,11 +75,48 @@ def _rendered(text: str, *, title: str = "", special_tokens: Sequence[str] = ())
     return render_documents([Source(1, _hit("d", text, title=title))], special_tokens=special_tokens)
 
 
-def test_order_does_not_depend_on_scores(tokenizer: ByteLevelTokenizer) -> None:
+def test_reading_order_does_not_depend_on_scores(tokenizer: ByteLevelTokenizer) -> None:
     hits = [_hit("b", "second"), _hit("a", "late", start=90), _hit("a", "early", start=5)]
-    prompts = [_builder(tokenizer).build(USER, order, max_tokens=None) for order in (hits, hits[::-1])]
-    assert prompts[0].messages == prompts[1].messages
+    builder = _builder(tokenizer, ordering=FixedOrder("reading"))
+    prompts = [builder.build(USER, order, max_tokens=None) for order in (hits, hits[::-1])]
+    assert prompts[0].sources == prompts[1].sources
     assert [(s.number, s.hit.passage.text) for s in prompts[0].sources] == [(1, "early"), (2, "late"), (3, "second")]
+
+
+def test_ranks_are_told_behind_the_documents_where_the_order_hides_them(tokenizer: ByteLevelTokenizer) -> None:
+    hits = [_hit("c", "best"), _hit("a", "second best"), _hit("b", "worst")]
+    builder = _builder(tokenizer, ordering=FixedOrder("reading"))
+    asked = text_of(builder.build(USER, hits, max_tokens=None).messages[-1])
+    assert asked.endswith(f"</documents>\nMost relevant first: 3, 1, 2.\n\n{USER[0]['content']}")
+    ranked = text_of(_builder(tokenizer).build(USER, hits, max_tokens=None).messages[-1])
+    assert ranked.endswith(f"</documents>\n\n{USER[0]['content']}")
+
+
+def test_documents_that_were_served_stand_in_front_again(tokenizer: ByteLevelTokenizer) -> None:
+    builder = _builder(tokenizer, ordering=DocumentOrder(CacheShape(16, 1000)))
+    long = {name: _hit(name, f"{name}: " + "the passages of the documents " * 10) for name in "abcd"}
+    first = builder.build(USER, [long["b"], long["a"]], max_tokens=None)
+    again = builder.build(USER, [long["c"], long["a"], long["d"], long["b"]], max_tokens=None)
+    assert [s.hit.passage.document_id for s in first.sources] == ["b", "a"]
+    assert [s.hit.passage.document_id for s in again.sources] == ["b", "a", "c", "d"]
+    assert "Most relevant first: 3, 2, 4, 1." in text_of(again.messages[-1])
+    shared = text_of(first.messages[-1]).split("</documents>")[0]
+    assert text_of(again.messages[-1]).startswith(shared)
+
+
+def test_the_callers_own_documents_keep_their_order(tokenizer: ByteLevelTokenizer) -> None:
+    builder = _builder(tokenizer, ordering=FixedOrder("reading"))
+    own = builder.build(USER, [_hit("b", "one"), _hit("a", "two")], max_tokens=None, as_given=True)
+    assert [s.hit.passage.text for s in own.sources] == ["one", "two"]
+
+
+def test_only_the_prompt_that_fits_counts_as_served(tokenizer: ByteLevelTokenizer) -> None:
+    ordering = DocumentOrder(CacheShape(16, 1000))
+    hits = [_hit(name, "the passages of the documents " * 20) for name in "zyxw"]
+    hits = [Hit(replace(hit.passage, text=hit.passage.document_id + hit.passage.text), hit.score) for hit in hits]
+    prompt = _builder(tokenizer, context_tokens=400, ordering=ordering).build(USER, hits, max_tokens=100)
+    assert 0 < len(prompt.sources) < 4
+    assert ordering.sizes()["passages"] == len(prompt.sources)
 
 
 def test_questions_with_the_same_documents_share_a_prefix(tokenizer: ByteLevelTokenizer) -> None:
