@@ -25,7 +25,7 @@ def check_release(pinned: PinnedRelease, catalog: Catalog) -> None:
     Looks at manifests and sizes, not at every byte: a replica does that when it fetches, and `rag-stack index verify`.
     """
     release = pinned.release
-    for each in (release.model, release.embedder):
+    for each in release.models:
         _stored(catalog, ArtifactRef("models", each.name, each.version or ""), each.digest)
     for store in release.stores:
         manifest = _stored(catalog, ArtifactRef("indexes", store.index, store.version or ""), store.digest)
