@@ -43,7 +43,7 @@ class Collector:
 
     async def collect(self, question: Mapping[str, Any]) -> dict[str, Any] | None:
         """One row to label, or None where nothing is left of the answer."""
-        found = await self.retriever.retrieve(question["question"], store=self.store, top_k=self.top_k)
+        found = await self.retriever.retrieve(question["question"], stores=[self.store], top_k=self.top_k)
         asked = [{"role": "user", "content": question["question"]}]
         prompt = self.prompt.build(asked, found.hits, max_tokens=MAX_TOKENS)
         messages: Any = [dict(message) for message in prompt.messages]  # the client's own type is a union of dicts

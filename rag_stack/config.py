@@ -63,12 +63,18 @@ class RetrievalConfig(_Frozen):
 
     top_k: int = Field(4, ge=1, le=50)
     score_threshold: float = Field(0.0, ge=0.0, le=1.0, description="a passage that scores less is no source")
+    mode: Literal["hybrid", "dense", "lexical"] = Field("hybrid", description="by vectors and words, or by one of them")
+    fusion: Literal["share", "reciprocal_rank"] = Field("share", description="how vectors and words make one score")
+    text_weight: float = Field(0.5, ge=0.0, le=1.0, description="how much of that score words are")
+    candidates: int = Field(100, ge=1, le=10_000, description="passages that vectors and words give, each")
+    rerank_candidates: int = Field(20, ge=1, le=200, description="passages that a reranker looks at")
+    duplicates: float = Field(
+        1.0, ge=0.0, le=1.0, description="a passage that shares more of its text with a better one is left out"
+    )
+    query_cache: int = Field(1000, ge=0, description="vectors and results of questions that are remembered; 0: none")
     threads: int = Field(1, ge=1, le=64, description="searches that run at once")
     threads_per_search: int = Field(1, ge=1, le=64, description="FAISS and torch threads of one search")
     queue: int = Field(256, ge=0, description="searches that may wait; one more is answered 429")
-    rerank_candidates: int = Field(
-        20, ge=1, le=200, description="best passages that a reranker scores, if there is one"
-    )
     rerank_threads: int = Field(1, ge=1, le=64, description="threads of one rerank")
 
 

@@ -73,6 +73,12 @@ RETRIEVAL_MS = Metric(
     _MS,
 )
 RETRIEVAL_QUEUE = Metric("rag_stack_retrieval_queue_length", "gauge", "Searches that wait for or hold a thread")
+QUERY_CACHE = Metric(
+    "rag_stack_query_cache_total",
+    "counter",
+    "Look-ups of a question's vector, or of a search's result, that were there from before (hit), or not (miss)",
+    ("cache", "outcome"),
+)
 ADMISSION_QUEUE = Metric("rag_stack_admission_queue_length", "gauge", "Requests that wait for the engine")
 ADMISSION_TOKENS = Metric(
     "rag_stack_admission_queue_tokens", "gauge", "Prompt and answer tokens of the requests that wait for the engine"
@@ -202,6 +208,7 @@ ALL = (
     REQUESTS,
     RETRIEVAL_MS,
     RETRIEVAL_QUEUE,
+    QUERY_CACHE,
     ADMISSION_QUEUE,
     ADMISSION_TOKENS,
     ADMISSION_REFUSED,

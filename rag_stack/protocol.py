@@ -1,8 +1,8 @@
 """Wire models shared by the API layer and the SDK. What OpenAI's API defines keeps OpenAI's names and shapes."""
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_QUERY_CHARS = 32_768
 
@@ -36,11 +36,29 @@ class CompoundFilter(Wire):
 Filter: TypeAlias = ComparisonFilter | CompoundFilter
 
 
-class RankingOptions(Wire):
-    """Cuts off hits that score less."""
+class HybridSearch(Wire):
+    """How much nearness (`embedding_weight`) and words (`text_weight`) count, against each other."""
 
-    ranker: str | None = None
-    score_threshold: float = Field(0.0, ge=0.0, le=1.0)
+    embedding_weight: float = Field(ge=0.0, le=1e6)
+    text_weight: float = Field(ge=0.0, le=1e6)
+
+    @model_validator(mode="after")
+    def _one_counts(self) -> Self:
+        if self.embedding_weight + self.text_weight <= 0:
+            raise ValueError("embedding_weight and text_weight must not both be 0")
+        return self
+
+
+class RankingOptions(Wire):
+    """How hits are ranked, and cuts off those that score less.
+
+    `ranker`: `auto` and `default-2024-11-15` are the release's own ranking, `none` the same without its reranker, and
+    `hybrid`, `dense` and `lexical` find by vectors and words, by vectors, or by words alone, without a reranker.
+    """
+
+    ranker: Literal["auto", "none", "default-2024-11-15", "hybrid", "dense", "lexical"] | None = None
+    score_threshold: float | None = Field(None, ge=0.0, le=1.0)
+    hybrid_search: HybridSearch | None = None
 
 
 class SearchRequest(Wire):
@@ -221,9 +239,10 @@ class FileObject(Wire):
 
 
 class RagSource(Wire):
-    """A passage that went into the prompt, under the number the model saw."""
+    """A passage that went into the prompt, under the number the model saw; `store` is where it was found."""
 
     number: int
+    store: str | None = None
     file_id: str
     filename: str
     passage_id: str
@@ -267,17 +286,22 @@ class ReplayRecord(Wire):
     path: str
     store: str | None = None
     index_version: str | None = None
+    index_versions: dict[str, str] | None = None
     passages: list[ReplayPassage]
     request: dict[str, Any]
 
 
 class RagBlock(Wire):
-    """`rag` on every answer: which release and index version gave it, from which sources, and how long that took."""
+    """`rag` on every answer: which release and index version gave it, from which sources, and how long that took.
+
+    Where several stores were searched, `index_versions` (by store) stands for `store` and `index_version`.
+    """
 
     release: str
     release_version: str | None = None
     store: str | None = None
     index_version: str | None = None
+    index_versions: dict[str, str] | None = None
     timings_ms: dict[str, float] = Field(default_factory=dict)
     sources: list[RagSource] = Field(default_factory=list)
     citations: list[RagCitation] = Field(default_factory=list)

@@ -27,10 +27,14 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage with its score: cosine similarity clamped to 0..1, higher is better."""
+    """A passage with its score, 0..1, higher is better, and the store that it was found in, if it was.
+
+    What a score means depends on the ranking, see `rag_stack.retrieval.fusion`.
+    """
 
     passage: Passage
     score: float
+    store: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +70,14 @@ class Timings:
     queue_ms: float = 0.0
     embed_ms: float = 0.0
     search_ms: float = 0.0
+    rerank_ms: float = 0.0
     prompt_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """What a search found, best first, and in which index version."""
+    """What a search found, best first, and in which index version of each store; "" for a store that holds nothing."""
 
     hits: tuple[Hit, ...]
-    store: str
-    index_version: str
+    index_versions: Mapping[str, str]
     timings: Timings = Timings()

@@ -45,6 +45,7 @@ def rag_source(source: Source, *, with_text: bool) -> RagSource:
     hit, passage = source.hit, source.hit.passage
     return RagSource(
         number=source.number,
+        store=hit.store or None,
         file_id=passage.document_id,
         filename=filename(hit),
         passage_id=passage.passage_id,
@@ -110,8 +111,7 @@ def rag_block(
     block = RagBlock(
         release=release,
         release_version=release_version or None,
-        store=grounding.store,
-        index_version=grounding.index_version,
+        **_searched(grounding.index_versions),
         timings_ms=timings_ms(grounding.timings),
         sources=[rag_source(source, with_text=with_text) for source in grounding.sources],
         citations=[rag_citation(citation) for citation in citations],
@@ -129,8 +129,7 @@ def replay_record(
         release=release,
         release_version=release_version or None,
         path=path,
-        store=grounding.store,
-        index_version=grounding.index_version,
+        **_searched(grounding.index_versions),
         passages=[
             ReplayPassage(
                 number=source.number,
@@ -144,6 +143,18 @@ def replay_record(
     )
 
 
+def _searched(index_versions: Mapping[str, str]) -> dict[str, Any]:
+    """One store by itself, as clients have always read it; several by name."""
+    match list(index_versions.items()):
+        case []:
+            return {}
+        case [(store, version)]:
+            return {"store": store, "index_version": version}
+        case several:
+            return {"index_versions": dict(several)}
+
+
 def timings_ms(timings: Timings) -> dict[str, float]:
-    """`{"embed": 8.1, ...}`, milliseconds."""
-    return {name.removesuffix("_ms"): round(value, 3) for name, value in dataclasses.asdict(timings).items()}
+    """`{"embed": 8.1, ...}`, milliseconds; `rerank` only where that was done."""
+    took = {name.removesuffix("_ms"): round(value, 3) for name, value in dataclasses.asdict(timings).items()}
+    return took if timings.rerank_ms else {name: value for name, value in took.items() if name != "rerank"}

@@ -85,7 +85,7 @@ class GroundedEndpoint:
         await let_in(self._admission, ask, scope, receive, send, streams=streams, answer=answer, tracer=self._tracer)
 
     def _prefill(self, scope: Scope, request: RetrievalRequest) -> AbstractContextManager[Prefill | None]:
-        if self._prefiller is None or request.store is None:
+        if self._prefiller is None or not request.stores:
             return nullcontext()
         return self._prefiller.prefill(ahead_of(self._engine, scope), partial(self._engine_body, request))
 
@@ -129,16 +129,16 @@ class GroundedEndpoint:
 
     def _question(self, request: RetrievalRequest) -> Question:
         body = request.engine_body
-        retrieves = request.store is not None or bool(request.hits)
+        retrieves = bool(request.stores or request.hits)
         messages = _messages(body) if self._kind == "chat" else _prompt(body, retrieves=retrieves)
         return Question(
             messages=messages,
             query=_query(messages) if retrieves else "",
-            store=request.store,
+            stores=request.stores,
             hits=request.hits,
             top_k=request.top_k,
             filters=request.filters,
-            score_threshold=request.score_threshold,
+            ranking=request.ranking,
             max_tokens=_max_tokens(body),
             tools=json.dumps(body["tools"], ensure_ascii=False) if body.get("tools") else "",
         )
@@ -146,7 +146,7 @@ class GroundedEndpoint:
     def _engine_body(self, request: RetrievalRequest, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if self._kind == "chat":
             return {**request.engine_body, "messages": list(messages)}
-        if request.store is None and not request.hits:
+        if not request.stores and not request.hits:
             return request.engine_body
         return {**request.engine_body, "prompt": "\n\n".join(text_of(message) for message in messages)}
 

@@ -22,6 +22,7 @@ from rag_stack.protocol import Filter, RankingOptions
 from rag_stack.types import Hit, Passage
 
 MAX_DOCUMENTS = 50
+MAX_STORES = 16
 INCLUDE_TEXT = "file_search_call.results"
 INCLUDE_MESSAGES = "rag.messages"
 INCLUDE_REPLAY = "rag.replay"
@@ -50,11 +51,11 @@ class RetrievalRequest:
     """The retrieval that a body asked for, and the body without it, as the engine may see it."""
 
     engine_body: dict[str, Any]
-    store: str | None = None
+    stores: tuple[str, ...] = ()
     hits: tuple[Hit, ...] = ()
     top_k: int | None = None
     filters: Filter | None = None
-    score_threshold: float | None = None
+    ranking: RankingOptions | None = None
     include: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -80,20 +81,21 @@ class RequestReader:
         if search is not None:
             return RetrievalRequest(
                 engine,
-                store=self._one_store(search.vector_store_ids, "tools"),
+                stores=self._known_stores(search.vector_store_ids, "tools"),
                 top_k=search.max_num_results,
                 filters=search.filters,
-                score_threshold=search.ranking_options.score_threshold if search.ranking_options else None,
+                ranking=search.ranking_options,
                 include=include,
             )
         if body.get("vector_store_ids") is not None:
-            store = self._one_store(body["vector_store_ids"], "vector_store_ids")
-            return RetrievalRequest(engine, store=store, include=include)
+            stores = self._known_stores(body["vector_store_ids"], "vector_store_ids")
+            return RetrievalRequest(engine, stores=stores, include=include)
         if alias_store is not None:
-            return RetrievalRequest(engine, store=self._known(alias_store, "model"), include=include)
+            return RetrievalRequest(engine, stores=(self._known(alias_store, "model"),), include=include)
         if body.get("documents") is not None:
             return RetrievalRequest(engine, hits=_given(body["documents"]), include=include)
-        return RetrievalRequest(engine, store=self.default_store if default else None, include=include)
+        stores = (self.default_store,) if default and self.default_store is not None else ()
+        return RetrievalRequest(engine, stores=stores, include=include)
 
     def _model(self, given: object) -> tuple[str, str | None]:
         if not isinstance(given, str) or not given:
@@ -105,12 +107,13 @@ class RequestReader:
             return model, store
         raise NotFoundError(f"the model {given!r} does not exist; this server has {self.model!r}", param="model")
 
-    def _one_store(self, ids: object, param: str) -> str:
+    def _known_stores(self, ids: object, param: str) -> tuple[str, ...]:
         if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids) or not ids:
-            raise InvalidRequestError("`vector_store_ids` must be a list with the id of a store", param=param)
-        if len(set(ids)) > 1:
-            raise InvalidRequestError("one store a question is what this server can search", param=param)
-        return self._known(ids[0], param)
+            raise InvalidRequestError("`vector_store_ids` must be a list with the ids of stores", param=param)
+        stores = tuple(dict.fromkeys(ids))
+        if len(stores) > MAX_STORES:
+            raise InvalidRequestError(f"a question can search {MAX_STORES} stores, got {len(stores)}", param=param)
+        return tuple(self._known(each, param) for each in stores)
 
     def _known(self, store: str, param: str) -> str:
         stores = self.stores()

@@ -92,16 +92,17 @@ class VectorStores:
         """The answer to a search; hits of which `show` makes nothing are left out."""
         search = self.retriever.retrieve(
             queries,
-            store=store,
+            stores=[store],
             top_k=asked.max_num_results,
             filters=asked.filters,
-            score_threshold=asked.ranking_options.score_threshold,
+            score_threshold=asked.ranking_options.score_threshold or 0.0,
+            ranking=self.retriever.ranking.asked(asked.ranking_options),
         )
         found = await while_connected(search, request.receive)
         return SearchPage(
             search_query=queries,
             data=[result for hit in found.hits if (result := show(hit)) is not None],
-            index_version=found.index_version,
+            index_version=found.index_versions[store],
             timings_ms=encoding.timings_ms(found.timings),
         )
 

@@ -16,11 +16,12 @@ BaseUrl = Annotated[
     str | None, typer.Option("--base-url", envvar=BASE_URL_VARIABLE, help=f"The server; by default {DEFAULT_BASE_URL}.")
 ]
 Store = Annotated[str | None, typer.Option("--store", help="The store to search.")]
+Stores = Annotated[list[str] | None, typer.Option("--store", help="A store to search; may be given several times.")]
 
 
 def ask(
     question: Annotated[str, typer.Argument(help="What you want to know.")],
-    store: Store = None,
+    store: Stores = None,
     model: Annotated[str | None, typer.Option("--model", help="The model, if the server has several.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, max=50, help="How many passages to use.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Length of the answer.")] = None,
@@ -33,7 +34,7 @@ def ask(
 
     A key, where the server wants one, is read from RAG_STACK_API_KEY.
     """
-    options = AskOptions(store=store, model=model, top_k=top_k, max_tokens=max_tokens)
+    options = AskOptions(store=store or None, model=model, top_k=top_k, max_tokens=max_tokens)
     console = Console(highlight=False)
     with one_line_failures(), Client(base_url=base_url) as client:
         if as_json:
@@ -53,6 +54,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
         "citations": [citation.model_dump() for citation in answer.citations],
         "sources": [source.model_dump(exclude_none=True) for source in answer.sources],
         "timings_ms": dict(answer.timings_ms),
+        "index_versions": dict(answer.index_versions),
         "usage": None if answer.usage is None else dataclasses.asdict(answer.usage),
     }
 

@@ -81,8 +81,7 @@ def print_hits(console: Console, results: SearchResults) -> None:
 def _facts(answer: Answer) -> str:
     version = f"@{answer.release_version}" if answer.release_version else ""
     facts = [f"release {answer.release}{version}", f"model {answer.model}"]
-    if answer.store is not None or answer.index_version is not None:
-        facts.append(f"index {answer.store or ''} {answer.index_version or ''}".strip())
+    facts += [f"index {store} {version}".strip() for store, version in answer.index_versions.items()]
     if answer.sources:
         facts.append(_milliseconds(answer.timings_ms))
     if answer.usage is not None:

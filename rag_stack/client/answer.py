@@ -23,8 +23,9 @@ class Answer:
     """A complete answer.
 
     `citations` point at `sources` by number and at `text` by character. `timings_ms` holds the milliseconds of each
-    stage of retrieval. `store` and `index_version` are None when nothing was searched, `release_version` where the
-    server does not tell it. `finish_reason` is `stop`, or `length` when the answer was cut off.
+    stage of retrieval. `index_versions` names the stores that were searched, none when nothing was; with one,
+    `store` and `index_version` say the same, else they are None. `release_version` is None where the server does not
+    tell it. `finish_reason` is `stop`, or `length` when the answer was cut off.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Answer:
     release_version: str | None
     store: str | None
     index_version: str | None
+    index_versions: Mapping[str, str]
     model: str
     usage: Usage | None
     finish_reason: str
@@ -109,10 +111,17 @@ def _answer(text: str, *, model: str, rag: RagBlock | None, usage: UsageReply | 
         release_version=rag.release_version,
         store=rag.store,
         index_version=rag.index_version,
+        index_versions=_index_versions(rag),
         model=model,
         usage=None if usage is None else _usage(usage),
         finish_reason=finish_reason,
     )
+
+
+def _index_versions(rag: RagBlock) -> Mapping[str, str]:
+    if rag.store is None:
+        return rag.index_versions or {}
+    return {rag.store: rag.index_version or ""}
 
 
 def _usage(reply: UsageReply) -> Usage:

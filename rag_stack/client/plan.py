@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from rag_stack.client.answer import Answer, read_answer
 from rag_stack.client.reply import ModelPage, StorePage, parse
 from rag_stack.errors import EngineError, InvalidRequestError, NotFoundError
-from rag_stack.protocol import Filter, RankingOptions, SearchPage, SearchRequest, SearchResult, VectorStore
+from rag_stack.protocol import Filter, SearchPage, SearchRequest, SearchResult, VectorStore
 
 ResultT = TypeVar("ResultT")
+Ranker: TypeAlias = Literal["auto", "none", "default-2024-11-15", "hybrid", "dense", "lexical"]
 Body: TypeAlias = dict[str, Any]
 CHAT_PATH = "/chat/completions"
 INCLUDE_TEXT = "file_search_call.results"
@@ -37,11 +38,12 @@ Plan: TypeAlias = Generator[Call, object, ResultT]
 class AskOptions(TypedDict, total=False):
     """How to answer a question.
 
-    Where the passages come from: `store` (with `top_k` of them, that match `filters`), or `documents`
-    (`{"title": ..., "text": ...}`), or by default the release's default store. `include_text` brings the texts along.
+    Where the passages come from: `store`, one or several (with `top_k` passages, that match `filters`), or
+    `documents` (`{"title": ..., "text": ...}`), or by default the release's default store. `include_text` brings the
+    texts along.
     """
 
-    store: str | None
+    store: str | Sequence[str] | None
     model: str | None
     top_k: int | None
     filters: Filter | Mapping[str, Any] | None
@@ -52,12 +54,16 @@ class AskOptions(TypedDict, total=False):
 
 
 class SearchOptions(TypedDict, total=False):
-    """How to search: `store` may be left out where the server has one; `top_k` is 1 to 50, by default 10."""
+    """How to search: `store` may be left out where the server has one; `top_k` is 1 to 50, by default 10.
+
+    `ranker` is `auto`, `none`, `hybrid`, `dense` or `lexical`, see RankingOptions.
+    """
 
     store: str | None
     top_k: int
     filters: Filter | Mapping[str, Any] | None
     score_threshold: float
+    ranker: Ranker | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +122,7 @@ class Plans:
         self,
         question: str,
         *,
-        store: str | None = None,
+        store: str | Sequence[str] | None = None,
         model: str | None = None,
         top_k: int | None = None,
         filters: Filter | Mapping[str, Any] | None = None,
@@ -125,15 +131,16 @@ class Plans:
         temperature: float | None = None,
         include_text: bool = False,
     ) -> Plan[Body]:
+        stores = [store] if isinstance(store, str) else None if store is None else list(store)
         searches = store is not None or top_k is not None or filters is not None
         if documents is not None and searches:
             raise InvalidRequestError("give `documents`, or a store to search with top_k and filters; not both")
         body: Body = {"messages": [{"role": "user", "content": question}]}
         if top_k is not None or filters is not None:
             tool = _file_search(top_k=top_k, filters=filters)
-            body["tools"] = [{**tool, "vector_store_ids": [store or (yield from self._only_store())]}]
-        elif store is not None:
-            body["vector_store_ids"] = [store]
+            body["tools"] = [{**tool, "vector_store_ids": stores or [(yield from self._only_store())]}]
+        elif stores is not None:
+            body["vector_store_ids"] = stores
         elif documents is not None:
             body["documents"] = [dict(document) for document in documents]
         if include_text:
@@ -149,8 +156,10 @@ class Plans:
         top_k: int = 10,
         filters: Filter | Mapping[str, Any] | None = None,
         score_threshold: float = 0.0,
+        ranker: Ranker | None = None,
     ) -> Plan[SearchResults]:
-        body = _search_body(query, top_k=top_k, filters=filters, score_threshold=score_threshold)
+        options = {"score_threshold": score_threshold, "ranker": ranker}
+        body = _search_body(query, top_k=top_k, filters=filters, ranking_options=options)
         name = store or (yield from self._only_store())
         path = f"/vector_stores/{quote(name, safe='')}/search"
         page = parse((yield Call("POST", path, body=body)), SearchPage)
@@ -177,7 +186,13 @@ class Plans:
                 raise InvalidRequestError(f"the server has several stores: name one of {sorted(names)}", param="store")
 
 
-def _search_body(query: str, *, top_k: int, filters: Filter | Mapping[str, Any] | None, score_threshold: float) -> Body:
+def _search_body(
+    query: str,
+    *,
+    top_k: int,
+    filters: Filter | Mapping[str, Any] | None,
+    ranking_options: Mapping[str, Any] | None = None,
+) -> Body:
     """The body of a search, checked before it is sent. Raises InvalidRequestError."""
     try:
         request = SearchRequest.model_validate(
@@ -185,7 +200,7 @@ def _search_body(query: str, *, top_k: int, filters: Filter | Mapping[str, Any] 
                 "query": query,
                 "filters": filters,
                 "max_num_results": top_k,
-                "ranking_options": RankingOptions(score_threshold=score_threshold),
+                "ranking_options": ranking_options or {},
             }
         )
     except ValidationError as exc:
@@ -197,7 +212,7 @@ def _search_body(query: str, *, top_k: int, filters: Filter | Mapping[str, Any] 
 
 def _file_search(*, top_k: int | None, filters: Filter | Mapping[str, Any] | None) -> Body:
     """A file_search tool, its settings checked as those of a search."""
-    checked = _search_body("", top_k=10 if top_k is None else top_k, filters=filters, score_threshold=0.0)
+    checked = _search_body("", top_k=10 if top_k is None else top_k, filters=filters)
     tool: Body = {"type": "file_search"}
     if top_k is not None:
         tool["max_num_results"] = checked["max_num_results"]

@@ -21,13 +21,18 @@ from rag_stack.index.flat_file import FlatFile
 from rag_stack.index.format import (
     DOCUMENTS_FILE,
     INDEX_FILE,
+    LEXICAL_DIRECTORY,
+    LEXICAL_FILES,
     MAX_SKIPPED,
     PASSAGES_FILE,
     Chunking,
     EmbedderRef,
     IndexMetadata,
+    Lexical,
     Skipped,
 )
+from rag_stack.index.lexical import LexicalIndex
+from rag_stack.index.lexical_writer import LexicalWriter
 from rag_stack.index.recipe import choose_recipe
 from rag_stack.index.spec import AUTO
 from rag_stack.index.spool import DocumentFile, PassageSpool
@@ -41,25 +46,29 @@ Vectors = npt.NDArray[np.float32]
 _PARTIAL: Final = ".partial"
 _VECTORS_FILE: Final = "vectors.faiss"
 _SPOOL_FILE: Final = "passages.stream"
+_WORDS: Final = "words"
 _UNIT_TOLERANCE: Final = 1e-3
 _WRITE_BYTES: Final = 1 << 20
 
 
 class IndexWriter:
-    """Writes the three files of an index version into a directory, document by document. For one thread.
+    """Writes the files of an index version into a directory, document by document. For one thread.
 
     What it holds in memory does not grow with the corpus, but for 8 bytes a document and what the recipe keeps: nothing
     for Flat, codes and ids for inverted lists of product quantizers, all vectors for HNSW and `IVF...,Flat`. On the
-    disk it takes the vectors and passages twice while it finishes. Left without `finish`, or by an exception, it leaves
+    disk it takes the vectors, passages and words twice while it finishes. Words are indexed only with `lexical`.
+    Left without `finish`, or by an exception, it leaves
     nothing behind.
     """
 
-    def __init__(self, directory: Path, *, dimension: int) -> None:
+    def __init__(self, directory: Path, *, dimension: int, lexical: Lexical | None = None) -> None:
         """Begin to write into a directory that exists. Raises IndexVersionError when nothing can be written there."""
         self.dimension = dimension
         self._directory = directory
         self._partial = directory / _PARTIAL
         self._ids = DocumentIds()
+        self._lexical = lexical
+        self._words: LexicalWriter | None = None
         with _written(directory), ExitStack() as undo:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir()
@@ -67,6 +76,8 @@ class IndexWriter:
             self._flat = FlatFile(self._partial / _VECTORS_FILE, dimension=dimension)
             self._passages = PassageSpool(self._partial / _SPOOL_FILE)
             self._documents = DocumentFile(self._partial / DOCUMENTS_FILE)
+            if lexical is not None:
+                self._words = LexicalWriter(self._partial / _WORDS, lexical)
             undo.pop_all()
 
     @property
@@ -92,6 +103,8 @@ class IndexWriter:
             self._documents.append(document, first_row=self.passages, passages=len(passages))
             self._passages.append(passages)
             self._flat.append(vectors)
+            if self._words is not None:
+                self._words.append(passages)
         self._ids.add(document.document_id)
 
     def finish(
@@ -108,7 +121,7 @@ class IndexWriter:
         skipped_documents: int | None = None,
         queries: Vectors | None = None,
     ) -> IndexMetadata:
-        """Build the index, measure its recall, and put the three files into the directory. Blocking, up to hours.
+        """Build the index, measure its recall, and put the files into the directory. Blocking, up to hours.
 
         `search_parameters` are taken as they are; without them the cheapest are taken that find `recall_target` of the
         `recall_at` nearest passages. `queries`, float32 [n, dimension] of unit length, are vectors of real questions to
@@ -124,6 +137,8 @@ class IndexWriter:
             self._flat.complete()
             self._documents.complete()
             self._passages.complete(self._partial / PASSAGES_FILE)
+            if self._words is not None:
+                self._words.complete(self._partial / LEXICAL_DIRECTORY)
         exact = Exact.of(self._flat, at=recall_at, queries=queries)
         with one_thread():
             trained = train(self._flat, recipe, search_parameters)
@@ -139,6 +154,7 @@ class IndexWriter:
             passages=self.passages,
             documents=self.documents,
             chunking=chunking,
+            lexical=self._lexical,
             skipped=tuple(skipped[:MAX_SKIPPED]),
             skipped_documents=len(skipped) if skipped_documents is None else skipped_documents,
             recall=recall,
@@ -150,10 +166,11 @@ class IndexWriter:
 
     def close(self) -> None:
         """Remove what is not finished."""
-        for part in (self._flat, self._passages, self._documents):
+        for part in (self._flat, self._passages, self._documents, self._words):
             # Whatever it could not write is deleted now.
             with suppress(OSError, pa.ArrowException):
-                part.close()
+                if part is not None:
+                    part.close()
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -193,11 +210,16 @@ class IndexWriter:
                     # Given a path, FAISS does not tell what fails as it closes the file.
                     faiss.write_index(trained.index, faiss.PyCallbackIOWriter(file.write, _WRITE_BYTES))
             _verify(path, trained.index, exact)
+            names = [INDEX_FILE, PASSAGES_FILE, DOCUMENTS_FILE]
+            if self._lexical is not None:
+                names += LEXICAL_FILES
+                LexicalIndex.open(self._partial / LEXICAL_DIRECTORY, self._lexical, passages=self.passages).try_out()
+                (self._directory / LEXICAL_DIRECTORY).mkdir(exist_ok=True)
             try:
-                for name in (INDEX_FILE, PASSAGES_FILE, DOCUMENTS_FILE):
+                for name in names:
                     (self._partial / name).replace(self._directory / name)
             except OSError:
-                for name in (INDEX_FILE, PASSAGES_FILE, DOCUMENTS_FILE):
+                for name in names:
                     (self._directory / name).unlink(missing_ok=True)
                 raise
 
@@ -211,12 +233,13 @@ def write_index(
     recipe: str = "Flat",
     search_parameters: str = "",
     chunking: Chunking | None = None,
+    lexical: Lexical | None = None,
     skipped: Sequence[Skipped] = (),
 ) -> IndexMetadata:
     """Write what fits into memory: `vectors` is float32 [passages, d] of unit length. Blocking, see IndexWriter."""
     if len(vectors) != len(cut.passages):
         raise ValueError(f"{len(cut.passages)} passages need as many vectors, got {list(vectors.shape)}")
-    with IndexWriter(directory, dimension=vectors.shape[1]) as writer:
+    with IndexWriter(directory, dimension=vectors.shape[1], lexical=lexical) as writer:
         groups = groupby(enumerate(cut.passages), key=lambda pair: pair[1].document_id)
         for document, (_, group) in zip(cut.documents, groups, strict=True):
             rows, passages = zip(*group, strict=True)

@@ -17,7 +17,16 @@ from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.memory import available_bytes
 from rag_stack.artifacts.residency import populate, resident_bytes
 from rag_stack.errors import EmbedderMismatchError, IndexVersionError
-from rag_stack.index.format import DOCUMENTS_FILE, DOCUMENTS_SCHEMA, INDEX_FILE, PASSAGES_FILE, IndexMetadata
+from rag_stack.index.format import (
+    DOCUMENTS_FILE,
+    DOCUMENTS_SCHEMA,
+    INDEX_FILE,
+    LEXICAL_DIRECTORY,
+    LEXICAL_MAPPED_FILES,
+    PASSAGES_FILE,
+    IndexMetadata,
+)
+from rag_stack.index.lexical import LexicalIndex
 from rag_stack.index.passages import PassageTable, open_table
 from rag_stack.index.probe import Probe, head_bytes
 from rag_stack.index.selector import search_selected
@@ -60,9 +69,18 @@ class IndexVersion:
     first asks the disk for what it will read.
     """
 
-    def __init__(self, index: faiss.Index, passages: PassageTable, manifest: Manifest, *, path: Path) -> None:
+    def __init__(
+        self,
+        index: faiss.Index,
+        passages: PassageTable,
+        manifest: Manifest,
+        *,
+        path: Path,
+        lexical: LexicalIndex | None = None,
+    ) -> None:
         self._index: faiss.Index | None = index
         self._passages: PassageTable | None = passages
+        self._lexical = lexical
         self._path = path
         self._probe = Probe.of(index)
         self._undisturbed = Event()
@@ -71,6 +89,7 @@ class IndexVersion:
         self.metadata = IndexMetadata.of(manifest)
         self.name = manifest.name
         self.version = manifest.version
+        self.digest = manifest.digest
         self.embedder_digest = self.metadata.embedder.digest
         self.dimension = self.metadata.dimension
         self.document_count = self.metadata.documents
@@ -97,7 +116,10 @@ class IndexVersion:
         passages = PassageTable.open(path / PASSAGES_FILE)
         documents = open_table(path / DOCUMENTS_FILE, schema=DOCUMENTS_SCHEMA)
         _check(str(manifest.ref), metadata, index, passages=len(passages), documents=documents.num_rows)
-        return cls(index, passages, manifest, path=path)
+        lexical = None
+        if metadata.lexical is not None:
+            lexical = LexicalIndex.open(path / LEXICAL_DIRECTORY, metadata.lexical, passages=len(passages))
+        return cls(index, passages, manifest, path=path, lexical=lexical)
 
     @property
     def ntotal(self) -> int:
@@ -111,6 +133,13 @@ class IndexVersion:
             raise self._closed()
         return self._passages
 
+    @property
+    def lexical(self) -> LexicalIndex | None:
+        """The words of the passages; None where they are not indexed. Raises IndexVersionError once it is closed."""
+        if self._passages is None:
+            raise self._closed()
+        return self._lexical
+
     def close(self) -> None:
         """Drop the mappings of its files; again does nothing. Nobody may search or hold its passages any more.
 
@@ -120,9 +149,10 @@ class IndexVersion:
         self._probe = None
         self._index = None
         self._passages = None
+        self._lexical = None
 
     def prefault(self, *, budget_bytes: int | None = None, undisturbed_s: float = _UNDISTURBED_S) -> Prefault:
-        """Read index and passages into memory, so that no search waits for the disk. Blocking; searches may run.
+        """Read index, passages and words into memory, so that no search waits for the disk. Blocking; searches may run.
 
         What does not fit into the budget, by default four fifths of the memory that this process may still take, is not
         read whole: it would drive out its own hot lists and everybody else's pages. Then only what every query touches
@@ -142,7 +172,8 @@ class IndexVersion:
         return done
 
     def _prefault(self, budget_bytes: int) -> Prefault:
-        files = [self._path / name for name in (INDEX_FILE, PASSAGES_FILE)]
+        words = LEXICAL_MAPPED_FILES if self._lexical is not None else ()
+        files = [self._path / name for name in (INDEX_FILE, PASSAGES_FILE, *words)]
         sizes = [path.stat().st_size for path in files]
         missing = sum(sizes) - sum(map(resident_bytes, files))
         if missing <= budget_bytes:
@@ -181,6 +212,22 @@ class IndexVersion:
                 scores, rows = search_selected(index, vectors, k, allowed)
         return scores, rows
 
+    def similarities(self, vectors: Vectors, rows: Rows) -> Vectors:
+        """The cosine similarity of each vector to each of some rows, float32 [n, rows], by the index's own vectors.
+
+        -inf for a row that it does not find. `rows` are different ones.
+        """
+        allowed = np.zeros(self.ntotal, np.bool_)
+        allowed[rows] = True
+        scores, found = self.search(vectors, len(rows), allowed=allowed)
+        place = np.full(self.ntotal + 1, -1)
+        place[rows] = np.arange(len(rows))
+        similarities = np.full((len(vectors), len(rows)), -np.inf, np.float32)
+        for number in range(len(vectors)):
+            known = found[number] >= 0
+            similarities[number, place[found[number][known]]] = scores[number][known]
+        return similarities
+
     def try_out(self, *, queries: int = 4, k: int = 8) -> None:
         """Answer a few random queries and read what they find. Raises IndexVersionError when an answer makes no sense.
 
@@ -198,6 +245,8 @@ class IndexVersion:
             raise self._senseless(f"gives scores up to {np.abs(scores[found]).max():.2f}, and cosines end at 1")
         if not all(self.passages.get(int(row)).text for row in np.unique(rows[found])):
             raise self._senseless("has passages without text")
+        if self._lexical is not None:
+            self._lexical.try_out()
 
     def _opened(self) -> faiss.Index:
         if self._index is None:
@@ -253,7 +302,7 @@ def _read_beside(path: Path) -> Iterator[None]:
 
 
 def _check(ref: str, metadata: IndexMetadata, index: faiss.Index, *, passages: int, documents: int) -> None:
-    """The three files and the manifest must tell the same story."""
+    """The files and the manifest must tell the same story."""
     facts = (
         ("vectors", index.ntotal, metadata.passages),
         ("passages", passages, metadata.passages),

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from rag_stack.config import ArtifactChoice, Name, read_yaml
-from rag_stack.index.format import Chunking
+from rag_stack.index.format import Chunking, Lexical
 from rag_stack.index.pattern import Pattern
 
 SourceFormat: TypeAlias = Literal["auto", "text", "markdown", "html", "pdf", "jsonl", "parquet"]
@@ -112,12 +112,15 @@ class IndexSpec(_Frozen):
     The recipe `auto` takes one that fits the number of passages and `memory_budget_bytes`, what the mapped index may
     take of a node's memory. Search parameters are found by measuring: the cheapest that give `recall_target` of the
     `recall_at` passages of exact search. Given `search_parameters` are taken as they are.
+
+    `lexical` says how words are indexed, beside the vectors; `lexical: null` leaves them out.
     """
 
     name: Name
     source: Source
     embedder: ArtifactChoice
     chunking: Chunking | None = Chunking()
+    lexical: Lexical | None = Lexical()
     recipe: str = Field(AUTO, min_length=1, description="auto, or a FAISS index factory string")
     memory_budget_bytes: int | None = Field(None, ge=1, description="for the recipe auto; none: 2 GiB")
     recall_target: float = Field(0.95, gt=0.0, le=1.0)

@@ -30,7 +30,7 @@ from rag_stack.errors import (
 from rag_stack.index.builder import IndexWriter
 from rag_stack.index.documents import Document
 from rag_stack.index.embeddings import FLUSH_ROWS, EmbeddingStore, fingerprint, input_keys
-from rag_stack.index.format import Chunking, EmbedderRef, GateResult, IndexMetadata, Skipped
+from rag_stack.index.format import Chunking, EmbedderRef, GateResult, IndexMetadata, Lexical, Skipped
 from rag_stack.index.gate import check_gates
 from rag_stack.index.reader import IndexVersion, set_search_threads
 from rag_stack.index.spec import AUTO, Gates, IndexSpec
@@ -51,6 +51,7 @@ class BuildSettings:
     """
 
     chunking: Chunking | None = field(default_factory=Chunking)
+    lexical: Lexical | None = field(default_factory=Lexical)
     recipe: str = AUTO
     memory_budget_bytes: int | None = None
     recall_target: float = 0.95
@@ -71,6 +72,7 @@ class BuildSettings:
         """A spec's."""
         return cls(
             chunking=spec.chunking,
+            lexical=spec.lexical,
             recipe=spec.recipe,
             memory_budget_bytes=spec.memory_budget_bytes,
             recall_target=spec.recall_target,
@@ -163,7 +165,10 @@ def build_version(
         filling = Filling(vectors, embedding, progress=progress, share=share)
         directory = folder / "index"
         directory.mkdir()
-        with IndexWriter(directory, dimension=embedding.model.dimension) as writer, _kept(vectors):
+        with (
+            IndexWriter(directory, dimension=embedding.model.dimension, lexical=settings.lexical) as writer,
+            _kept(vectors),
+        ):
             for window, last in intake.windows(filling.expect):
                 filling.fill(window, last=last)
                 for cut in window:

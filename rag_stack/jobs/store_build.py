@@ -17,7 +17,7 @@ from rag_stack.errors import (
 )
 from rag_stack.index.chunking import token_count
 from rag_stack.index.documents import Document
-from rag_stack.index.format import Chunking, IndexMetadata
+from rag_stack.index.format import FORMAT_VERSION, Chunking, IndexMetadata
 from rag_stack.index.spec import Gates
 from rag_stack.jobs.build import BuildSettings, build_version
 from rag_stack.jobs.embedding import Model
@@ -77,9 +77,11 @@ class StoreBuild:
         """Whether what is promoted is of this embedder and format. Raises ArtifactError."""
         try:
             manifest = self._tiers.catalog.resolve("indexes", store.store_id)
-            return IndexMetadata.of(manifest).embedder.digest == self._embedding.model.digest
+            metadata = IndexMetadata.of(manifest)
         except (ArtifactNotFoundError, ArtifactOutdatedError, IndexVersionError):
             return False
+        made_so = (metadata.format_version, metadata.lexical) == (FORMAT_VERSION, self._settings.lexical)
+        return made_so and metadata.embedder.digest == self._embedding.model.digest
 
     def tidy(self, store_id: str) -> bool:
         """Delete versions that were replaced long enough ago, looking every ten minutes; whether others will follow."""

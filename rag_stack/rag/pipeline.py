@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from rag_stack.config import RetrievalConfig
 from rag_stack.metrics import CITATIONS, RETRIEVAL_MS, Recorder
-from rag_stack.protocol import Filter
+from rag_stack.protocol import Filter, RankingOptions
 from rag_stack.rag.citations import Citer
 from rag_stack.rag.prefill import Prefill
 from rag_stack.rag.prompt import Message, PromptBuilder
@@ -19,15 +19,15 @@ from rag_stack.types import Citation, Hit, Source, Timings
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a request asks of the pipeline. Either `store` is searched for `query`, or `hits` are given, or neither."""
+    """What a request asks of the pipeline: `stores` to search for `query`, or `hits` that are given, or neither."""
 
     messages: tuple[Message, ...]
     query: str
-    store: str | None = None
+    stores: tuple[str, ...] = ()
     hits: tuple[Hit, ...] = ()
     top_k: int | None = None
     filters: Filter | None = None
-    score_threshold: float | None = None
+    ranking: RankingOptions | None = None
     max_tokens: int | None = None
     tools: str = ""
 
@@ -38,8 +38,7 @@ class Grounding:
 
     messages: tuple[Message, ...]
     sources: tuple[Source, ...] = ()
-    store: str | None = None
-    index_version: str | None = None
+    index_versions: Mapping[str, str] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
 
 
@@ -71,18 +70,20 @@ class Pipeline:
         hits: Sequence[Hit] = question.hits
         # The one way to a prompt, so that a provisional one begins as the final one does.
         build = partial(self._prompt.build, question.messages, max_tokens=question.max_tokens, tools=question.tools)
-        timings, index_version = Timings(), None
-        if question.store is not None:
-            threshold = question.score_threshold
+        timings = Timings()
+        index_versions: Mapping[str, str] = {}
+        if question.stores:
+            threshold = question.ranking.score_threshold if question.ranking else None
             found = await self._retriever.retrieve(
                 question.query,
-                store=question.store,
+                stores=question.stores,
                 top_k=question.top_k or self._defaults.top_k,
                 filters=question.filters,
                 score_threshold=self._defaults.score_threshold if threshold is None else threshold,
+                ranking=self._retriever.ranking.asked(question.ranking),
                 on_provisional=prefill.provisional(build) if prefill else None,
             )
-            hits, timings, index_version = found.hits, found.timings, found.index_version
+            hits, timings, index_versions = found.hits, found.timings, found.index_versions
         elif not hits:
             return Grounding(messages=question.messages)
         began_s, started = time.time(), time.perf_counter()
@@ -96,8 +97,7 @@ class Pipeline:
         return Grounding(
             messages=prompt.messages,
             sources=prompt.sources,
-            store=question.store,
-            index_version=index_version,
+            index_versions=index_versions,
             timings=replace(timings, prompt_ms=prompt_ms),
         )
 

@@ -10,7 +10,7 @@ from rag_stack.artifacts.memory import available_bytes
 from rag_stack.artifacts.pin import Pin
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.errors import IndexTooLargeError
-from rag_stack.index.format import INDEX_FILE, PASSAGES_FILE
+from rag_stack.index.format import INDEX_FILE, LEXICAL_MAPPED_FILES, PASSAGES_FILE
 from rag_stack.index.reader import IndexVersion, copied_bytes
 from rag_stack.metrics import SWAP_SECONDS, Recorder
 
@@ -91,7 +91,9 @@ def check_room(manifest: Manifest, *, beside: int | None, free_bytes: int | None
     the machine and its cgroups still have.
     """
     copied = copied_bytes(manifest)
-    files = sum(entry.size_bytes for entry in manifest.files if entry.path in (INDEX_FILE, PASSAGES_FILE))
+    files = sum(
+        entry.size_bytes for entry in manifest.files if entry.path in (INDEX_FILE, PASSAGES_FILE, *LEXICAL_MAPPED_FILES)
+    )
     needed = copied + (files + beside if beside is not None else 0)
     if not needed:
         return

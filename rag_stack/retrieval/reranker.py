@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +25,8 @@ _MAX_TOKENS: Final = 512
 _CHARS_PER_TOKEN: Final = 64
 
 
-class Reranker(Protocol):
-    """Scores passages for a query; blocking, and several threads may do so at once."""
-
-    def scores(self, query: str, passages: Sequence[Passage]) -> Scores:
-        """Float32 [n], 0..1, higher is better, in the order of the passages."""
-        ...
-
-
 class CrossEncoder:
-    """A loaded cross-encoder: reads query and passage together. See Reranker."""
+    """A loaded cross-encoder: reads query and passage together. What `retriever.Reranker` asks for."""
 
     def __init__(self, model: OnnxModel, *, name: str, digest: str, max_tokens: int) -> None:
         self.name = name
@@ -57,7 +49,7 @@ class CrossEncoder:
         return reranker
 
     def scores(self, query: str, passages: Sequence[Passage]) -> Scores:
-        """See Reranker. A passage is read with its title in front, as the embedder read it."""
+        """Float32 [n], 0..1, higher is better. A passage is read with its title in front, as the embedder read it."""
         texts = [f"{each.title} {each.text}" if each.title else each.text for each in passages]
         return self.text_scores(query, texts)
 

@@ -1,30 +1,61 @@
-"""The search path on one page: wait for a thread, embed the query, search the store, cut the list."""
+"""The search path on one page: wait for a thread, embed, search every store, fuse, leave out doubles, rerank, cut."""
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
 from threading import Lock
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from rag_stack.errors import OverloadedError, UnavailableError
-from rag_stack.index.reader import IndexVersion, Rows, Vectors, set_search_threads
+from rag_stack.errors import InvalidRequestError, OverloadedError, UnavailableError
+from rag_stack.index.reader import Vectors, set_search_threads
 from rag_stack.metrics import RETRIEVAL_MS, RETRIEVAL_QUEUE, Recorder
 from rag_stack.protocol import Filter
+from rag_stack.retrieval.candidates import Candidates, candidates
+from rag_stack.retrieval.diversity import distinct
 from rag_stack.retrieval.embedder import Embedder
-from rag_stack.retrieval.filters import Mask, check
+from rag_stack.retrieval.filters import check
+from rag_stack.retrieval.fusion import Ranking
+from rag_stack.retrieval.query_cache import QueryCache, ResultKey
 from rag_stack.retrieval.shelf import OpenStore, Shelf
 from rag_stack.tracing.tracer import UNTRACED, Tracer
-from rag_stack.types import Hit, Retrieval, Timings
+from rag_stack.types import Hit, Passage, Retrieval, Timings
 
 # A search's stages, one after another, and the names of their spans.
-_STAGES: Final = {"queue": "wait for a search thread", "embed": "embed", "search": "search"}
+_STAGES: Final = {"queue": "wait for a search thread", "embed": "embed", "search": "search", "rerank": "rerank"}
+
+OnProvisional = Callable[[tuple[Hit, ...]], None]
+
+
+class Reranker(Protocol):
+    """Says how well passages answer a query: float32 [n], 0..1. Blocking; called from several threads at once."""
+
+    def scores(self, query: str, passages: Sequence[Passage]) -> npt.NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    queries: tuple[str, ...]
+    stores: tuple[str, ...]
+    top_k: int
+    filters: Filter | None
+    score_threshold: float
+    ranking: Ranking
+    on_provisional: OnProvisional | None
 
 
 class Retriever:
-    """Searches open stores. At most `threads` searches run and `queue` wait; the event loop is never blocked."""
+    """Searches open stores. At most `threads` searches run and `queue` wait; the event loop is never blocked.
+
+    `ranking` is how it searches where a request does not say, `reranker` what has the last word, `cache` what it
+    remembers.
+    """
 
     def __init__(
         self,
@@ -35,10 +66,16 @@ class Retriever:
         queue: int,
         recorder: Recorder,
         threads_per_search: int = 1,
+        ranking: Ranking | None = None,
+        reranker: Reranker | None = None,
+        cache: QueryCache | None = None,
         tracer: Tracer = UNTRACED,
     ) -> None:
         self._embedder = embedder
         self._shelf = shelf
+        self._ranking = ranking or Ranking()
+        self._reranker = reranker
+        self._cache = cache
         self._capacity = threads + queue
         self._held = 0
         self._lock = Lock()
@@ -49,42 +86,55 @@ class Retriever:
         )
         recorder.record(RETRIEVAL_QUEUE, 0)
 
+    @property
+    def ranking(self) -> Ranking:
+        """How it searches where a request does not say."""
+        return self._ranking
+
     async def retrieve(
         self,
         query: str | Sequence[str],
         *,
-        store: str,
+        stores: Sequence[str],
         top_k: int,
         filters: Filter | None = None,
         score_threshold: float = 0.0,
+        ranking: Ranking | None = None,
+        on_provisional: OnProvisional | None = None,
     ) -> Retrieval:
-        """The best passages of a store for a query, best first; of several queries, each passage's best score counts.
+        """The best passages of some stores for a query, best first; of several queries, the best score counts.
 
-        Texts that are the same to the character are given once. Raises NotFoundError, InvalidRequestError for a filter
-        that makes no sense, and OverloadedError when too many searches wait already.
+        Texts that are the same to the character are given once. `on_provisional` is called with what was found before
+        it is reranked, in the search's thread, and only when it will be. Raises NotFoundError, InvalidRequestError for
+        a filter that makes no sense or a search in no store, and OverloadedError when too many searches wait already.
         """
-        if store not in self._shelf:
-            raise self._shelf.unknown(store)
+        asked = _Asked(
+            queries=(query,) if isinstance(query, str) else tuple(query),
+            stores=tuple(dict.fromkeys(stores)),
+            top_k=top_k,
+            filters=filters,
+            score_threshold=score_threshold,
+            ranking=ranking or self._ranking,
+            on_provisional=on_provisional,
+        )
+        if not asked.stores:
+            raise InvalidRequestError("a search needs a store", param="vector_store_ids")
+        for store in asked.stores:
+            if store not in self._shelf:
+                raise self._shelf.unknown(store)
         if filters is not None:
             check(filters)
-        queries = [query] if isinstance(query, str) else list(query)
         self._enter()
         queued_s, queued = time.time(), time.perf_counter()
         try:
-            future = self._threads.submit(self._search, queries, store, filters, top_k, score_threshold, queued)
+            future = self._threads.submit(self._search, asked, queued)
         except RuntimeError as exc:
             self._leave()
             raise UnavailableError("this server is shutting down; try again", retry_after_s=1) from exc
         # A caller that goes away frees its place in the queue at once; a search that runs keeps it until it ends.
         future.add_done_callback(lambda _: self._leave())
         found = await asyncio.wrap_future(future)
-        began_s = queued_s
-        for stage in _STAGES:
-            took_ms = getattr(found.timings, f"{stage}_ms")
-            self._recorder.record(RETRIEVAL_MS, took_ms, {"stage": stage})
-            ended_s = began_s + took_ms / 1e3
-            self._tracer.add(_STAGES[stage], began_s, ended_s)
-            began_s = ended_s
+        self._tell(found.timings, began_s=queued_s)
         return found
 
     def close(self) -> None:
@@ -103,58 +153,116 @@ class Retriever:
             self._held -= 1
             self._recorder.record(RETRIEVAL_QUEUE, self._held)
 
-    def _search(
-        self,
-        queries: list[str],
-        store: str,
-        filters: Filter | None,
-        top_k: int,
-        score_threshold: float,
-        queued: float,
-    ) -> Retrieval:
+    def _tell(self, timings: Timings, *, began_s: float) -> None:
+        for stage, span in _STAGES.items():
+            took_ms = getattr(timings, f"{stage}_ms")
+            if took_ms:
+                self._recorder.record(RETRIEVAL_MS, took_ms, {"stage": stage})
+                self._tracer.add(span, began_s, began_s + took_ms / 1e3)
+            began_s += took_ms / 1e3
+
+    def _search(self, asked: _Asked, queued: float) -> Retrieval:
         started = time.perf_counter()
-        vectors = self._embedder.encode(queries)
-        embedded = time.perf_counter()
-        # Leased here and not while it waited, so that every search is in the newest version, and in one only.
-        with self._shelf.lease(store) as opened:
-            hits, version = _found(opened, vectors, top_k=top_k, filters=filters), opened.version
-        found = time.perf_counter()
+        with ExitStack() as leases:
+            # Leased here and not while it waited, so that every search is in the newest versions, and in one of each.
+            opened = [leases.enter_context(self._shelf.lease(store)) for store in asked.stores]
+            versions = {each.name: each.version for each in opened}
+            key = _key(asked, opened)
+            hits = self._cache.result(key) if self._cache else None
+            embedded = found = ended = time.perf_counter()
+            if hits is None:
+                vectors = self._embedded(asked.queries)
+                embedded = time.perf_counter()
+                hits = _found(opened, asked, vectors, wanted=self._wanted(asked))
+                found = ended = time.perf_counter()
+                # What was found are copies: nobody waits for a reranker to unmap a version.
+                leases.close()
+                if self._reranks(asked) and hits:
+                    hits = self._reranked(asked, hits)
+                    ended = time.perf_counter()
+                hits = hits[: asked.top_k]
+                if self._cache:
+                    self._cache.keep_result(key, hits)
         timings = Timings(
-            queue_ms=(started - queued) * 1e3, embed_ms=(embedded - started) * 1e3, search_ms=(found - embedded) * 1e3
+            queue_ms=(started - queued) * 1e3,
+            embed_ms=(embedded - started) * 1e3,
+            search_ms=(found - embedded) * 1e3,
+            rerank_ms=(ended - found) * 1e3,
         )
-        kept = tuple(hit for hit in hits if hit.score >= score_threshold)
-        return Retrieval(hits=kept, store=store, index_version=version, timings=timings)
+        kept = tuple(hit for hit in hits if hit.score >= asked.score_threshold)
+        return Retrieval(hits=kept, index_versions=versions, timings=timings)
+
+    def _embedded(self, queries: Sequence[str]) -> Vectors:
+        if self._cache is None:
+            return self._embedder.encode(queries)
+        cache, digest = self._cache, self._embedder.digest
+        known = {text: cache.vector(digest, text) for text in dict.fromkeys(queries)}
+        missing = [text for text, vector in known.items() if vector is None]
+        if missing:
+            for text, vector in zip(missing, self._embedder.encode(missing), strict=True):
+                cache.keep_vector(digest, text, vector)
+                known[text] = vector
+        return np.stack([vector for text in queries if (vector := known[text]) is not None])
+
+    def _reranks(self, asked: _Asked) -> bool:
+        return self._reranker is not None and asked.ranking.rerank
+
+    def _wanted(self, asked: _Asked) -> int:
+        return max(asked.top_k, asked.ranking.rerank_candidates if self._reranks(asked) else 0)
+
+    def _reranked(self, asked: _Asked, hits: tuple[Hit, ...]) -> tuple[Hit, ...]:
+        """Ordered by the reranker's scores; of several queries each passage's best counts."""
+        if asked.on_provisional is not None:
+            asked.on_provisional(hits[: asked.top_k])
+        if self._reranker is None:
+            return hits
+        passages = [hit.passage for hit in hits]
+        scores = np.max([self._reranker.scores(query, passages) for query in asked.queries], axis=0)
+        scored = [replace(hit, score=score) for hit, score in zip(hits, scores.tolist(), strict=True)]
+        return tuple(sorted(scored, key=lambda hit: -hit.score))
 
 
-def _found(opened: OpenStore, vectors: Vectors, *, top_k: int, filters: Filter | None) -> list[Hit]:
-    if opened.index is None or opened.masks is None:
-        if opened.empty:
-            return []
-        raise UnavailableError(f"the store {opened.name!r} is being opened by this server; try again", retry_after_s=1)
-    allowed = opened.masks.row_mask(filters) if filters is not None else None
-    return _best(opened.index, vectors, top_k=top_k, allowed=allowed)
-
-
-def _best(index: IndexVersion, vectors: Vectors, *, top_k: int, allowed: Mask | None) -> list[Hit]:
+def _found(opened: Sequence[OpenStore], asked: _Asked, vectors: Vectors, *, wanted: int) -> tuple[Hit, ...]:
     """The best passages with different texts; looks further where equal texts leave places empty."""
-    k = min(2 * top_k, index.ntotal)
+    ranking = asked.ranking
+    k = 2 * wanted if ranking.mode == "dense" else max(ranking.candidates, 2 * wanted)
+    stores = {store.name: store for store in opened if _searchable(store)}
     while True:
-        scores, rows = index.search(vectors, k, allowed=allowed)
-        hits: dict[str, Hit] = {}
-        for row, score in _merged(scores, rows):
-            passage = index.passages.get(row)
-            hits.setdefault(passage.text, Hit(passage, min(1.0, max(0.0, score))))
-            if len(hits) == top_k:
-                return list(hits.values())
-        if k >= index.ntotal or (rows < 0).any():
-            return list(hits.values())
-        k = min(2 * k, index.ntotal)
+        found = {name: _candidates(store, asked, vectors, k=k) for name, store in stores.items()}
+        hits = tuple(islice(distinct(_merged(found, stores), duplicates=ranking.duplicates), wanted))
+        if len(hits) == wanted or not any(each.more for each in found.values()):
+            return hits
+        k *= 2
 
 
-def _merged(scores: Vectors, rows: Rows) -> list[tuple[int, float]]:
-    """Each row once, with its best score, best first; equal scores in the order of rows."""
-    best: dict[int, float] = {}
-    for row, score in zip(rows.ravel().tolist(), scores.ravel().tolist(), strict=True):
-        if row >= 0 and np.isfinite(score):
-            best[row] = max(score, best.get(row, score))
-    return sorted(best.items(), key=lambda item: (-item[1], item[0]))
+def _searchable(store: OpenStore) -> bool:
+    """Whether there is something to search. Raises UnavailableError while nobody knows yet."""
+    if store.index is None and not store.empty:
+        raise UnavailableError(f"the store {store.name!r} is being opened by this server; try again", retry_after_s=1)
+    return store.index is not None
+
+
+def _candidates(store: OpenStore, asked: _Asked, vectors: Vectors, *, k: int) -> Candidates:
+    if store.index is None or store.masks is None:
+        return Candidates((), more=False)
+    allowed = store.masks.row_mask(asked.filters) if asked.filters is not None else None
+    return candidates(store.index, asked.queries, vectors, k=k, ranking=asked.ranking, allowed=allowed)
+
+
+def _merged(found: Mapping[str, Candidates], stores: Mapping[str, OpenStore]) -> Iterator[Hit]:
+    """The passages of all stores, best first; equal scores in the order of stores, then of rows."""
+    ranked = [(-score, place, row, name) for place, name in enumerate(found) for row, score in found[name].ranked]
+    for score, _, row, name in sorted(ranked):
+        index = stores[name].index
+        if index is not None:
+            yield Hit(index.passages.get(row), min(1.0, max(0.0, -score)), store=name)
+
+
+def _key(asked: _Asked, opened: Sequence[OpenStore]) -> ResultKey:
+    return ResultKey(
+        versions=tuple((each.name, each.index.digest if each.index else "") for each in opened),
+        queries=asked.queries,
+        filters="" if asked.filters is None else asked.filters.model_dump_json(),
+        top_k=asked.top_k,
+        ranking=asked.ranking,
+    )

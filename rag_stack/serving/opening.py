@@ -29,7 +29,9 @@ from rag_stack.rag.prefill import PrefillSettings
 from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.retrieval.embedder import Embedder
+from rag_stack.retrieval.fusion import Ranking
 from rag_stack.retrieval.preparation import Preparation, Ready
+from rag_stack.retrieval.query_cache import QueryCache
 from rag_stack.retrieval.retriever import Retriever
 from rag_stack.retrieval.rollout import FollowedStore, Target
 from rag_stack.retrieval.shelf import Shelf
@@ -123,6 +125,8 @@ def open_retrieval(
         threads_per_search=release.retrieval.threads_per_search,
         queue=release.retrieval.queue,
         recorder=recorder,
+        ranking=Ranking.of(release.retrieval),
+        cache=QueryCache(recorder, entries=release.retrieval.query_cache) if release.retrieval.query_cache else None,
         tracer=tracer,
     )
     return OpenRetrieval(embedder, retriever, reranker, shelf, tiers, lambda: _cards(pinned, shelf), following(pinned))

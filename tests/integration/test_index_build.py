@@ -88,7 +88,7 @@ async def test_a_built_version_is_promoted_and_answers(tiers: Tiers, spec_file: 
     embedder = Embedder.load(tiers.ensure_local(model).path, name=model.name, digest=model.digest, threads=1)
     index = IndexVersion.open(tiers.ensure_local(manifest).path, manifest, embedder_digest=embedder.digest)
     retriever = Retriever(embedder, shelf_of({"notes": index}), threads=1, queue=1, recorder=MemoryRecorder())
-    (hit,) = (await retriever.retrieve("How hot must the oven be?", store="notes", top_k=1)).hits
+    (hit,) = (await retriever.retrieve("How hot must the oven be?", stores=["notes"], top_k=1)).hits
     retriever.close()
     assert (hit.passage.title, hit.passage.uri) == ("bread.md > Bread > Oven", "https://notes.example/bread.md")
     corpus = spec_file.parent / "corpus"

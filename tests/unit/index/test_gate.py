@@ -166,5 +166,5 @@ def test_an_index_of_an_older_format_is_to_be_built_again(built: tuple[IndexMeta
         files=describe_files(tmp_path),
         metadata={"format_version": 1, "dimension": 4},
     )
-    with pytest.raises(Exception, match="has index format 1, this release reads 2; build it again"):
+    with pytest.raises(Exception, match="has index format 1, this release reads 2 and 3; build it again"):
         IndexMetadata.of(manifest)
