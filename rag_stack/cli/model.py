@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,12 @@ def import_command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish and promote a model. A GGUF file is converted once to bfloat16 safetensors."""
+    """Publish and promote a model.
+
+    A GGUF file is converted once to bfloat16 safetensors. An embedder gets a graph, with which it embeds on a CPU
+    without torch and for half of the time or less; one that torch cannot export, or whose graph gives other vectors, is
+    imported without.
+    """
     messages = Console(stderr=True)
     started = time.perf_counter()
     with one_line_failures():
@@ -53,6 +59,7 @@ def import_command(
                 progress=lambda message: messages.print(
                     message, style="dim", markup=False, highlight=False, soft_wrap=True
                 ),
+                add_to_embedder=_add_graph,
             )
     _report({**_row(manifest), "digest": manifest.digest, "seconds": time.perf_counter() - started}, as_json=as_json)
 
@@ -98,6 +105,13 @@ def _report(result: dict[str, Any], *, as_json: bool) -> None:
         return
     size = f"{result['files']} files, {result['size_bytes']:,} bytes, {result['seconds']:.1f} s"
     Console().print(f"[bold]models/{result['name']}/{result['version']}[/bold]  {size}", highlight=False)
+
+
+def _add_graph(directory: Path, progress: Callable[[str], None]) -> None:
+    # Imported here: it brings ONNX Runtime, and only an embedder needs it.
+    from rag_stack.retrieval.embedder_export import add_graph
+
+    add_graph(directory, progress)
 
 
 def _open_catalog(root: str | None) -> Catalog:

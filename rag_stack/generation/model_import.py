@@ -4,32 +4,43 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.local_file import file_digest, translated
 from rag_stack.artifacts.manifest import ArtifactRef, Manifest
 from rag_stack.errors import ArtifactError, ArtifactOutdatedError
 from rag_stack.generation.conversion import convert_gguf
-from rag_stack.generation.reranker_import import import_reranker, is_reranker
+from rag_stack.generation.reranker_import import Making, import_reranker, is_reranker
 
 _WANTED: Final = frozenset({".json", ".safetensors", ".txt", ".jinja", ".model"})
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".ckpt"})
 
+Progress: TypeAlias = Callable[[str], None]
+Addition: TypeAlias = Callable[[Path, Progress], None]
 
-def import_model(source: Path, *, catalog: Catalog, name: str, progress: Callable[[str], None]) -> Manifest:
+
+def import_model(
+    source: Path,
+    *,
+    catalog: Catalog,
+    name: str,
+    progress: Progress,
+    add_to_embedder: Addition | None = None,
+    make_reranker: Making | None = None,
+) -> Manifest:
     """Publish and promote a safetensors directory as it is, or a GGUF file converted to bfloat16 safetensors.
 
-    A cross-encoder is published as a reranker, in ONNX.
-
-    Importing the same source again finds what is published, without another conversion. Blocking. Raises
-    ArtifactError, naming the file, for anything that is not a whole model.
+    `add_to_embedder` may add files to an embedder's directory before it is published. A cross-encoder becomes what
+    `make_reranker` makes of it. Importing the same source again
+    finds what is published, without another conversion. Blocking. Raises ArtifactError, naming the file, for anything
+    that is not a whole model.
     """
     source = _locate(source)
-    if is_reranker(source):
-        manifest = import_reranker(source, catalog=catalog, name=name, progress=progress)
+    if make_reranker is not None and is_reranker(source):
+        manifest = import_reranker(source, catalog=catalog, name=name, progress=progress, make=make_reranker)
     elif source.is_dir():
-        manifest = _import_directory(source, catalog=catalog, name=name, progress=progress)
+        manifest = _import_directory(source, catalog=catalog, name=name, progress=progress, add=add_to_embedder)
     else:
         manifest = _import_gguf(source, catalog=catalog, name=name, progress=progress)
     pointer = catalog.promote(manifest.ref)
@@ -56,20 +67,24 @@ def _locate(source: Path) -> Path:
     return found[0]
 
 
-def _import_directory(source: Path, *, catalog: Catalog, name: str, progress: Callable[[str], None]) -> Manifest:
+def _import_directory(
+    source: Path, *, catalog: Catalog, name: str, progress: Progress, add: Addition | None
+) -> Manifest:
     files = _model_files(source)
     metadata = {"format": "safetensors", **_describe_model(source)}
-    progress(f"publishing {len(files)} files of {source}")
     # A directory of links: what is not needed stays behind, and nothing is copied twice.
     with tempfile.TemporaryDirectory(prefix="rag-stack-import-") as staging:
         for file in files:
             link = Path(staging) / file.relative_to(source)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file.absolute())
+        if add and metadata["task"] == "embed":
+            add(Path(staging), progress)
+        progress(f"publishing {len(files)} files of {source}")
         return catalog.publish(Path(staging), kind="models", name=name, metadata=metadata)
 
 
-def _import_gguf(source: Path, *, catalog: Catalog, name: str, progress: Callable[[str], None]) -> Manifest:
+def _import_gguf(source: Path, *, catalog: Catalog, name: str, progress: Progress) -> Manifest:
     with translated("read", source):
         source_digest = file_digest(source)
     for version in catalog.versions("models", name):

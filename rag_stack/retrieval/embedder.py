@@ -1,114 +1,96 @@
 """Texts -> unit vectors, with a sentence-transformers model from a local directory."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
-from transformers.utils.logging import disable_progress_bar
 
 from rag_stack.errors import ArtifactError
-from rag_stack.retrieval.mapped_weights import Weights, inspect, spoil, weight_files
+from rag_stack.retrieval.mapped_weights import Weights, weight_files
+from rag_stack.retrieval.onnx_encoder import OnnxEncoder
+from rag_stack.retrieval.onnx_session import ONNX_FILE
 
 Vectors = npt.NDArray[np.float32]
 
 _MODULES: Final = "modules.json"
-_COPY_SHARE: Final = 0.05
+
+
+class Encoder(Protocol):
+    """What computes the vectors: OnnxEncoder, or TorchEncoder. Its tokenizer neither cuts nor pads."""
+
+    tokenizer: Tokenizer
+    weights: Weights
+    dimension: int
+    max_tokens: int
+
+    def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> Vectors:
+        """Embed texts, n >= 1: float32 [n, dimension], of unit length; one over `max_tokens` is cut. Blocking."""
+        ...
 
 
 class Embedder:
     """A loaded embedder. `encode` may run in several threads at once.
 
-    Its weights are pages of the mapped files, so that all processes of a node share one copy; `weights` says how far.
+    `weights` says how far its weights are pages of the mapped files, of which all processes of a node share one copy.
     """
 
-    def __init__(
-        self, model: SentenceTransformer, tokenizer: Tokenizer, *, name: str, digest: str, weights: Weights
-    ) -> None:
-        self._model = model
-        self.weights = weights
-        self.tokenizer = tokenizer
+    def __init__(self, encoder: Encoder, *, name: str, digest: str, path: Path) -> None:
+        self._encoder = encoder
+        self._path = path
+        self.tokenizer = encoder.tokenizer
         self.name = name
         self.digest = digest
-        self.dimension = int(model.get_embedding_dimension())
-        self.max_tokens = int(model.max_seq_length)
+        self.dimension = encoder.dimension
+        self.max_tokens = encoder.max_tokens
 
     @classmethod
     def load(cls, path: Path, *, name: str, digest: str, threads: int) -> "Embedder":
         """Load from a directory of local files; nothing is fetched. Blocking, about a second.
 
-        `threads` is what torch takes for one call and holds for the whole process: more threads than free cores make
-        a short query many times slower. Only safetensors are read, never a pickle, and no code of the model's is run;
-        tensors that the model does not know are left out. Raises ArtifactError when the directory holds no such model,
-        or lacks a tensor that its vectors depend on.
+        With the graph that `rag-stack model import` has made, in ONNX Runtime: half of the CPU a query or less, and
+        without the import of torch. Else on torch. `threads` is for one call, and more than there are free cores make a
+        short query many times slower. Only safetensors are read, never a pickle, and no code of the model's is run.
+        Raises ArtifactError when the directory holds no such model, or lacks a tensor that its vectors depend on.
         """
-        torch.set_num_threads(threads)
-        disable_progress_bar()
         if not (path / _MODULES).is_file():
             raise ArtifactError(
                 f"{str(path)!r} is no embedder: it has no {_MODULES}; import a sentence-transformers model, with "
                 "safetensors and a tokenizer.json"
             )
-        files = weight_files(path)
-        try:
-            model = SentenceTransformer(
-                str(path),
-                device="cpu",
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True},
-            )
-            # A copy of its own, with nothing cut: the model's tokenizer cuts at max_tokens and is busy with queries.
-            tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-            weights = inspect(model, files)
-        except Exception as exc:
-            # These libraries raise whatever their parsers raise, down to a bare Exception.
-            raise ArtifactError(f"cannot load the embedder {name!r} from {str(path)!r}: {exc}") from exc
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        embedder = cls(model, tokenizer, name=name, digest=digest, weights=weights)
-        embedder._warm_up()
-        return embedder
+        # Raises for pickled weights, whoever would read them.
+        weight_files(path)
+        return cls(_encoder(path, name=name, threads=threads), name=name, digest=digest, path=path)
 
-    def _warm_up(self) -> None:
-        """One text. The first call sets up the model's tokenizer, which several threads must not do at once.
-
-        The library gives random numbers to what no file has, such as a pooler that the embedding does not go through.
-        As NaN they show whether it does.
-        """
-        spoil(self._model, self.weights.absent)
-        if not np.isfinite(self.encode(["warm up"])).all():
-            raise ArtifactError(
-                f"the files of the embedder {self.name!r} lack {', '.join(self.weights.absent[:3]) or 'nothing'}, and "
-                "its vectors are not finite numbers: import the whole model again"
-            )
-        if self.weights.copied_bytes > _COPY_SHARE * self.weights.mapped_bytes:
-            logging.getLogger(__name__).warning(
-                "every process has its own copy of %.0f MB of the embedder %s, and shares %.0f MB: weights stored in "
-                "the dtype of its config.json would all be shared",
-                *(self.weights.copied_bytes / 1e6, self.name, self.weights.mapped_bytes / 1e6),
-            )
+    @property
+    def weights(self) -> Weights:
+        """Which of the weights are shared."""
+        return self._encoder.weights
 
     def move(self, device: str) -> None:
-        """Onto another device, such as "cuda": a copy of its weights that no other process shares."""
-        self._model.to(device)
+        """Onto another device, such as "cuda", on torch: a copy of its weights that no other process shares."""
+        # Imports torch, some seconds.
+        from rag_stack.retrieval.torch_encoder import TorchEncoder
+
+        encoder = self._encoder
+        if not isinstance(encoder, TorchEncoder):
+            encoder = TorchEncoder.load(self._path, name=self.name, threads=1)
+        encoder.move(device)
+        self._encoder = encoder
 
     def encode(self, texts: Sequence[str], *, batch_size: int = 32) -> Vectors:
         """Embed texts: float32 [n, dimension], of unit length; a text over `max_tokens` is cut. Blocking."""
         if not texts:
             return np.zeros((0, self.dimension), np.float32)
-        # Against a bare forward pass this costs 1.2 ms of CPU for a short query (15.0 against 13.8 ms, medians of 150
-        # interleaved calls, one thread, a 2-core virtual machine): cheaper than keeping our own copy of it.
-        vectors = self._model.encode(
-            list(texts),
-            batch_size=batch_size,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-            convert_to_numpy=True,
-        )
-        return np.asarray(vectors, np.float32)
+        return self._encoder.encode(texts, batch_size=batch_size)
+
+
+def _encoder(path: Path, *, name: str, threads: int) -> Encoder:
+    if (path / ONNX_FILE).is_file() and (encoder := OnnxEncoder.load(path, name=name, threads=threads)):
+        return encoder
+    # Imports torch, some seconds.
+    from rag_stack.retrieval.torch_encoder import TorchEncoder
+
+    return TorchEncoder.load(path, name=name, threads=threads)

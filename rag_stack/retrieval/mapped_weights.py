@@ -1,18 +1,21 @@
 """Which of a loaded model's weights are pages of its files, shared by all processes of a node, and which are not.
 
 transformers 5 with safetensors maps a file and lets the parameters alias it, as long as nothing has to be converted.
+ONNX Runtime maps what a graph refers to, and keeps of it what it does not pack for the processor.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import torch
 from safetensors import safe_open
 
 from rag_stack.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
 
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
@@ -49,7 +52,17 @@ def weight_files(directory: Path) -> list[Path]:
     )
 
 
-def inspect(model: torch.nn.Module, files: list[Path]) -> Weights:
+def mapped_bytes(files: list[Path]) -> int:
+    """How much of these files this process has mapped, in whole pages. Linux."""
+    return sum(stop - start for start, stop in _mappings(files))
+
+
+def stored_bytes(files: list[Path]) -> int:
+    """How large these files are."""
+    return sum(path.stat().st_size for path in files)
+
+
+def inspect(model: "torch.nn.Module", files: list[Path]) -> Weights:
     """Sort a loaded model's parameters by where their bytes are. Linux; reads the headers of its files."""
     ranges = list(_mappings(files))
     stored = {name for path in files for name in _names(path)}
@@ -66,15 +79,17 @@ def inspect(model: torch.nn.Module, files: list[Path]) -> Weights:
     return Weights(mapped, copied, tuple(absent))
 
 
-def spoil(model: torch.nn.Module, names: tuple[str, ...]) -> None:
+def spoil(model: "torch.nn.Module", names: tuple[str, ...]) -> None:
     """Make parameters NaN, so that whatever depends on them shows it."""
+    import torch
+
     with torch.no_grad():
         for name in names:
             model.get_parameter(name).fill_(torch.nan)
 
 
 def _names(path: Path) -> list[str]:
-    with safe_open(str(path), framework="pt") as file:
+    with safe_open(str(path), framework="np") as file:
         return list(file.keys())
 
 
