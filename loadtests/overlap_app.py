@@ -1,4 +1,4 @@
-"""What `loadtests.overlap` asks: the release's retrieval and our layer in this process, with and without prefill ahead."""
+"""What `loadtests.overlap` asks: the release's retrieval and our layer, in this process, with prefill or without."""
 
 import asyncio
 import json

@@ -34,6 +34,32 @@ def write_config(directory: Path, **fields: object) -> None:
     (directory / "config.json").write_text(json.dumps(fields), encoding="utf-8")
 
 
+def write_bert(directory: Path, *, labels: int = 1) -> Path:
+    """A BERT of random weights as transformers stores it: config.json, safetensors and a fast tokenizer."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=labels,
+        pad_token_id=0,
+    )
+    BertForSequenceClassification(config).save_pretrained(directory)
+    tokenizer = Tokenizer.from_file(str(write_cross_encoder(directory, max_tokens=32) / "tokenizer.json"))
+    (directory / "onnx" / "model.onnx").unlink()
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, model_input_names=inputs)
+    fast.save_pretrained(directory)
+    return directory
+
+
 def _graph(labels: int) -> onnx.ModelProto:
     names = ("input_ids", "attention_mask", "token_type_ids")
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "tokens"]) for name in names]

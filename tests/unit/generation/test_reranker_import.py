@@ -10,7 +10,8 @@ from rag_stack.artifacts.object_store import open_store
 from rag_stack.errors import ArtifactError
 from rag_stack.generation.model_import import import_model
 from rag_stack.retrieval.reranker import CrossEncoder, check_reranker
-from tests.cross_encoder import write_config, write_cross_encoder
+from rag_stack.retrieval.reranker_import import make_reranker
+from tests.cross_encoder import write_bert, write_config, write_cross_encoder
 
 
 @pytest.fixture
@@ -19,7 +20,9 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 def bring(source: Path, catalog: Catalog) -> Manifest:
-    return import_model(source, catalog=catalog, name="judge", progress=lambda message: None)
+    return import_model(
+        source, catalog=catalog, name="judge", progress=lambda message: None, make_reranker=make_reranker
+    )
 
 
 @pytest.mark.parametrize("place", ["model.onnx", "onnx/model.onnx"])
@@ -45,7 +48,7 @@ def test_what_says_that_it_classifies_sequences_is_one(tmp_path: Path, catalog: 
 @pytest.mark.parametrize(
     ("labels", "broken", "message"),
     [
-        (3, None, r"gives an array of \(1, 3\) for a pair; expected one finite number"),
+        (3, None, r"gives an array of \(1, 3\) for a pair, expected one number"),
         (1, "model.onnx", "is no reranker that runs"),
         (1, "tokenizer.json", "is no reranker that runs"),
     ],
@@ -59,6 +62,23 @@ def test_what_is_no_reranker_is_refused_and_nothing_is_published(
     with pytest.raises(ArtifactError, match=message):
         bring(source, catalog)
     assert catalog.promoted("models", "judge") is None
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_cross_encoder_in_safetensors_is_exported_and_scores_as_in_torch(
+    tmp_path: Path, catalog: Catalog, labels: int
+) -> None:
+    source = write_bert(tmp_path / "source", labels=labels)
+    if labels > 1:
+        with pytest.raises(ArtifactError, match="has 3 labels, expected one"):
+            bring(source, catalog)
+        return
+    manifest = bring(source, catalog)
+    assert {"model.safetensors", "onnx/model.onnx"} <= {entry.path for entry in manifest.files}
+    stored = tmp_path / "store" / str(manifest.ref)
+    loaded = CrossEncoder.load(stored, name="judge", digest=manifest.digest, threads=1)
+    # Compared with torch at its import; here, that the stored one finds its weights.
+    assert 0 < loaded.text_scores("which", ["oil"])[0] < 1
 
 
 def test_an_embedder_that_has_an_onnx_file_too_is_no_reranker(tmp_path: Path, catalog: Catalog) -> None:
