@@ -94,6 +94,11 @@ class PromptConfig(_Frozen):
         "If they do not hold the answer, say that you do not know."
     )
     reserve_tokens: int = Field(256, ge=1, description="left for the answer when a request sets no max_tokens")
+    order: Literal["cached", "reading", "rank"] = Field(
+        "cached",
+        description="of the documents: what the engine has cached first, then what is asked for most; or as they lie "
+        "in their folder; or by relevance",
+    )
 
 
 class PrefillConfig(_Frozen):

@@ -72,6 +72,14 @@ RETRIEVAL_MS = Metric(
     ("stage",),
     _MS,
 )
+PROMPT_TOKENS = Metric(
+    "rag_stack_prompt_tokens_total",
+    "counter",
+    "Tokens of prompts: all, those that the engine had in its prefix cache (cached), and those that the order of the "
+    "documents was chosen for (predicted)",
+    ("part",),
+    starts_with=("all", "cached", "predicted"),
+)
 RETRIEVAL_QUEUE = Metric("rag_stack_retrieval_queue_length", "gauge", "Searches that wait for or hold a thread")
 QUERY_CACHE = Metric(
     "rag_stack_query_cache_total",
@@ -207,6 +215,7 @@ ALL = (
     CACHE_BYTES,
     REQUESTS,
     RETRIEVAL_MS,
+    PROMPT_TOKENS,
     RETRIEVAL_QUEUE,
     QUERY_CACHE,
     ADMISSION_QUEUE,

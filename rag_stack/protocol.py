@@ -305,5 +305,6 @@ class RagBlock(Wire):
     timings_ms: dict[str, float] = Field(default_factory=dict)
     sources: list[RagSource] = Field(default_factory=list)
     citations: list[RagCitation] = Field(default_factory=list)
+    cached_tokens: int | None = None
     messages: list[dict[str, Any]] | None = None
     replay: ReplayRecord | None = None

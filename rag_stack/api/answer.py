@@ -10,18 +10,24 @@ from starlette.types import Message, Send
 from rag_stack.api import encoding, sse
 from rag_stack.api.engine import json_start, shape_error
 from rag_stack.api.http import dumps, error_body
+from rag_stack.api.usage import is_usage_frame, read_usage
 from rag_stack.errors import EngineError
 from rag_stack.protocol import ReplayRecord
+from rag_stack.rag.ordering import Served
 from rag_stack.rag.pipeline import Grounding
 from rag_stack.types import Citation
 
 Kind = Literal["chat", "completion"]
 Cite = Callable[[str], Awaitable[tuple[Citation, ...]]]
+Tell = Callable[[Served], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Dressing:
-    """What is put on an answer, and how the answer's text is found in it."""
+    """What is put on an answer, and how the answer's text is found in it.
+
+    `tell` is told of the engine's tokens. `takes_out_usage`: the client did not ask for a stream's frame of usage.
+    """
 
     kind: Kind
     release: str
@@ -30,9 +36,13 @@ class Dressing:
     cite: Cite
     with_text: bool
     with_messages: bool
+    tell: Tell
+    takes_out_usage: bool = False
     replay: ReplayRecord | None = None
 
-    def rag(self, citations: Sequence[Citation] = (), *, last: bool = False) -> dict[str, Any]:
+    def rag(
+        self, citations: Sequence[Citation] = (), *, last: bool = False, served: Served | None = None
+    ) -> dict[str, Any]:
         """The `rag` object; the record of a request comes with the `last` one of a stream."""
         return encoding.rag_block(
             self.grounding,
@@ -42,6 +52,7 @@ class Dressing:
             citations=citations,
             with_text=self.with_text,
             with_messages=self.with_messages,
+            cached_tokens=None if served is None else served.cached_tokens,
         )
 
     def annotations(self, citations: Sequence[Citation]) -> list[dict[str, Any]]:
@@ -57,6 +68,8 @@ class Dressing:
     async def dress(self, body: dict[str, Any]) -> dict[str, Any]:
         """A complete answer with annotations on every choice and `rag` for the first."""
         first: tuple[Citation, ...] = ()
+        if (served := read_usage(body)) is not None:
+            self.tell(served)
         for choice in body.get("choices", []):
             message = choice["message"] if self.kind == "chat" else choice
             citations = await self.cite(message.get("content" if self.kind == "chat" else "text") or "")
@@ -65,7 +78,7 @@ class Dressing:
             if self.kind == "chat":
                 message["annotations"] = self.annotations(citations)
                 message.update(self.extras())
-        return {**body, "rag": self.rag(first, last=True)}
+        return {**body, "rag": self.rag(first, last=True, served=served)}
 
 
 class AnswerSender:
@@ -131,13 +144,19 @@ class AnswerSender:
 
 
 class _Stream:
-    """Dresses a stream of chunks. Chunks with nothing to add pass through byte for byte."""
+    """Dresses a stream of chunks. Chunks with nothing to add pass through byte for byte.
+
+    The chunk that ends the first choice waits for the next one, which brings the usage: both come at once, and so the
+    answer's `rag` tells what was cached.
+    """
 
     def __init__(self, dressing: Dressing) -> None:
         self._dressing = dressing
         self._splitter = sse.FrameSplitter()
         self._texts: dict[int, list[str]] = {}
         self._annotated: dict[int, int] = {}
+        self._ending: dict[str, Any] | None = None
+        self._citations: tuple[Citation, ...] = ()
         self.failed_first: dict[str, Any] | None = None
         self.closed = False
 
@@ -145,19 +164,40 @@ class _Stream:
         """What to send for the next piece of the engine's stream."""
         out = [await self._frame(frame) for frame in self._splitter.feed(data)]
         if last:
-            out.append(self._splitter.rest())
+            out += [self._end(), self._splitter.rest()]
         return b"".join(out)
 
     async def _frame(self, frame: bytes) -> bytes:
         data = sse.data_of(frame)
         if data is None or data == sse.DONE:
-            return frame
+            return self._end() + frame
         chunk = _json_object(data, what="stream")
         if "error" in chunk:
             if not self._texts:
                 self.failed_first = chunk
-            return sse.encode(shape_error(data, status=_status_of(chunk)))
-        return sse.encode(chunk) if await self._dress(chunk) else frame
+            return self._end() + sse.encode(shape_error(data, status=_status_of(chunk)))
+        if is_usage_frame(chunk):
+            return self._use(chunk) + (b"" if self._dressing.takes_out_usage else frame)
+        before = self._end()
+        changed = await self._dress(chunk)
+        if self._ending is chunk:
+            return before
+        return before + (sse.encode(chunk) if changed else frame)
+
+    def _use(self, chunk: dict[str, Any]) -> bytes:
+        """The chunk that has waited for this one's usage."""
+        served = read_usage(chunk)
+        if served is not None:
+            self._dressing.tell(served)
+        return self._end(served)
+
+    def _end(self, served: Served | None = None) -> bytes:
+        """The chunk that waits, if one does."""
+        chunk, self._ending = self._ending, None
+        if chunk is None:
+            return b""
+        chunk["rag"] = self._dressing.rag(self._citations, last=True, served=served)
+        return sse.encode(chunk)
 
     async def _dress(self, chunk: dict[str, Any]) -> bool:
         """Add to a chunk what it is the right one for; say whether it was changed."""
@@ -193,7 +233,7 @@ class _Stream:
         citations = await self._dressing.cite("".join(self._texts[index]))
         self._annotate(choice, index, self._dressing.annotations(citations))
         if index == 0:
-            chunk["rag"] = self._dressing.rag(citations, last=True)
+            self._ending, self._citations = chunk, citations
 
     def _annotate(self, choice: dict[str, Any], index: int, entries: list[dict[str, Any]]) -> None:
         """Add to `delta.annotations`. Clients merge lists of deltas by `index`, so it counts on over all chunks."""

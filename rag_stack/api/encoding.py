@@ -106,6 +106,7 @@ def rag_block(
     with_text: bool = False,
     with_messages: bool = False,
     replay: ReplayRecord | None = None,
+    cached_tokens: int | None = None,
 ) -> dict[str, Any]:
     """The `rag` object of an answer."""
     block = RagBlock(
@@ -115,6 +116,7 @@ def rag_block(
         timings_ms=timings_ms(grounding.timings),
         sources=[rag_source(source, with_text=with_text) for source in grounding.sources],
         citations=[rag_citation(citation) for citation in citations],
+        cached_tokens=cached_tokens,
         messages=[dict(message) for message in grounding.messages] if with_messages else None,
         replay=replay,
     )

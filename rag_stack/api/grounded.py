@@ -22,6 +22,7 @@ from rag_stack.api.retrieval_request import (
     RetrievalRequest,
 )
 from rag_stack.api.traced_engine import forward_traced
+from rag_stack.api.usage import takes_out_usage, with_usage
 from rag_stack.errors import EngineError, InvalidRequestError, RagStackError
 from rag_stack.protocol import MAX_QUERY_CHARS
 from rag_stack.rag.pipeline import Grounding, Pipeline, Question
@@ -31,6 +32,8 @@ from rag_stack.tracing.tracer import UNTRACED, Tracer
 
 # What a search finds, about, where the request does not say.
 _PASSAGES: Final = 4
+# Of a body: what makes prompts with the same messages begin in different ways, or share nothing though they do not.
+_BESIDE: Final = ("cache_salt", "chat_template", "chat_template_kwargs")
 
 
 class GroundedEndpoint:
@@ -49,8 +52,11 @@ class GroundedEndpoint:
         admission: Admission | None = None,
         prefiller: Prefiller | None = None,
         tracer: Tracer = UNTRACED,
+        usage_forced: bool = False,
     ) -> None:
         self._engine = engine
+        # The engine ends every stream with its usage, whether the client asks for it or not.
+        self._usage_forced = usage_forced
         self._admission = admission
         self._prefiller = prefiller
         self._tracer = tracer
@@ -72,7 +78,7 @@ class GroundedEndpoint:
         async def answer(send: Send, timed: Callable[[Send], Send]) -> None:
             with self._prefill(scope, request) as prefill:
                 grounding = await while_connected(self._pipeline.ground(question, prefill=prefill), receive)
-            engine_body = self._engine_body(request, grounding.messages)
+            engine_body = with_usage(self._engine_body(request, grounding.messages))
             sender = AnswerSender(send, self._dressing(request, grounding, path=scope["path"], engine_body=engine_body))
 
             def watched(send: Send) -> Send:
@@ -125,6 +131,8 @@ class GroundedEndpoint:
             cite=lambda text: self._pipeline.cite(text, grounding),
             with_text=INCLUDE_TEXT in request.include,
             with_messages=INCLUDE_MESSAGES in request.include,
+            tell=lambda served: self._pipeline.served(grounding, served),
+            takes_out_usage=takes_out_usage(request.engine_body) and not self._usage_forced,
         )
 
     def _question(self, request: RetrievalRequest) -> Question:
@@ -141,6 +149,7 @@ class GroundedEndpoint:
             ranking=request.ranking,
             max_tokens=_max_tokens(body),
             tools=json.dumps(body["tools"], ensure_ascii=False) if body.get("tools") else "",
+            beside=json.dumps([self._kind, *(body.get(key) for key in _BESIDE)]),
         )
 
     def _engine_body(self, request: RetrievalRequest, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

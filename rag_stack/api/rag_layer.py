@@ -72,6 +72,7 @@ class RagLayer:
     release_version: str = ""
     admission: Admission | None = None
     tracer: Tracer = UNTRACED
+    usage_forced: bool = False
     reranker: TextReranker | None = None
     prefill: PrefillSettings | None = None
 
@@ -114,6 +115,7 @@ class RagLayer:
             admission=self.admission,
             prefiller=prefiller,
             tracer=self.tracer,
+            usage_forced=self.usage_forced,
         )
 
     def _passed(self, engine: ASGIApp) -> list[BaseRoute]:

@@ -25,7 +25,8 @@ class Answer:
     `citations` point at `sources` by number and at `text` by character. `timings_ms` holds the milliseconds of each
     stage of retrieval. `index_versions` names the stores that were searched, none when nothing was; with one,
     `store` and `index_version` say the same, else they are None. `release_version` is None where the server does not
-    tell it. `finish_reason` is `stop`, or `length` when the answer was cut off.
+    tell it. `finish_reason` is `stop`, or `length` when the answer was cut off. `cached_tokens` are those of the prompt
+    that the engine had computed before, None where it does not tell.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Answer:
     model: str
     usage: Usage | None
     finish_reason: str
+    cached_tokens: int | None = None
 
 
 class AnswerBuilder:
@@ -115,6 +117,7 @@ def _answer(text: str, *, model: str, rag: RagBlock | None, usage: UsageReply | 
         model=model,
         usage=None if usage is None else _usage(usage),
         finish_reason=finish_reason,
+        cached_tokens=_cached_tokens(rag, usage),
     )
 
 
@@ -122,6 +125,12 @@ def _index_versions(rag: RagBlock) -> Mapping[str, str]:
     if rag.store is None:
         return rag.index_versions or {}
     return {rag.store: rag.index_version or ""}
+
+
+def _cached_tokens(rag: RagBlock, usage: UsageReply | None) -> int | None:
+    if rag.cached_tokens is not None or usage is None or usage.prompt_tokens_details is None:
+        return rag.cached_tokens
+    return usage.prompt_tokens_details.cached_tokens
 
 
 def _usage(reply: UsageReply) -> Usage:

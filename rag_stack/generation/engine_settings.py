@@ -81,8 +81,12 @@ def times_its_start(engine: Mapping[str, Any]) -> bool:
 
 
 def engine_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
-    """A release's own as they are on this node, with our worker class unless it names one. Imports vLLM: seconds."""
-    here = on_this_node(engine)
+    """A release's own as they are on this node, with our worker class unless it names one. Imports vLLM: seconds.
+
+    An answer tells how much of its prompt was cached, unless the release says that it shall not: the order of documents
+    is chosen by that.
+    """
+    here = {"enable_prompt_tokens_details": True, **on_this_node(engine)}
     return {**here, "worker_cls": WORKER_CLASS} if times_its_start(engine) else here
 
 

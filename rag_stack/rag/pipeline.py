@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from rag_stack.config import RetrievalConfig
-from rag_stack.metrics import CITATIONS, RETRIEVAL_MS, Recorder
+from rag_stack.metrics import CITATIONS, PROMPT_TOKENS, RETRIEVAL_MS, Recorder
 from rag_stack.protocol import Filter, RankingOptions
 from rag_stack.rag.citations import Citer
+from rag_stack.rag.ordering import Plan, Served
 from rag_stack.rag.prefill import Prefill
 from rag_stack.rag.prompt import Message, PromptBuilder
 from rag_stack.retrieval.retriever import Retriever
@@ -30,6 +31,8 @@ class Question:
     ranking: RankingOptions | None = None
     max_tokens: int | None = None
     tools: str = ""
+    # What else of a request its prompt begins with: requests that differ in it share no prefix.
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Grounding:
     sources: tuple[Source, ...] = ()
     index_versions: Mapping[str, str] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
+    plan: Plan | None = None
 
 
 class Pipeline:
@@ -69,7 +73,15 @@ class Pipeline:
         """
         hits: Sequence[Hit] = question.hits
         # The one way to a prompt, so that a provisional one begins as the final one does.
-        build = partial(self._prompt.build, question.messages, max_tokens=question.max_tokens, tools=question.tools)
+        build = partial(
+            self._prompt.build,
+            question.messages,
+            max_tokens=question.max_tokens,
+            tools=question.tools,
+            beside=question.beside,
+            # A caller's own documents keep the numbers that the caller knows them by.
+            as_given=bool(question.hits),
+        )
         timings = Timings()
         index_versions: Mapping[str, str] = {}
         if question.stores:
@@ -99,7 +111,18 @@ class Pipeline:
             sources=prompt.sources,
             index_versions=index_versions,
             timings=replace(timings, prompt_ms=prompt_ms),
+            plan=prompt.plan,
         )
+
+    def served(self, grounding: Grounding, served: Served) -> None:
+        """What the engine told of an answer: how many tokens its prompt took, and how many of them it had."""
+        plan = grounding.plan
+        self._prompt.ordering.observe(plan, served)
+        self._recorder.record(PROMPT_TOKENS, served.prompt_tokens, {"part": "all"})
+        if served.cached_tokens is not None:
+            self._recorder.record(PROMPT_TOKENS, served.cached_tokens, {"part": "cached"})
+        if plan is not None:
+            self._recorder.record(PROMPT_TOKENS, plan.predicted_tokens, {"part": "predicted"})
 
     async def cite(self, answer: str, grounding: Grounding) -> tuple[Citation, ...]:
         """The stretches of `answer` that the grounding's sources support."""

@@ -1,4 +1,7 @@
-"""The prompt: `system | documents | question`, with passages as data and in an order that does not depend on scores."""
+"""The prompt: `system | documents | question`, with passages as data and in an order that the engine's cache likes.
+
+How relevant they are the model reads behind them: inside of them it would make the same passage another text.
+"""
 
 import json
 import re
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rag_stack.errors import ContextLengthError
+from rag_stack.rag.ordering import FixedOrder, Ordering, Plan, Surroundings
 from rag_stack.types import Hit, Source
 
 Message = Mapping[str, Any]
@@ -19,6 +23,8 @@ _TAG_CHARS = 64
 # What a chat template may add around messages, in tokens, on top of their text; checked exactly when it matters.
 _TEMPLATE_TOKENS_PER_MESSAGE = 16
 _TEMPLATE_TOKENS = 64
+_AS_GIVEN = FixedOrder("rank")
+_NO_PLAN = Plan((), Surroundings(0))
 
 
 class Tokenizer(Protocol):
@@ -31,10 +37,14 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroundedPrompt:
-    """Messages for the engine and the sources they hold; hits that did not fit are left out, lowest score first."""
+    """Messages for the engine and the sources they hold; hits that did not fit are left out, lowest score first.
+
+    `plan` is the order of the sources, to be told to the builder again when the engine has answered.
+    """
 
     messages: tuple[Message, ...]
     sources: tuple[Source, ...]
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +57,47 @@ class PromptBuilder:
     tokenizer: Tokenizer
     # What ends a message or opens another one for this model; a passage may hold none of it.
     special_tokens: tuple[str, ...] = ()
+    ordering: Ordering = _AS_GIVEN
 
     def build(
-        self, messages: Sequence[Message], hits: Sequence[Hit], *, max_tokens: int | None, tools: str = ""
+        self,
+        messages: Sequence[Message],
+        hits: Sequence[Hit],
+        *,
+        max_tokens: int | None,
+        tools: str = "",
+        beside: str = "",
+        as_given: bool = False,
     ) -> GroundedPrompt:
         """Ground `messages` in `hits` (best first), leaving `max_tokens` for the answer. Blocking: it may tokenize.
 
-        `tools` is the JSON that the chat template puts into the prompt beside the messages. Raises ContextLengthError
-        when messages and tools alone do not fit.
+        `tools` is the JSON that the chat template puts into the prompt beside the messages; `beside` whatever else makes
+        two prompts with the same messages begin in different ways. `as_given`: the hits keep their order. Raises
+        ContextLengthError when messages and tools alone do not fit.
         """
+        ordering = _AS_GIVEN if as_given else self.ordering
+        prompt = self._fitting(messages, hits, ordering, max_tokens=max_tokens, tools=tools, beside=beside)
+        ordering.commit(prompt.plan)
+        return prompt
+
+    def _fitting(
+        self,
+        messages: Sequence[Message],
+        hits: Sequence[Hit],
+        ordering: Ordering,
+        *,
+        max_tokens: int | None,
+        tools: str,
+        beside: str,
+    ) -> GroundedPrompt:
+        def ground(kept: Sequence[Hit]) -> GroundedPrompt:
+            return self._ground(messages, kept, ordering, beside=tools + beside)
+
         budget = self.context_tokens - (max_tokens or self.reserve_tokens)
-        prompt = self._ground(messages, hits)
+        prompt = ground(hits)
         if self._tokens(prompt.messages, tools, budget) <= budget:
             return prompt
-        prompt = self._ground(messages, ())
+        prompt = ground(())
         tokens = self._tokens(prompt.messages, tools, budget)
         if tokens > budget:
             raise ContextLengthError(
@@ -72,24 +109,25 @@ class PromptBuilder:
         fits, too_many = 0, len(hits)
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
-            tried = self._ground(messages, hits[:middle])
+            tried = ground(hits[:middle])
             if self._tokens(tried.messages, tools, budget) <= budget:
                 fits, prompt = middle, tried
             else:
                 too_many = middle
         return prompt
 
-    def _ground(self, messages: Sequence[Message], hits: Sequence[Hit]) -> GroundedPrompt:
-        # Canonical order, not score order: questions that share documents then share a prefix in the engine's cache.
-        ordered = sorted(hits, key=_reading_order)
-        sources = tuple(Source(number=n, hit=hit) for n, hit in enumerate(ordered, start=1))
+    def _ground(
+        self, messages: Sequence[Message], hits: Sequence[Hit], ordering: Ordering, *, beside: str
+    ) -> GroundedPrompt:
         grounded = self._with_system(messages)
-        if sources:
-            last = _last_user(grounded)
-            grounded[last] = _prepend(
-                grounded[last], render_documents(sources, special_tokens=self.special_tokens) + "\n\n"
-            )
-        return GroundedPrompt(messages=tuple(grounded), sources=sources)
+        if not hits:
+            return GroundedPrompt(messages=tuple(grounded), sources=(), plan=_NO_PLAN)
+        last = _last_user(grounded)
+        plan = ordering.plan(hits, _surroundings(grounded, last, beside=beside))
+        sources = tuple(Source(number=n, hit=hit) for n, hit in enumerate(plan.hits, start=1))
+        documents = render_documents(sources, special_tokens=self.special_tokens)
+        grounded[last] = _prepend(grounded[last], f"{documents}\n{_ranks(hits, sources)}\n")
+        return GroundedPrompt(messages=tuple(grounded), sources=sources, plan=plan)
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
         """The release's instructions first, then the caller's own, in one system message."""
@@ -121,10 +159,24 @@ def _as_text(messages: Sequence[Message], tools: str) -> list[Message]:
     return [{**flat[0], "content": f"{text_of(flat[0])}\n{tools}"}, *flat[1:]] if tools else flat
 
 
-def _reading_order(hit: Hit) -> tuple[str, str, int]:
-    """As the documents lie in their folder, and within a document from its beginning."""
-    passage = hit.passage
-    return str(passage.attributes.get("path", "")), passage.document_id, passage.start
+def _surroundings(messages: Sequence[Message], last: int, *, beside: str) -> Surroundings:
+    """What stands before and behind the documents, which go in front of the message number `last`."""
+    before, after = messages[:last], messages[last:]
+    # A conversation's own turns are in it: all of a message, since templates render tool calls too.
+    turns = "" if last == 1 else json.dumps(before, ensure_ascii=False)
+    return Surroundings(
+        key=hash((text_of(before[0]), turns, beside)),
+        before_chars=sum(len(text_of(message)) for message in before),
+        after_chars=sum(len(text_of(message)) for message in after),
+        is_conversation=last > 1,
+    )
+
+
+def _ranks(hits: Sequence[Hit], sources: Sequence[Source]) -> str:
+    """A line that names the documents by relevance, best first; nothing where they stand so already."""
+    number = {id(source.hit): source.number for source in sources}
+    ranked = [number[id(hit)] for hit in hits]
+    return "" if ranked == sorted(ranked) else f"Most relevant first: {', '.join(map(str, ranked))}.\n"
 
 
 def render_documents(sources: Sequence[Source], *, special_tokens: Sequence[str] = ()) -> str:

@@ -23,7 +23,9 @@ from rag_stack.generation.engine_settings import context_tokens
 from rag_stack.generation.tokenizer import GeneratorTokenizer
 from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import Recorder, record_load
+from rag_stack.rag.cache_mirror import UNKNOWN_CACHE, CacheShape
 from rag_stack.rag.citations import Citer
+from rag_stack.rag.ordering import document_order
 from rag_stack.rag.pipeline import Pipeline
 from rag_stack.rag.prefill import PrefillSettings
 from rag_stack.rag.prompt import PromptBuilder
@@ -201,8 +203,9 @@ def build_layer(
     readiness: Callable[[], Awaitable[Readiness]],
     recorder: Recorder,
     tracer: Tracer = UNTRACED,
+    prefix_cache: CacheShape | None = UNKNOWN_CACHE,
 ) -> RagLayer:
-    """The layer that goes around an engine's app."""
+    """The layer that goes around an engine's app, whose `prefix_cache` is None when it has none."""
     release = pinned.release
     stores = retrieval.shelf.names
     tokenizer = GeneratorTokenizer(model_directory)
@@ -212,6 +215,7 @@ def build_layer(
         reserve_tokens=release.prompt.reserve_tokens,
         tokenizer=tokenizer,
         special_tokens=tokenizer.special_tokens,
+        ordering=document_order(release.prompt.order, prefix_cache),
     )
     return RagLayer(
         pipeline=Pipeline(
@@ -234,6 +238,7 @@ def build_layer(
         tracer=tracer,
         reranker=retrieval.reranker,
         prefill=prefill_settings(release),
+        usage_forced=bool(release.engine.get("enable_force_include_usage")),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rag_stack.metrics import PREFILLS, MemoryRecorder
+from rag_stack.rag.ordering import FixedOrder, Surroundings
 from rag_stack.rag.prefill import Prefill, Prefiller, PrefillSettings
 from rag_stack.rag.prompt import GroundedPrompt, Message
 from rag_stack.types import Hit, Passage, Source
@@ -63,7 +64,8 @@ def hits(*names: str) -> tuple[Hit, ...]:
 def build(found: Sequence[Hit]) -> GroundedPrompt:
     sources = tuple(Source(n, hit) for n, hit in enumerate(found, start=1))
     text = " ".join(hit.passage.text for hit in found)
-    return GroundedPrompt(({"role": "user", "content": f"{text} question"},), sources)
+    plan = FixedOrder("rank").plan(found, Surroundings(0))
+    return GroundedPrompt(({"role": "user", "content": f"{text} question"},), sources, plan)
 
 
 def body_of(messages: Sequence[Message]) -> dict[str, Any]:
