@@ -145,7 +145,7 @@ def show(cells: Sequence[Cell], result: Report) -> None:
             "engine": f"{without['engine_s']:.3f} s",
             "first token": f"{without['ttft_s']:.3f} s without, {ahead['ttft_s']:.3f} s with prefill",
             "with / without": f"{ahead['cost']:.3f}",
-            "share of the possible": f"{ahead['share']:.2f}" if "share" in ahead else "nothing is possible",
+            "share of the possible": f"{ahead['share']:.2f}" if float(str(ahead["retrieval_share"])) >= 0.1 else "-",
             "read ahead": f"{ahead.get('started', 0)}, used {ahead.get('used', 0)}",
         }
         print(f"{cell.name:<12}" + "; ".join(f"{key} {value}" for key, value in figures.items()))
