@@ -44,7 +44,7 @@ def import_command(
 
     A GGUF file is converted once to bfloat16 safetensors. An embedder gets a graph, with which it embeds on a CPU
     without torch and for half of the time or less; one that torch cannot export, or whose graph gives other vectors, is
-    imported without.
+    imported without. A cross-encoder becomes a reranker in ONNX.
     """
     messages = Console(stderr=True)
     started = time.perf_counter()

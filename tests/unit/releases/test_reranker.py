@@ -8,12 +8,14 @@ import pytest
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import ArtifactRef, Manifest
+from rag_stack.artifacts.object_store import open_store
 from rag_stack.artifacts.retention import Retention
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.cli.warm import to_warm
 from rag_stack.config import Release
 from rag_stack.errors import IncompatibleReleaseError
 from rag_stack.recovery.backup import take
+from rag_stack.recovery.verification import verify
 from rag_stack.releases.compatibility import check_release
 from rag_stack.releases.difference import changes
 from rag_stack.releases.pinned import PinnedRelease, pin
@@ -21,6 +23,7 @@ from rag_stack.releases.published import publish
 from rag_stack.releases.storage_plan import release_sizes
 from rag_stack.serving.holding import pinned_refs
 from rag_stack.serving.rollout.searched_release import searches_alike
+from tests.cross_encoder import write_cross_encoder
 
 Pinned = Callable[..., PinnedRelease]
 NAMED: dict[str, Any] = {"reranker": {"name": "judge"}}
@@ -70,3 +73,15 @@ def test_a_reranker_that_was_deleted_is_named(catalog: Catalog, pinned: Pinned, 
     catalog.store.delete(f"{ArtifactRef('models', 'judge', judge.version)}/onnx/model.onnx")
     with pytest.raises(IncompatibleReleaseError, match=r"model\.onnx.*missing"):
         check_release(release, catalog)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_backup_is_verified_by_scoring_with_it(tmp_path: Path, whole: bool) -> None:
+    catalog = Catalog(open_store(f"file://{tmp_path}/other"))
+    source = write_cross_encoder(tmp_path / "source")
+    if not whole:
+        (source / "onnx" / "model.onnx").write_text("published so")
+    catalog.promote(catalog.publish(source, kind="models", name="judge", metadata={"task": "rerank"}).ref)
+    problems = verify(take(catalog).point, catalog).problems
+    assert len(problems) == (0 if whole else 1)
+    assert all("model.onnx" in problem for problem in problems)
