@@ -1,7 +1,8 @@
 """Virtual environments of peers: what a benchmark compares with, and what the project itself does not depend on.
 
 `data/peers/NAME.txt` holds a peer's pinned requirements. Its environment is `var/peers/NAME`, made when it is first
-asked for and made anew when the pins have changed; it sees this environment's packages behind its own.
+asked for and made anew when the pins have changed; it sees this environment's packages behind its own. Pins with a line
+`# without dependencies` are installed so: of their packages only files are used.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import Final
 
 _REQUIREMENTS: Final = Path(__file__).parent / "data" / "peers"
 _ENVIRONMENTS: Final = Path(__file__).parent.parent / "var" / "peers"
+_ALONE: Final = "# without dependencies"
 _STAMP: Final = ".installed"
 _LOG_LINES: Final = 5
 
@@ -36,8 +38,9 @@ def peer_python(name: str, *, directory: Path = _ENVIRONMENTS, requirements: Pat
     venv.create(environment, clear=True, with_pip=True, symlinks=True)
     own = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     (own / "behind.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    alone = ["--no-deps"] if _ALONE in pins.read_text(encoding="utf-8").splitlines() else []
     done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", pins],
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *alone, "--requirement", pins],
         capture_output=True,
         text=True,
         check=False,

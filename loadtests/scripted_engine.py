@@ -1,8 +1,9 @@
 """An engine that generates by a clock and not by a model: OpenAI's routes, a batch of slots, a fixed rate.
 
 For load tests and fault tests whose subject is what stands around the engine. A request waits for one of `slots`, then
-for `prefill_s`, then gets a token each `token_s`. Greedy answers are a function of the last message alone. A request's
-`seed` and `temperature` are taken and ignored, as greedy decoding ignores them.
+for `prefill_s`, then gets a token each `token_s`. A `device` reads prompts in the place of `prefill_s`, and has the
+prefixes of earlier ones. Greedy answers are a function of the last message alone. A request's `seed` and `temperature`
+are taken and ignored, as greedy decoding ignores them.
 """
 
 import asyncio
@@ -17,6 +18,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from loadtests.scripted_prefill import Device, PrefixCache, Read
+from rag_stack.api.http import ClientDisconnectedError, while_connected
 
 Json = dict[str, Any]
 # Engine settings of a release that only this engine knows.
@@ -34,11 +38,13 @@ class Script:
     prefill_s: float = 0.02
     token_s: float = 0.02
     max_tokens: int = 16
+    device: Device | None = None
 
     @classmethod
     def from_json(cls, fields: Json) -> Self:
         """What `dataclasses.asdict` gave."""
-        return cls(**fields)
+        device = fields.get("device")
+        return cls(**{**fields, "device": Device(**device) if device else None})
 
 
 class ScriptedEngine:
@@ -51,6 +57,7 @@ class ScriptedEngine:
         self.unstuck = asyncio.Event()
         self.unstuck.set()
         self._slots = asyncio.Semaphore(script.slots)
+        self._prefixes = PrefixCache(script.device) if script.device else None
 
     def app(self) -> Starlette:
         """The engine's HTTP app."""
@@ -67,36 +74,42 @@ class ScriptedEngine:
 
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
-        return await self._answer(body, json.dumps(body["messages"]), chat=True)
+        return await self._answer(request, body, json.dumps(body["messages"]), chat=True)
 
     async def _completion(self, request: Request) -> Response:
         body = await request.json()
-        return await self._answer(body, json.dumps(body["prompt"]), chat=False)
+        return await self._answer(request, body, json.dumps(body["prompt"]), chat=False)
 
-    async def _answer(self, body: Json, prompt: str, *, chat: bool) -> Response:
+    async def _answer(self, request: Request, body: Json, prompt: str, *, chat: bool) -> Response:
         if self.dead:
             return JSONResponse({"error": {"message": "the engine is dead", "type": "server_error"}}, status_code=500)
         wanted = body.get("max_completion_tokens") or body.get("max_tokens") or self.script.max_tokens
-        words = words_for(prompt, count=wanted)
+        asked = _Asked(prompt, words_for(prompt, count=wanted), salt=str(body.get("cache_salt") or ""))
         head = {"id": f"chatcmpl-{time.time_ns()}", "created": int(time.time()), "model": self.model}
         if body.get("stream"):
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            frames = self._stream(head, words, chat=chat, usage=_usage(prompt, words) if usage else None)
+            frames = self._stream(head, asked, chat=chat, usage=usage)
             return StreamingResponse(frames, media_type="text/event-stream")
-        async for _ in self._generate(words):
-            pass
+        try:
+            await while_connected(self._finish(asked), request.receive)
+        except ClientDisconnectedError:
+            return Response(status_code=499)
         if self.dead:
             return JSONResponse({"error": {"message": "the engine died", "type": "server_error"}}, status_code=500)
-        text = " ".join(words)
+        text = " ".join(asked.words)
         choice: Json = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         kind = "chat.completion" if chat else "text_completion"
         choices = [{"index": 0, "finish_reason": "length", **choice}]
-        return JSONResponse({**head, "object": kind, "choices": choices, "usage": _usage(prompt, words)})
+        return JSONResponse({**head, "object": kind, "choices": choices, "usage": asked.usage()})
 
-    async def _stream(self, head: Json, words: list[str], *, chat: bool, usage: Json | None) -> AsyncIterator[str]:
+    async def _finish(self, asked: "_Asked") -> None:
+        async for _ in self._generate(asked):
+            pass
+
+    async def _stream(self, head: Json, asked: "_Asked", *, chat: bool, usage: bool) -> AsyncIterator[str]:
         head = {**head, "object": "chat.completion.chunk" if chat else "text_completion"}
         first = True
-        async for word in self._generate(words):
+        async for word in self._generate(asked):
             text = word if first else f" {word}"
             piece: Json = {"delta": {"content": text}} if chat else {"text": text}
             if chat and first:
@@ -109,13 +122,16 @@ class ScriptedEngine:
             last: Json = {"delta": {}} if chat else {"text": ""}
             yield _frame({**head, "choices": [{"index": 0, "finish_reason": "length", **last}]})
             if usage:
-                yield _frame({**head, "choices": [], "usage": usage})
+                yield _frame({**head, "choices": [], "usage": asked.usage()})
         yield "data: [DONE]\n\n"
 
-    async def _generate(self, words: list[str]) -> AsyncIterator[str]:
+    async def _generate(self, asked: "_Asked") -> AsyncIterator[str]:
         async with self._slots:
-            await asyncio.sleep(self.script.prefill_s)
-            for word in words:
+            if self._prefixes is None:
+                await asyncio.sleep(self.script.prefill_s)
+            else:
+                asked.read = await self._prefixes.read(asked.prompt, salt=asked.salt)
+            for word in asked.words:
                 await self.unstuck.wait()
                 if self.dead:
                     return
@@ -123,15 +139,26 @@ class ScriptedEngine:
                 await asyncio.sleep(self.script.token_s)
 
 
+@dataclass(slots=True)
+class _Asked:
+    """One request on its way through."""
+
+    prompt: str
+    words: list[str]
+    salt: str = ""
+    read: Read | None = None
+
+    def usage(self) -> Json:
+        tokens = self.read.prompt_tokens if self.read else len(self.prompt.split())
+        details = {"prompt_tokens_details": {"cached_tokens": self.read.cached_tokens}} if self.read else {}
+        made = len(self.words)
+        return {"prompt_tokens": tokens, "completion_tokens": made, "total_tokens": tokens + made, **details}
+
+
 def words_for(prompt: str, *, count: int) -> list[str]:
     """The answer to a prompt, the same each time."""
     digest = hashlib.blake2b(prompt.encode()).digest()
     return [_WORDS[digest[n % len(digest)] % len(_WORDS)] for n in range(count)]
-
-
-def _usage(prompt: str, words: list[str]) -> Json:
-    tokens = len(prompt.split())
-    return {"prompt_tokens": tokens, "completion_tokens": len(words), "total_tokens": tokens + len(words)}
 
 
 def _frame(body: Json) -> str:

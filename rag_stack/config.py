@@ -75,6 +75,7 @@ class RetrievalConfig(_Frozen):
     threads: int = Field(1, ge=1, le=64, description="searches that run at once")
     threads_per_search: int = Field(1, ge=1, le=64, description="FAISS and torch threads of one search")
     queue: int = Field(256, ge=0, description="searches that may wait; one more is answered 429")
+    rerank_threads: int = Field(1, ge=1, le=64, description="threads of one rerank")
 
 
 class SwapConfig(_Frozen):
@@ -97,6 +98,16 @@ class PromptConfig(_Frozen):
         "cached",
         description="of the documents: what the engine has cached first, then what is asked for most; or as they lie "
         "in their folder; or by relevance",
+    )
+
+
+class PrefillConfig(_Frozen):
+    """Whether the engine reads the prompt that a rerank will probably leave as it is, while the rerank runs."""
+
+    mode: Literal["off", "auto"] = Field("auto", description="auto: where it is measured to pay; see rag/prefill.py")
+    at_once: int = Field(2, ge=1, le=64, description="prompts read ahead at once")
+    least_share: float = Field(
+        0.1, ge=0.0, le=1.0, description="of the time to the first token, what the rerank takes at least"
     )
 
 
@@ -189,11 +200,13 @@ class Release(_Frozen):
     artifacts: ArtifactsConfig = ArtifactsConfig()
     model: ArtifactChoice
     embedder: ArtifactChoice
+    reranker: ArtifactChoice | None = Field(None, description="a cross-encoder that orders what a search has found")
     stores: tuple[StoreConfig, ...] = ()
     default_store: Name | None = None
     retrieval: RetrievalConfig = RetrievalConfig()
     swap: SwapConfig = SwapConfig()
     prompt: PromptConfig = PromptConfig()
+    prefill: PrefillConfig = PrefillConfig()
     scaling: ScalingConfig = ScalingConfig()
     wake: WakeConfig = WakeConfig()
     admission: AdmissionConfig = AdmissionConfig()
@@ -202,6 +215,11 @@ class Release(_Frozen):
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, passed through")
     engine_env: dict[str, str] = Field(default_factory=dict, description="environment of the engine's processes")
     server: ServerConfig = ServerConfig()
+
+    @property
+    def models(self) -> tuple[ArtifactChoice, ...]:
+        """All artifacts of the kind `models` that the release names, the engine's first."""
+        return (self.model, self.embedder, *((self.reranker,) if self.reranker else ()))
 
     @model_validator(mode="after")
     def _stores_are_consistent(self) -> Self:

@@ -189,6 +189,14 @@ HELD_REFUSED = Metric(
 CITATIONS = Metric(
     "rag_stack_citations_total", "counter", "Citations given", ("method",), starts_with=("marker", "overlap")
 )
+PREFILLS = Metric(
+    "rag_stack_prefills_total",
+    "counter",
+    "Prompts that the engine began to read during a rerank, and what became of each: used by the final prompt, "
+    "cancelled (other documents, or the client went away) or failed",
+    ("outcome",),
+    starts_with=("started", "used", "cancelled", "failed"),
+)
 TRACE_SPANS = Metric(
     "rag_stack_trace_spans_total",
     "counter",
@@ -230,6 +238,7 @@ ALL = (
     HELD_BYTES,
     HELD_REFUSED,
     CITATIONS,
+    PREFILLS,
     TRACE_SPANS,
 )
 

@@ -24,8 +24,9 @@ from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import MemoryRecorder, Recorder
 from rag_stack.rag.citations import Citer
 from rag_stack.rag.pipeline import Pipeline
+from rag_stack.rag.prefill import PrefillSettings
 from rag_stack.rag.prompt import PromptBuilder
-from rag_stack.retrieval.retriever import Retriever
+from rag_stack.retrieval.retriever import Reranker, Retriever
 from rag_stack.retrieval.shelf import Shelf
 from rag_stack.tracing.tracer import UNTRACED, Tracer
 from tests.embedder import WordEmbedder
@@ -106,6 +107,8 @@ def build_layer(
     recorder: Recorder | None = None,
     admission: Admission | None = None,
     tracer: Tracer = UNTRACED,
+    reranker: Reranker | None = None,
+    prefill: PrefillSettings | None = None,
 ) -> ASGIApp:
     """The layer around `engine`, with its stores' indexes in `directory`. By default one store, "town"."""
     recorder = recorder or MemoryRecorder()
@@ -114,7 +117,15 @@ def build_layer(
         name: build_index(directory / name, documents, embedder=embedder, name=name)
         for name, documents in (stores if stores is not None else {"town": TOWN}).items()
     }
-    retriever = Retriever(embedder, shelf_of(indexes), threads=1, queue=queue, recorder=recorder, tracer=tracer)
+    retriever = Retriever(
+        embedder,
+        shelf_of(indexes),
+        threads=1,
+        queue=queue,
+        recorder=recorder,
+        reranker=reranker,
+        tracer=tracer,
+    )
     prompt = PromptBuilder(
         system="Answer from the documents.",
         context_tokens=context_tokens or engine.state.max_model_len,
@@ -141,6 +152,7 @@ def build_layer(
         max_body_bytes=1 << 20,
         admission=admission,
         tracer=tracer,
+        prefill=prefill,
     )
     return layer.around(engine)
 

@@ -63,6 +63,12 @@ DASHBOARD: Final = Dashboard(
             Query(rate("ray_rag_stack_citations_total", by="method"), "{{method}}"),
         ),
         graph(
+            "Prompts read ahead during a rerank",
+            "cps",
+            Query(rate("ray_rag_stack_prefills_total", by="outcome"), "{{outcome}}"),
+            description="Started, and what became of each: used, cancelled, failed. All 0 without a reranker.",
+        ),
+        graph(
             "Rollout",
             "percentunit",
             Query(highest("ray_rag_stack_release_rollout_state", by="state"), "{{state}}"),

@@ -1,13 +1,16 @@
 """Chat and text completions with retrieval: read, ground, forward, dress."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rag_stack.api import encoding
 from rag_stack.api.admission import Admission
+from rag_stack.api.ahead import ahead_of, noting_first_token
 from rag_stack.api.answer import AnswerSender, Dressing, Kind
 from rag_stack.api.entrance import ask_of, let_in
 from rag_stack.api.http import read_json, while_connected
@@ -23,6 +26,7 @@ from rag_stack.api.usage import takes_out_usage, with_usage
 from rag_stack.errors import EngineError, InvalidRequestError, RagStackError
 from rag_stack.protocol import MAX_QUERY_CHARS
 from rag_stack.rag.pipeline import Grounding, Pipeline, Question
+from rag_stack.rag.prefill import Prefill, Prefiller
 from rag_stack.rag.prompt import text_of
 from rag_stack.tracing.tracer import UNTRACED, Tracer
 
@@ -46,6 +50,7 @@ class GroundedEndpoint:
         release_version: str = "",
         max_body_bytes: int,
         admission: Admission | None = None,
+        prefiller: Prefiller | None = None,
         tracer: Tracer = UNTRACED,
         usage_forced: bool = False,
     ) -> None:
@@ -53,6 +58,7 @@ class GroundedEndpoint:
         # The engine ends every stream with its usage, whether the client asks for it or not.
         self._usage_forced = usage_forced
         self._admission = admission
+        self._prefiller = prefiller
         self._tracer = tracer
         self._kind: Kind = kind
         self._reader = reader
@@ -70,14 +76,24 @@ class GroundedEndpoint:
         question = self._question(request)
 
         async def answer(send: Send, timed: Callable[[Send], Send]) -> None:
-            grounding = await while_connected(self._pipeline.ground(question), receive)
-            engine_body = with_usage(self._engine_body(request, grounding))
+            with self._prefill(scope, request) as prefill:
+                grounding = await while_connected(self._pipeline.ground(question, prefill=prefill), receive)
+            engine_body = with_usage(self._engine_body(request, grounding.messages))
             sender = AnswerSender(send, self._dressing(request, grounding, path=scope["path"], engine_body=engine_body))
-            await self._forward(scope, receive, sender, timed, body=engine_body)
+
+            def watched(send: Send) -> Send:
+                return timed(noting_first_token(prefill, send))
+
+            await self._forward(scope, receive, sender, watched, body=engine_body)
 
         ask = ask_of(scope, body, passages=(request.top_k or _PASSAGES) if question.query else 0)
         streams = body.get("stream") is True
         await let_in(self._admission, ask, scope, receive, send, streams=streams, answer=answer, tracer=self._tracer)
+
+    def _prefill(self, scope: Scope, request: RetrievalRequest) -> AbstractContextManager[Prefill | None]:
+        if self._prefiller is None or not request.stores:
+            return nullcontext()
+        return self._prefiller.prefill(ahead_of(self._engine, scope), partial(self._engine_body, request))
 
     async def _forward(
         self,
@@ -136,12 +152,12 @@ class GroundedEndpoint:
             beside=json.dumps([self._kind, *(body.get(key) for key in _BESIDE)]),
         )
 
-    def _engine_body(self, request: RetrievalRequest, grounding: Grounding) -> dict[str, Any]:
+    def _engine_body(self, request: RetrievalRequest, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if self._kind == "chat":
-            return {**request.engine_body, "messages": list(grounding.messages)}
+            return {**request.engine_body, "messages": list(messages)}
         if not request.stores and not request.hits:
             return request.engine_body
-        return {**request.engine_body, "prompt": "\n\n".join(text_of(message) for message in grounding.messages)}
+        return {**request.engine_body, "prompt": "\n\n".join(text_of(message) for message in messages)}
 
 
 def _messages(body: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

@@ -6,6 +6,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from rag_stack.api.admission import Admission
+from rag_stack.api.ahead import has_room
 from rag_stack.api.answer import Kind
 from rag_stack.api.auth import KeyRing
 from rag_stack.api.gate import Gate
@@ -13,10 +14,12 @@ from rag_stack.api.grounded import GroundedEndpoint
 from rag_stack.api.health import OPEN_PATHS, Health
 from rag_stack.api.models import Models
 from rag_stack.api.pass_through import PassThrough
+from rag_stack.api.rerank import RerankEndpoint, TextReranker
 from rag_stack.api.retrieval_request import RequestReader
 from rag_stack.api.vector_stores import VectorStores
 from rag_stack.metrics import Recorder
 from rag_stack.rag.pipeline import Pipeline
+from rag_stack.rag.prefill import Prefiller, PrefillSettings
 from rag_stack.tracing.tracer import UNTRACED, Tracer
 
 # (method, path) of the engine's own app that clients may reach as it is.
@@ -70,13 +73,17 @@ class RagLayer:
     admission: Admission | None = None
     tracer: Tracer = UNTRACED
     usage_forced: bool = False
+    reranker: TextReranker | None = None
+    prefill: PrefillSettings | None = None
 
     def around(self, engine: ASGIApp) -> ASGIApp:
         """The engine's app with retrieval, citations, keys and the allow-list around it."""
+        prefiller = self._prefiller()
         routes: list[BaseRoute] = [
-            Route("/v1/chat/completions", self._grounded(engine, "chat"), methods=["POST"]),
-            Route("/v1/completions", self._grounded(engine, "completion"), methods=["POST"]),
+            Route("/v1/chat/completions", self._grounded(engine, "chat", prefiller), methods=["POST"]),
+            Route("/v1/completions", self._grounded(engine, "completion", prefiller), methods=["POST"]),
             *self.vector_stores.routes(),
+            *RerankEndpoint(self.reranker, self.max_body_bytes).routes(),
             *self.models.routes(),
             *self.health.routes(),
             *self._passed(engine),
@@ -91,7 +98,12 @@ class RagLayer:
             tracer=self.tracer,
         )
 
-    def _grounded(self, engine: ASGIApp, kind: Kind) -> GroundedEndpoint:
+    def _prefiller(self) -> Prefiller | None:
+        if self.prefill is None:
+            return None
+        return Prefiller(self.prefill, has_room=has_room(self.admission), recorder=self.recorder)
+
+    def _grounded(self, engine: ASGIApp, kind: Kind, prefiller: Prefiller | None) -> GroundedEndpoint:
         return GroundedEndpoint(
             engine,
             kind=kind,
@@ -101,6 +113,7 @@ class RagLayer:
             release_version=self.release_version,
             max_body_bytes=self.max_body_bytes,
             admission=self.admission,
+            prefiller=prefiller,
             tracer=self.tracer,
             usage_forced=self.usage_forced,
         )

@@ -44,7 +44,7 @@ def import_command(
 
     A GGUF file is converted once to bfloat16 safetensors. An embedder gets a graph, with which it embeds on a CPU
     without torch and for half of the time or less; one that torch cannot export, or whose graph gives other vectors, is
-    imported without.
+    imported without. A cross-encoder becomes a reranker in ONNX.
     """
     messages = Console(stderr=True)
     started = time.perf_counter()
@@ -60,6 +60,7 @@ def import_command(
                     message, style="dim", markup=False, highlight=False, soft_wrap=True
                 ),
                 add_to_embedder=_add_graph,
+                make_reranker=_make_reranker,
             )
     _report({**_row(manifest), "digest": manifest.digest, "seconds": time.perf_counter() - started}, as_json=as_json)
 
@@ -112,6 +113,13 @@ def _add_graph(directory: Path, progress: Callable[[str], None]) -> None:
     from rag_stack.retrieval.embedder_export import add_graph
 
     add_graph(directory, progress)
+
+
+def _make_reranker(source: Path, directory: Path, progress: Callable[[str], None]) -> int:
+    # Imported here: it brings ONNX Runtime.
+    from rag_stack.retrieval.reranker_import import make_reranker
+
+    return make_reranker(source, directory, progress)
 
 
 def _open_catalog(root: str | None) -> Catalog:

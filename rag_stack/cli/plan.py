@@ -146,7 +146,8 @@ def _print(
     found: StoragePlan, sizes: ReleaseSizes, rates: StorageRates, *, burst: int, recovery_s: float, survive: Loss
 ) -> None:
     typer.echo(
-        f"weights {sizes.weights:,} bytes, embedder {sizes.embedder:,}, indexes {sizes.indexes:,}; "
+        f"weights {sizes.weights:,} bytes, embedder {sizes.embedder:,}, reranker {sizes.reranker:,}, "
+        f"indexes {sizes.indexes:,}; "
         f"a start takes {rates.fixed_s.value:.1f} s besides ({rates.fixed_s.where})"
     )
     for name, figure in sorted(rates.rates.items()):
@@ -191,7 +192,12 @@ def _told(start: ColdStart) -> str:
 def _to_json(found: StoragePlan, sizes: ReleaseSizes, rates: StorageRates) -> dict[str, Any]:
     return {
         "choice": None if found.choice is None else found.choice.overlay.name,
-        "bytes": {"weights": sizes.weights, "embedder": sizes.embedder, "indexes": sizes.indexes},
+        "bytes": {
+            "weights": sizes.weights,
+            "embedder": sizes.embedder,
+            "reranker": sizes.reranker,
+            "indexes": sizes.indexes,
+        },
         "fixed_seconds": _figure(rates.fixed_s),
         "gb_per_s": {name: _figure(figure) for name, figure in rates.rates.items()},
         "wait_seconds": {name: _figure(figure) for name, figure in rates.waits.items()},

@@ -15,7 +15,7 @@ def to_warm(catalog: Catalog, refs: Sequence[str], release: Release | None) -> l
         raise InvalidRequestError("say what to warm: KIND/NAME[/VERSION], such as models/llama, or --release FILE")
     addresses = [_address(ref) for ref in refs]
     if release is not None:
-        addresses += [("models", choice.name, choice.version) for choice in (release.model, release.embedder)]
+        addresses += [("models", choice.name, choice.version) for choice in release.models]
         addresses += [("indexes", store.index, store.version) for store in release.stores]
     found = [catalog.resolve(kind, name, version) for kind, name, version in addresses]
     return list({manifest.digest: manifest for manifest in found}.values())

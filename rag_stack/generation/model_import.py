@@ -11,6 +11,7 @@ from rag_stack.artifacts.local_file import file_digest, translated
 from rag_stack.artifacts.manifest import ArtifactRef, Manifest
 from rag_stack.errors import ArtifactError, ArtifactOutdatedError
 from rag_stack.generation.conversion import convert_gguf
+from rag_stack.generation.reranker_import import Making, import_reranker, is_reranker
 
 _WANTED: Final = frozenset({".json", ".safetensors", ".txt", ".jinja", ".model"})
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".ckpt"})
@@ -26,15 +27,18 @@ def import_model(
     name: str,
     progress: Progress,
     add_to_embedder: Addition | None = None,
+    make_reranker: Making | None = None,
 ) -> Manifest:
     """Publish and promote a safetensors directory as it is, or a GGUF file converted to bfloat16 safetensors.
 
-    `add_to_embedder` may add files to an embedder's directory before it is published. Importing the same source again
-    finds what is published, a GGUF file without another conversion. Blocking. Raises ArtifactError, naming the file,
-    for anything that is not a whole model.
+    `add_to_embedder` may add files to an embedder's directory before it is published, and a cross-encoder becomes what
+    `make_reranker` makes of it. Importing the same source again finds what is published, a GGUF file without another
+    conversion. Blocking. Raises ArtifactError, naming the file, for anything that is not a whole model.
     """
     source = _locate(source)
-    if source.is_dir():
+    if make_reranker is not None and is_reranker(source):
+        manifest = import_reranker(source, catalog=catalog, name=name, progress=progress, make=make_reranker)
+    elif source.is_dir():
         manifest = _import_directory(source, catalog=catalog, name=name, progress=progress, add=add_to_embedder)
     else:
         manifest = _import_gguf(source, catalog=catalog, name=name, progress=progress)
@@ -49,7 +53,7 @@ def _locate(source: Path) -> Path:
         return source
     if not source.is_dir():
         raise ArtifactError(f"{str(source)!r} does not exist; expected a model directory or a .gguf file")
-    if (source / "config.json").is_file():
+    if (source / "config.json").is_file() or is_reranker(source):
         return source
     with translated("read", source):
         found = sorted(source.glob("*.gguf"))

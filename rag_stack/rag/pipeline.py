@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from rag_stack.config import RetrievalConfig
 from rag_stack.metrics import CITATIONS, PROMPT_TOKENS, RETRIEVAL_MS, Recorder
 from rag_stack.protocol import Filter, RankingOptions
 from rag_stack.rag.citations import Citer
 from rag_stack.rag.ordering import Plan, Served
+from rag_stack.rag.prefill import Prefill
 from rag_stack.rag.prompt import Message, PromptBuilder
 from rag_stack.retrieval.retriever import Retriever
 from rag_stack.tracing.tracer import UNTRACED, Tracer
@@ -64,9 +66,22 @@ class Pipeline:
         self._recorder = recorder
         self._tracer = tracer
 
-    async def ground(self, question: Question) -> Grounding:
-        """Retrieve and build the prompt. Raises NotFoundError, OverloadedError or ContextLengthError."""
+    async def ground(self, question: Question, *, prefill: Prefill | None = None) -> Grounding:
+        """Retrieve and build the prompt. Raises NotFoundError, OverloadedError or ContextLengthError.
+
+        `prefill` reads ahead the prompt of the documents that a rerank is about to order.
+        """
         hits: Sequence[Hit] = question.hits
+        # The one way to a prompt, so that a provisional one begins as the final one does.
+        build = partial(
+            self._prompt.build,
+            question.messages,
+            max_tokens=question.max_tokens,
+            tools=question.tools,
+            beside=question.beside,
+            # A caller's own documents keep the numbers that the caller knows them by.
+            as_given=bool(question.hits),
+        )
         timings = Timings()
         index_versions: Mapping[str, str] = {}
         if question.stores:
@@ -78,22 +93,16 @@ class Pipeline:
                 filters=question.filters,
                 score_threshold=self._defaults.score_threshold if threshold is None else threshold,
                 ranking=self._retriever.ranking.asked(question.ranking),
+                on_provisional=prefill.provisional(build) if prefill else None,
             )
             hits, timings, index_versions = found.hits, found.timings, found.index_versions
         elif not hits:
             return Grounding(messages=question.messages)
         began_s, started = time.time(), time.perf_counter()
         # A long prompt takes its tokenizer many milliseconds: off the event loop, as below.
-        prompt = await asyncio.to_thread(
-            self._prompt.build,
-            question.messages,
-            hits,
-            max_tokens=question.max_tokens,
-            tools=question.tools,
-            beside=question.beside,
-            # A caller's own documents keep the numbers that the caller knows them by.
-            as_given=bool(question.hits),
-        )
+        prompt = await asyncio.to_thread(build, hits)
+        if prefill:
+            prefill.settle(prompt)
         prompt_ms = (time.perf_counter() - started) * 1e3
         self._recorder.record(RETRIEVAL_MS, prompt_ms, {"stage": "prompt"})
         self._tracer.add("prompt", began_s, began_s + prompt_ms / 1e3)

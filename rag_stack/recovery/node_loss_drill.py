@@ -107,6 +107,8 @@ def drill_node_loss(
             held.callback(index.close)
             if encoder is not None:
                 index.search(encoder.encode(["drill"]), 1)
+        if release.reranker is not None:
+            fetch(tiers.resolve("models", release.reranker.name, release.reranker.version))
         search_s = time.perf_counter() - began_s
         model = fetch(tiers.resolve("models", release.model.name, release.model.version))
         tensors(model.path, model.manifest)

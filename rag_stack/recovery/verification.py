@@ -131,6 +131,8 @@ def _open(root: Catalog, artifact: KeptArtifact, opened: _Opened, held: ExitStac
         case "models":
             opened.weights += tensors(directory, manifest)
             opened.models[manifest.digest] = (directory, manifest)
+            if manifest.metadata.get("task") == "rerank":
+                _try_reranker(directory, manifest)
         case "indexes":
             index = IndexVersion.open(directory, manifest, embedder_digest=None)
             held.callback(index.close)
@@ -138,6 +140,14 @@ def _open(root: Catalog, artifact: KeptArtifact, opened: _Opened, held: ExitStac
             opened.indexes[str(artifact.ref)] = index
         case "releases":
             load(root, artifact.name, artifact.version)
+
+
+def _try_reranker(directory: Path, manifest: Manifest) -> None:
+    """Score a pair, as a replica does at its start. Raises ArtifactError."""
+    # Brings ONNX Runtime, for those alone who have one.
+    from rag_stack.retrieval.reranker import CrossEncoder
+
+    CrossEncoder.load(directory, name=manifest.name, digest=manifest.digest, threads=1)
 
 
 def tensors(directory: Path, manifest: Manifest) -> int:

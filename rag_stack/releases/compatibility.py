@@ -17,6 +17,8 @@ PLACEMENT_SETTINGS: Final = (
     "distributed_executor_backend",
 )
 _PARALLEL_BY_DEFAULT: Final = 1
+# What an import notes of a cross-encoder, as its `task`.
+_RERANK: Final = "rerank"
 
 
 def check_release(pinned: PinnedRelease, catalog: Catalog) -> None:
@@ -25,8 +27,10 @@ def check_release(pinned: PinnedRelease, catalog: Catalog) -> None:
     Looks at manifests and sizes, not at every byte: a replica does that when it fetches, and `rag-stack index verify`.
     """
     release = pinned.release
-    for each in (release.model, release.embedder):
-        _stored(catalog, ArtifactRef("models", each.name, each.version or ""), each.digest)
+    for each in release.models:
+        manifest = _stored(catalog, ArtifactRef("models", each.name, each.version or ""), each.digest)
+        if each == release.reranker:
+            _check_reranker(manifest)
     for store in release.stores:
         manifest = _stored(catalog, ArtifactRef("indexes", store.index, store.version or ""), store.digest)
         _check_embedder(release, manifest, store=store.name)
@@ -83,6 +87,14 @@ def _check_embedder(release: Release, manifest: Manifest, *, store: str) -> None
             f"{built_with.name!r} ({built_with.digest[:19]}), and the release queries with {asked!r} "
             f"({(release.embedder.digest or '')[:19]}): build an index version with it and release that, or go back to "
             "the embedder"
+        )
+
+
+def _check_reranker(manifest: Manifest) -> None:
+    if (task := manifest.metadata.get("task")) != _RERANK:
+        raise IncompatibleReleaseError(
+            f"the release's reranker {str(manifest.ref)!r} is a model for {task!r}, expected one for {_RERANK!r}: name "
+            "a cross-encoder that `rag-stack model import` has published"
         )
 
 

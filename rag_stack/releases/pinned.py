@@ -1,9 +1,10 @@
 """A release with every version and digest filled in: what all replicas of one deployment agree on.
 
 What belongs to a release, and what to the deployment that serves it: a release is what a replica takes at its start and
-what decides an answer (weights, embedder, indexes, retrieval, prompt, engine settings, admission). The deployment's are
-`DEPLOYMENT_FIELDS`: where things are, how many replicas there are, how they come and go. They are the same for all
-versions of a release that one cluster serves, no version contains them, and a change of them needs a restart.
+what decides an answer (weights, embedder, reranker, indexes, retrieval, prompt, engine settings, admission). The
+deployment's are `DEPLOYMENT_FIELDS`: where things are, how many replicas there are, how they come and go. They are the
+same for all versions of a release that one cluster serves, no version contains them, and a change of them needs a
+restart.
 """
 
 import hashlib
@@ -55,9 +56,14 @@ def pin(release: Release, tiers: Tiers) -> PinnedRelease:
     artifacts = release.artifacts.model_copy(
         update={"root": tiers.catalog.store.url, "cache": release.artifacts.cache.absolute()}
     )
+
+    def exact_model(choice: ArtifactChoice) -> ArtifactChoice:
+        return choice.model_copy(update=exact("models", choice.name, choice))
+
     update = {
-        "model": release.model.model_copy(update=exact("models", release.model.name, release.model)),
-        "embedder": release.embedder.model_copy(update=exact("models", release.embedder.name, release.embedder)),
+        "model": exact_model(release.model),
+        "embedder": exact_model(release.embedder),
+        "reranker": exact_model(release.reranker) if release.reranker else None,
         "stores": tuple(store.model_copy(update=exact("indexes", store.index, store)) for store in release.stores),
         "artifacts": artifacts,
     }

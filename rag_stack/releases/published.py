@@ -64,5 +64,5 @@ def load(catalog: Catalog, name: str, version: str, *, deployment: Release | Non
 
 def pinned_refs(release: Release) -> tuple[ArtifactRef, ...]:
     """What a release with all its versions filled in names."""
-    models = (ArtifactRef("models", each.name, each.version or "") for each in (release.model, release.embedder))
+    models = (ArtifactRef("models", each.name, each.version or "") for each in release.models)
     return (*models, *(ArtifactRef("indexes", store.index, store.version or "") for store in release.stores))

@@ -21,11 +21,12 @@ class ReleaseSizes:
     weights: int
     embedder: int
     indexes: int
+    reranker: int = 0
 
     @property
     def models(self) -> int:
-        """Weights and embedder."""
-        return self.weights + self.embedder
+        """Weights, embedder and reranker."""
+        return self.weights + self.embedder + self.reranker
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ def release_sizes(release: Release, catalog: Catalog) -> ReleaseSizes:
     model = catalog.resolve("models", release.model.name, release.model.version)
     embedder = catalog.resolve("models", release.embedder.name, release.embedder.version)
     indexes = {m.digest: m for s in release.stores for m in [catalog.resolve("indexes", s.index, s.version)]}
-    return ReleaseSizes(model.size_bytes, embedder.size_bytes, sum(m.size_bytes for m in indexes.values()))
+    named = release.reranker
+    reranker = catalog.resolve("models", named.name, named.version).size_bytes if named else 0
+    return ReleaseSizes(model.size_bytes, embedder.size_bytes, sum(m.size_bytes for m in indexes.values()), reranker)
 
 
 def plan_storage(

@@ -14,6 +14,8 @@
 | admission, what was held for the start | `wake.hold_requests`, for `wake.hold_s` | 429 with `Retry-After` |
 | retrieval | `retrieval.threads` run, `retrieval.queue` wait | 429 with `Retry-After` |
 | prompt and citations | asyncio's thread pool (CPUs + 4), fed by admitted requests alone | wait |
+| `/v1/rerank` | 16 requests, of which one is computed; 1000 documents each | 429 with `Retry-After`, 400 |
+| prompts read ahead of a rerank | `prefill.at_once`, and none while a request waits for its turn | not read ahead |
 | filter masks | an LRU for each index version (retrieval/filters.py) | recomputed |
 | stores | `swap.max_stores` | 400 |
 | vLLM, waiting | none of its own; never more than admitted and one canary question, so empty but for hand-over | - |

@@ -54,5 +54,5 @@ class Holding:
 def pinned_refs(pinned: PinnedRelease) -> Sequence[ArtifactRef]:
     """The versions that a release begins with."""
     release = pinned.release
-    models = [ArtifactRef("models", each.name, each.version or "") for each in (release.model, release.embedder)]
+    models = [ArtifactRef("models", each.name, each.version or "") for each in release.models]
     return [*models, *(ArtifactRef("indexes", store.index, store.version or "") for store in release.stores)]

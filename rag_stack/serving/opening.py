@@ -1,4 +1,4 @@
-"""Opens what a pinned release names: artifacts to this node, embedder and indexes into this process, one layer."""
+"""Opens what a pinned release names: artifacts to this node, models and indexes into this process, one layer."""
 
 import logging
 import time
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from rag_stack.api.auth import KeyRing
 from rag_stack.api.health import Health, Readiness
@@ -26,6 +27,7 @@ from rag_stack.rag.cache_mirror import UNKNOWN_CACHE, CacheShape
 from rag_stack.rag.citations import Citer
 from rag_stack.rag.ordering import document_order
 from rag_stack.rag.pipeline import Pipeline
+from rag_stack.rag.prefill import PrefillSettings
 from rag_stack.rag.prompt import PromptBuilder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.retrieval.embedder import Embedder
@@ -38,7 +40,12 @@ from rag_stack.retrieval.shelf import Shelf
 from rag_stack.timeline import Timeline
 from rag_stack.tracing.tracer import UNTRACED, Tracer
 
+if TYPE_CHECKING:
+    from rag_stack.retrieval.reranker import CrossEncoder
+
 _UNMAP_LIMIT_S = 10.0
+# For vLLM the greatest priority is served last.
+_LAST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ class OpenRetrieval:
 
     embedder: Embedder
     retriever: Retriever
+    reranker: "CrossEncoder | None"
     shelf: Shelf
     tiers: Tiers
     cards: Callable[[], Sequence[StoreCard]]
@@ -78,7 +86,7 @@ def open_retrieval(
     fetch_beside: Callable[[Manifest], None],
     tracer: Tracer = UNTRACED,
 ) -> OpenRetrieval:
-    """Embedder and indexes, mapped and ready to search. Blocking: seconds.
+    """Embedder, reranker and indexes, mapped and ready to search. Blocking: seconds.
 
     The indexes are prefaulted in the background, and nobody waits for that: their answers are right from the first
     query on, and only slower by what each reads from the disk. A replica that held its readiness back would delay
@@ -110,9 +118,11 @@ def open_retrieval(
         shelf.add(name, ready.index, pin=ready.pin)
     beside = {"shelf": shelf, "timeline": timeline, "recorder": recorder}
     Thread(target=prefault, kwargs=beside, name="prefault", daemon=True).start()
+    reranker = open_reranker(release, tiers, timeline=timeline, recorder=recorder)
     retriever = Retriever(
         embedder,
         shelf,
+        reranker=reranker,
         threads=release.retrieval.threads,
         threads_per_search=release.retrieval.threads_per_search,
         queue=release.retrieval.queue,
@@ -121,7 +131,24 @@ def open_retrieval(
         cache=QueryCache(recorder, entries=release.retrieval.query_cache) if release.retrieval.query_cache else None,
         tracer=tracer,
     )
-    return OpenRetrieval(embedder, retriever, shelf, tiers, lambda: _cards(pinned, shelf), following(pinned))
+    return OpenRetrieval(embedder, retriever, reranker, shelf, tiers, lambda: _cards(pinned, shelf), following(pinned))
+
+
+def open_reranker(release: Release, tiers: Tiers, *, timeline: Timeline, recorder: Recorder) -> "CrossEncoder | None":
+    """The release's reranker, tried out; None where it names none. Blocking. Raises an ArtifactError."""
+    if release.reranker is None:
+        return None
+    # Brings ONNX Runtime, for those alone that have one.
+    from rag_stack.retrieval.reranker import CrossEncoder, check_reranker
+
+    local = fetch_model(tiers, release.reranker, timeline=timeline, check=check_reranker)
+    with _loading(timeline, recorder, "load reranker", kind="models", stage="load"):
+        return CrossEncoder.load(
+            local.path,
+            name=release.reranker.name,
+            digest=local.manifest.digest,
+            threads=release.retrieval.rerank_threads,
+        )
 
 
 def close_retrieval(retrieval: OpenRetrieval) -> None:
@@ -209,7 +236,22 @@ def build_layer(
         release_version=pinned.version,
         max_body_bytes=release.server.max_body_bytes,
         tracer=tracer,
+        reranker=retrieval.reranker,
+        prefill=prefill_settings(release),
         usage_forced=bool(release.engine.get("enable_force_include_usage")),
+    )
+
+
+def prefill_settings(release: Release) -> PrefillSettings | None:
+    """How prompts are read ahead; None where the release wants none, has no rerank to wait for, or caches no prefix."""
+    cached = release.engine.get("enable_prefix_caching") is not False
+    if release.prefill.mode == "off" or release.reranker is None or not cached:
+        return None
+    return PrefillSettings(
+        at_once=release.prefill.at_once,
+        least_share=release.prefill.least_share,
+        # An engine that schedules first come, first served refuses a priority.
+        priority=_LAST if release.engine.get("scheduling_policy") == "priority" else None,
     )
 
 

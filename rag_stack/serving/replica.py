@@ -109,7 +109,7 @@ class Replica:
         )
         self._start.lap("build app")
         # This one is nobody's but ours.
-        ours = replace(layer, keys=KeyRing(()), recorder=MemoryRecorder(), tracer=UNTRACED)
+        ours = replace(layer, keys=KeyRing(()), recorder=MemoryRecorder(), tracer=UNTRACED, prefill=None)
         if await first_token(ours.around(engine), self.pinned.release):
             self._start.lap("first token")
         await self._member.prove(ours.around(engine), self.pinned)

@@ -16,7 +16,7 @@ from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.releases.rollout import Rollout
 from rag_stack.serving import environment
-from rag_stack.serving.opening import fetch_model, open_indexes
+from rag_stack.serving.opening import fetch_model, open_indexes, open_reranker
 from rag_stack.serving.start_report import StartReport
 from rag_stack.timeline import Timeline, process_start
 
@@ -151,6 +151,7 @@ def preflight(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline) -> Pat
     embedder = fetch_model(tiers, release.embedder, timeline=timeline)
     digest = embedder.manifest.digest
     open_indexes(release, tiers, embedder_digest=digest, timeline=timeline, recorder=MemoryRecorder())
+    open_reranker(release, tiers, timeline=timeline, recorder=MemoryRecorder())
     return model.path
 
 

@@ -157,7 +157,7 @@ class SearchedRelease:
 
 def searches_alike(one: PinnedRelease, other: PinnedRelease) -> bool:
     """Whether two releases answer every search in the same way."""
-    fields = ("embedder", "stores", "retrieval")
+    fields = ("embedder", "reranker", "stores", "retrieval")
     alike = all(getattr(one.release, field) == getattr(other.release, field) for field in fields)
     return alike and one.followed == other.followed
 

@@ -90,7 +90,7 @@ def test_json_has_seconds_and_bytes_by_tier(directory: Path) -> None:
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["choice"] == "object-store"
-    assert told["bytes"] == {"weights": 8 * MB, "embedder": MB, "indexes": 3 * MB}
+    assert told["bytes"] == {"weights": 8 * MB, "embedder": MB, "reranker": 0, "indexes": 3 * MB}
     assert told["gb_per_s"]["origin"] == {"value": 0.004, "basis": "measured", "where": "1 kept start"}
     assert told["gb_per_s"]["peer"]["basis"] == told["wait_seconds"]["node"]["basis"] == "given"
     assert told["gb_per_s"]["snapshot"]["basis"] == "assumed"
