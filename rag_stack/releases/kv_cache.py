@@ -72,7 +72,8 @@ class BlockCache:
         while len(running.blocks) * self.block_tokens < running.tokens and self._free:
             running.blocks.append(self._take())
         self._keep(running, first=before)
-        keyless, keyed = [], []
+        keyless: list[int] = []
+        keyed: list[int] = []
         for block in reversed(running.blocks):
             self._holders[block] -= 1
             if not self._holders[block]:

@@ -43,7 +43,7 @@ class KvRates:
 def kv_rates(
     given: Mapping[str, float], *, measured: Mapping[str, Figure], traces: Sequence[Sequence[TracedRequest]] = ()
 ) -> KvRates:
-    """What was given goes before what was measured, the trace's own first tokens before others', and all before a guess.
+    """What was given goes before what was measured, the trace's own first tokens first, and all before a guess.
 
     Raises ConfigError for a name that is none, or no number above zero.
     """

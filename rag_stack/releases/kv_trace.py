@@ -84,7 +84,7 @@ def read_trace(path: Path) -> list[TracedRequest]:
     return sorted(requests, key=lambda request: request.arrival_s)
 
 
-def to_line(  # noqa: PLR0913 - the fields of a line
+def to_line(
     *,
     timestamp_ms: float,
     input_length: int,

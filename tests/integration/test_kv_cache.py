@@ -1,4 +1,4 @@
-"""The simulated cache against vLLM's own, on random traffic: what each request finds must be the same, block by block."""
+"""The simulated cache against vLLM's own, on random traffic: each request finds the same blocks."""
 
 import random
 from typing import Any
@@ -68,7 +68,7 @@ def test_several_at_once(seed: int, blocks: int) -> None:
 
 
 def _compare(seed: int, blocks: int, *, at_once: int) -> int:
-    """Drive both by the same questions about documents, with follow-ups that repeat answers. Returns the blocks found."""
+    """Drive both by the same questions about documents, with follow-ups that repeat answers; the blocks found."""
     rng = random.Random(seed)
     documents = [[rng.randrange(1000) for _ in range(rng.randrange(20, 120))] for _ in range(12)]
     theirs, ours, chains = Vllm(blocks), BlockCache(blocks, BLOCK), KvChains(BLOCK)
