@@ -123,7 +123,7 @@ class KvTraceRecorder:
             timestamp_ms=exchange.arrived_s * 1e3,
             input_length=len(tokens),
             output_length=int(usage.get("completion_tokens") or exchange.frames),
-            hash_ids=block_hashes(tokens),
+            hash_ids=block_hashes(tokens, salt=str(body.get("cache_salt") or "")),
             block_size=BLOCK_TOKENS,
             duration_ms=(exchange.ended_s - exchange.arrived_s) * 1e3,
             ttft_ms=None if first_s is None else (first_s - exchange.arrived_s) * 1e3,
@@ -158,9 +158,12 @@ class PromptEncoder:
         return self.tokenizer.encode_text(prompt)
 
 
-def block_hashes(tokens: Sequence[int]) -> list[int]:
-    """A number for each whole block of a prompt, of its tokens and all before them; 52 bits, which any JSON keeps."""
-    found, before = [], b""
+def block_hashes(tokens: Sequence[int], *, salt: str = "") -> list[int]:
+    """A number for each whole block of a prompt, of its tokens and all before them; 52 bits, which any JSON keeps.
+
+    As in vLLM, nothing is shared between requests of different salts.
+    """
+    found, before = [], salt.encode()
     for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
         block = array("q", tokens[start : start + BLOCK_TOKENS]).tobytes()
         before = hashlib.blake2b(before + block, digest_size=8).digest()
