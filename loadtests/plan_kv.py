@@ -1,7 +1,7 @@
 """Whether `rag-stack plan kv` foretells what vLLM's prefix cache then finds.
 
-`python -m loadtests.plan_kv` asks a real vLLM the questions of sessions about Zipf-drawn documents, with a cache that is
-too small for them. Our recorder writes the trace of the first run; from it alone the hit rates and first tokens of all
+`python -m loadtests.plan_kv` asks a real vLLM what sessions ask about Zipf-drawn documents, with a cache that is too
+small for them. Our recorder writes the trace of the first run; from it alone the hit rates and first tokens of all
 capacities are predicted, printed, and only then read from the servers' metrics. The first run's own is the prediction
 of what happened; those of the other capacities were made before their servers started.
 

@@ -116,7 +116,7 @@ class Replica:
         await self._member.prove(ours.around(engine), self.pinned)
         report = self._start.report()
         report.trace(self._tracer)
-        announcing = keep_announcing(report, self._recorder, self.pinned.release)
+        announcing = keep_announcing(report, self._recorder, self.pinned.release, kv_cache=self.kv_capacity)
         self._tasks.append(asyncio.create_task(announcing))
         self._tasks.append(asyncio.create_task(self._member.follow(self.traffic)))
         self._tasks.append(asyncio.create_task(self._watch.run()))
