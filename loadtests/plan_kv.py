@@ -91,6 +91,13 @@ def predict(trace: Sequence[TracedRequest], rates: KvRates, *, blocks: int, bloc
     return Prediction(hit_rate(served), statistics.median(times))
 
 
+def same_requests(trace: Sequence[TracedRequest], *, blocks: int, block_tokens: int) -> float:
+    """The share of requests of which the engine said that it found just what the simulation finds."""
+    served = simulate(trace, capacity_blocks=blocks - 1, block_tokens=block_tokens)
+    same = [each.cached_tokens == request.cached_tokens for each, request in zip(served, trace, strict=True)]
+    return sum(same) / len(same)
+
+
 def _measure(
     release: Release, options: argparse.Namespace, asked: Sequence[Messages], console: Console
 ) -> tuple[list[Run], dict[int, float], bool]:
@@ -106,6 +113,8 @@ def _measure(
         console.log(f"predicted with {blocks} blocks: hit rate {each.hit_rate:.1%}, TTFT {each.ttft_s * 1e3:.0f} ms")
     for blocks in others:
         measured[blocks] = _run(release, directory, options, asked, blocks=blocks, recorder=None)
+    exact = same_requests(trace, blocks=first, block_tokens=BLOCK_TOKENS)
+    console.log(f"of the recorded requests {exact:.0%} found just what was simulated")
     agree = len(trace) == len(asked) and len({_work(each.answers) for each in measured.values()}) == 1
     runs = [_compared(blocks, predicted[blocks], each, recorded=blocks == first) for blocks, each in measured.items()]
     return sorted(runs, key=lambda run: run.blocks), _curve(trace, options.blocks), agree

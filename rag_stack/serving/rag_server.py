@@ -31,7 +31,7 @@ from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.rollout.member import member_of_this_replica, telling_failure
 from rag_stack.serving.replica import Replica
-from rag_stack.serving.replica_memory import replica_budget
+from rag_stack.serving.replica_memory import gpu_budget, gpu_memory, replica_budget
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.size import WorkerSize, on_workers
 from rag_stack.tracing.tracer import open_tracer
@@ -180,6 +180,8 @@ def _cache_on_this_node(config: LLMConfig, taken: PinnedRelease, tiers: Tiers) -
     release, size = taken.release, WorkerSize(**config.experimental_configs[SIZE_KEY])
     budget = replica_budget(release, tiers, size, compute=on_this_node(release.engine).get("dtype"))
     budget.check()
+    if (gpu := gpu_memory()) is not None:
+        gpu_budget(release, tiers, size, gpu).check()
     logging.getLogger(__name__).info("%s", budget)
     return cache_setting(budget, on_workers(release, size).engine)
 

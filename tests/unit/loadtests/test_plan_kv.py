@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from loadtests.plan_kv import predict
+from loadtests.plan_kv import predict, same_requests
 from loadtests.plan_kv_figures import Run, build_report, draw
 from loadtests.plan_kv_workload import documents, requests
 from rag_stack.releases.kv_rate import kv_rates
@@ -51,3 +51,12 @@ def test_the_same_seed_asks_the_same_and_sessions_ask_again_later() -> None:
         rate[blocks] = predict(trace, kv_rates({}, measured={}), blocks=blocks, block_tokens=32).hit_rate
     assert 0.1 < rate[80] < 0.9 * rate[1000]
     assert math.isfinite(rate[1000])
+
+
+def test_requests_are_held_against_what_the_engine_said_of_each() -> None:
+    segments = (("document", 64), ("question", 8))
+    trace = [
+        TracedRequest(float(n), segments, ("answer", 1), cached_tokens=cached)
+        for n, cached in enumerate((0, 64, 32, 64))
+    ]
+    assert same_requests(trace, blocks=20, block_tokens=32) == 0.75
