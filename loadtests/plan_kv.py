@@ -9,9 +9,9 @@ Exit code 0: goal met; 1: missed; 2: the runs were not asked the same; 3: a serv
 """
 
 import argparse
+import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ BLOCK_TOKENS = 32
 # One of several million tokens, as good as one without an end.
 _ENDLESS = 1_000_000
 _SALT = "plan-kv"
+_QUICK = (80, (120, 72))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,10 @@ class Measured:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write, and return the exit code."""
     options = _parser().parse_args(arguments)
+    if options.quick:
+        options.requests, options.blocks = _QUICK
+    # Its servers end with it, also where a time limit ends it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
     console = Console(stderr=True)
     asked = requests(
         options.requests, documents=documents(options.documents, seed=1), exponent=options.zipf, seed=options.seed
@@ -103,16 +108,19 @@ def _measure(
 ) -> tuple[list[Run], dict[int, float], bool]:
     directory = model_directory(release)
     first, *others = options.blocks
-    with tempfile.TemporaryDirectory() as folder:
-        recorder = KvTraceRecorder(Path(folder) / "trace.jsonl", PromptEncoder(GeneratorTokenizer(directory)))
-        measured = {first: _run(release, directory, options, asked, blocks=first, recorder=recorder)}
-        trace = read_trace(recorder.path)
+    path = options.logs / "trace.jsonl"
+    path.unlink(missing_ok=True)
+    recorder = KvTraceRecorder(path, PromptEncoder(GeneratorTokenizer(directory)))
+    measured = {first: _run(release, directory, options, asked, blocks=first, recorder=recorder)}
+    trace = read_trace(path)
     rates = kv_rates({}, measured={}, traces=[trace])
     predicted = {blocks: predict(trace, rates, blocks=blocks, block_tokens=BLOCK_TOKENS) for blocks in options.blocks}
     for blocks, each in predicted.items():
         console.log(f"predicted with {blocks} blocks: hit rate {each.hit_rate:.1%}, TTFT {each.ttft_s * 1e3:.0f} ms")
-    for blocks in others:
-        measured[blocks] = _run(release, directory, options, asked, blocks=blocks, recorder=None)
+    for blocks in options.blocks:
+        if blocks in others:
+            measured[blocks] = _run(release, directory, options, asked, blocks=blocks, recorder=None)
+        console.log(f"measured with {blocks} blocks: hit rate {measured[blocks].hit_rate:.1%}")
     exact = same_requests(trace, blocks=first, block_tokens=BLOCK_TOKENS)
     console.log(f"of the recorded requests {exact:.0%} found just what was simulated")
     agree = len(trace) == len(asked) and len({_work(each.answers) for each in measured.values()}) == 1
@@ -221,7 +229,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--concurrency", type=int, default=2)
     add("--max-tokens", type=int, default=8)
     add("--seed", type=int, default=7)
-    add("--logs", type=Path, default=Path("var/loadtests/plan_kv"), help="what the servers print")
+    add("--quick", action="store_true", help="80 requests and two small caches")
+    add("--logs", type=Path, default=Path("var/loadtests/plan_kv"), help="the trace, and what the servers print")
     add("--results", type=Path, default=report.RESULTS, help="where plan_kv.json and plan_kv.png go")
     return parser
 
