@@ -183,6 +183,12 @@ class ConfigError(RagStackError):
     code = "config_error"
 
 
+class MemoryBudgetError(ConfigError):
+    """What a replica holds does not fit in the memory that it has; the message has the sum, line by line."""
+
+    code = "memory_budget"
+
+
 class ArtifactError(RagStackError):
     """What is stored is not what was published."""
 

@@ -123,6 +123,9 @@ ANSWERS = Metric(
 KV_CACHE_USAGE = Metric(
     "rag_stack_kv_cache_usage_ratio", "gauge", "Share of the engine's memory for keys and values in use, 0 to 1"
 )
+KV_CACHE_TOKENS = Metric(
+    "rag_stack_kv_cache_tokens", "gauge", "Tokens whose keys and values fit in the engine's memory for them"
+)
 ENGINE_STATE = Metric(
     "rag_stack_engine_state",
     "gauge",
@@ -225,6 +228,7 @@ ALL = (
     TTFT_SECONDS,
     ANSWERS,
     KV_CACHE_USAGE,
+    KV_CACHE_TOKENS,
     ENGINE_STATE,
     SWAPS,
     SWAP_SECONDS,

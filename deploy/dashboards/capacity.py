@@ -53,6 +53,13 @@ DASHBOARD: Final = Dashboard(
             Query(highest("ray_vllm_kv_cache_usage_perc"), "as vLLM says"),
         ),
         graph(
+            "Tokens whose keys and values fit",
+            "short",
+            Query(total("ray_rag_stack_kv_cache_tokens"), "all engines"),
+            Query(highest("ray_rag_stack_kv_cache_tokens"), "largest engine"),
+            description="`rag-stack plan kv` holds what is asked for against it.",
+        ),
+        graph(
             "Prefix cache",
             "percentunit",
             Query(recorded("rag_stack:prefix_cache_hits:ratio5m"), "prompt tokens that were there"),

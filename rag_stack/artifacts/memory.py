@@ -1,4 +1,4 @@
-"""How much memory this process may still take: what the machine has, and what each cgroup above the process allows."""
+"""How much memory this process may take: what the machine has, and what each cgroup above the process allows."""
 
 import os
 from collections.abc import Iterator
@@ -20,6 +20,13 @@ def available_bytes(*, root: Path = Path("/")) -> int:
     return max(0, min([_machine(root), *(free for free in cgroups if free is not None)]))
 
 
+def limit_bytes(*, root: Path = Path("/")) -> int:
+    """The least that the machine has and any memory cgroup allows, whoever has taken it. Raises OSError as above."""
+    limits = [level.limit_bytes() for group in _groups(root) for level in group.levels()]
+    total = 1024 * _fields((root / "proc/meminfo").read_text(encoding="ascii")).get("MemTotal", 0)
+    return min([total, *(limit for limit in limits if limit is not None)])
+
+
 def _machine(root: Path) -> int:
     fields = _fields((root / "proc/meminfo").read_text(encoding="ascii"))
     # Kernels before 3.14 have no MemAvailable.
@@ -35,10 +42,15 @@ class _Level:
     usage: str
     inactive: str
 
+    def limit_bytes(self) -> int | None:
+        """What it may take; None where there is no limit, or the folder is not to be read."""
+        limit = min((_number(self.folder / name) for name in self.limits), default=_UNLIMITED)
+        return None if limit >= _UNLIMITED else limit
+
     def available_bytes(self) -> int | None:
         """What is left of the limit; None where there is none, or the folder is not to be read."""
-        limit = min((_number(self.folder / name) for name in self.limits), default=_UNLIMITED)
-        if limit >= _UNLIMITED:
+        limit = self.limit_bytes()
+        if limit is None:
             return None
         try:
             reclaimable = _fields((self.folder / "memory.stat").read_text(encoding="ascii")).get(self.inactive, 0)

@@ -1,4 +1,4 @@
-"""`rag-stack plan storage`: which storage brings replicas back in time, reckoned from what was measured."""
+"""`rag-stack plan`: which storage brings replicas back in time, and how prefixes fit in the engine's cache."""
 
 import json
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.cli.admin_calls import AdminCalls
 from rag_stack.cli.artifact import AsJson, Root, artifacts_config
 from rag_stack.cli.failure import one_line_failures
+from rag_stack.cli.named import named_numbers
+from rag_stack.cli.plan_kv import kv
 from rag_stack.config import Release, load_deployed_release
 from rag_stack.errors import ConfigError
 from rag_stack.metrics import MemoryRecorder
@@ -40,6 +42,9 @@ app = typer.Typer(help="What a deployment needs, by what was measured.", no_args
 @app.callback()
 def plan() -> None:
     """What a deployment needs, by what was measured."""
+
+
+app.command()(kv)
 
 
 @app.command()
@@ -76,8 +81,8 @@ def storage(
         pinned = pin(chosen, tiers).release
         rates = storage_rates(
             _measurements(pinned, tiers.catalog.store, server=server, reports=measured or []),
-            rates=_named(rate or [], option="--rate"),
-            waits=_named(seconds or [], option="--seconds"),
+            rates=named_numbers(rate or [], option="--rate"),
+            waits=named_numbers(seconds or [], option="--seconds"),
         )
         sizes = release_sizes(pinned, tiers.catalog)
         found = plan_storage(sizes, rates, burst=burst, recovery_s=recovery_time, survive=worst)
@@ -122,17 +127,6 @@ def _document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ConfigError(f"{str(path)!r} must hold a JSON object, got {type(document).__name__}")
     return document
-
-
-def _named(options: Sequence[str], *, option: str) -> dict[str, float]:
-    found = {}
-    for each in options:
-        name, _, value = each.partition("=")
-        try:
-            found[name] = float(value)
-        except ValueError as exc:
-            raise ConfigError(f"{option} {each!r}: expected NAME=NUMBER") from exc
-    return found
 
 
 def _loss(name: str) -> Loss:

@@ -167,9 +167,12 @@ def _pinned(chosen: Release, tiers: Tiers, *, known_engine: Mapping[str, Any]) -
 def _check_engine(engine: Mapping[str, Any]) -> None:
     # Imports vLLM, some seconds: only for those who change something.
     from rag_stack.generation.engine_settings import check_engine_settings, check_loader, vllm_fields
+    from rag_stack.generation.kv_settings import check_kv_settings, vllm_kv_names
 
     try:
         check_engine_settings(engine, fields=vllm_fields())
+        # Names alone: this machine need not be one of those that serve.
+        check_kv_settings(engine, names=vllm_kv_names(), platform=None)
         check_loader(engine)
     except ConfigError as exc:
         raise IncompatibleReleaseError(f"the engine would not start: {exc.message}") from exc

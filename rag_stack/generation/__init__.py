@@ -3,6 +3,8 @@
 model_import      a model from elsewhere becomes a published artifact
 conversion        GGUF to the safetensors that vLLM reads
 engine_settings   the release's engine arguments, checked against vLLM's own
+kv_settings       those of the cache for keys and values: what the platform supports, how many tokens fit
+memory_budget     what a replica holds of its memory, and what is left for that cache; replica_parts: by the manifests
 worker            vLLM's worker, timed: device, weights, KV cache, warm-up
 weights, loader   read ahead of the engine, and behind that into it
 compile_cache     what vLLM compiles is kept with the node's cache

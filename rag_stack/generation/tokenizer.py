@@ -26,18 +26,27 @@ class GeneratorTokenizer:
 
         Raises InvalidRequestError for messages that the template refuses, such as two user turns in a row.
         """
+        return len(self.encode(messages))
+
+    def encode(self, messages: Sequence[Mapping[str, Any]], *, tools: Any = None) -> Sequence[int]:  # noqa: ANN401
+        """The same tokens themselves; `tools` as a request has them. Raises InvalidRequestError."""
         if self._tokenizer.chat_template is None:
-            text = "\n\n".join(str(message.get("content") or "") for message in messages)
-            return len(self._tokenizer(text)["input_ids"])
+            return self.encode_text("\n\n".join(str(message.get("content") or "") for message in messages))
         # Imported here for the same reason as transformers, which depends on it.
         from jinja2 import TemplateError
 
         try:
             encoded = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], add_generation_prompt=True, return_dict=True
+                [dict(message) for message in messages], tools=tools, add_generation_prompt=True, return_dict=True
             )
         except TemplateError as exc:
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {exc}", param="messages"
             ) from exc
-        return len(encoded["input_ids"])
+        ids: Sequence[int] = encoded["input_ids"]
+        return ids
+
+    def encode_text(self, text: str) -> Sequence[int]:
+        """The tokens of a prompt that is one text."""
+        ids: Sequence[int] = self._tokenizer(text)["input_ids"]
+        return ids

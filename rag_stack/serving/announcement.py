@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
@@ -10,6 +11,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from rag_stack.config import Release
+from rag_stack.generation.kv_settings import KvCapacity
 from rag_stack.metrics import Recorder
 from rag_stack.releases.start_history import label_of
 from rag_stack.serving.prefixes import MODELS_APP
@@ -21,8 +23,10 @@ _TELL_LIMIT_S = 5.0
 _LOG = logging.getLogger("ray.serve")
 
 
-async def keep_announcing(report: StartReport, recorder: Recorder, release: Release) -> None:
-    """Say how this replica's start of a release went, until cancelled.
+async def keep_announcing(
+    report: StartReport, recorder: Recorder, release: Release, *, kv_cache: KvCapacity | None = None
+) -> None:
+    """Say how this replica's start of a release went, and what its engine's cache holds, until cancelled.
 
     Again and again: Ray drops a gauge that was not set for twenty seconds, and the application behind /v1/models may
     have been replaced since. It may also be absent; a replica serves without it.
@@ -30,6 +34,8 @@ async def keep_announcing(report: StartReport, recorder: Recorder, release: Rele
     handle: Any = None
     told = False
     card, label = report.to_card(), label_of(release)
+    if kv_cache is not None:
+        card["kv_cache"] = asdict(kv_cache)
     for turn in itertools.count():
         report.record(recorder)
         if not told or turn % _TURNS_A_CARD == 0:

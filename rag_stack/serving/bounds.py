@@ -20,7 +20,8 @@
 | stores | `swap.max_stores` | 400 |
 | vLLM, waiting | none of its own; never more than admitted and one canary question, so empty but for hand-over | - |
 | canary questions beside requests | of one replica, one at a time, as a rollout to its version begins | asked again |
-| vLLM, KV blocks | `VLLM_CPU_KVCACHE_SPACE` / `gpu_memory_utilization` | preempted, recomputed |
+| vLLM, KV blocks | what the replica's memory budget leaves / `gpu_memory_utilization` | preempted, recomputed |
+| requests that are recorded | `RAG_STACK_KV_TRACE`: 1024 wait, 256 MiB a file | not in the trace |
 | an answer on its way out | uvicorn's high-water mark (64 KiB) a connection | vLLM's output waits, one answer |
 | a frame that is not complete, a whole answer | one answer: the request's `max_tokens` | - |
 | control applications | `CONTROL_ONGOING` run, `QUEUED` wait | 429 |

@@ -25,6 +25,7 @@ from rag_stack.serving.patience import Patience
 from rag_stack.serving.prefixes import ADMIN_APP, FILES_APP, HEALTH_APP, MODELS_APP, READY_APP, SEARCH_APP
 from rag_stack.serving.seed import deployed_release
 from rag_stack.serving.size import sized, worker_size
+from rag_stack.serving.wake.runtime import platform
 
 PATIENCE: Final = Patience(limit_s=120.0)
 
@@ -43,12 +44,15 @@ def engine(args: dict[str, Any]) -> serve.Application:
     pinned = pinned_release(args, seeds=True)
     # Here alone: the other builders' processes need no vLLM.
     from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
+    from rag_stack.generation.kv_settings import check_kv_settings, vllm_kv_names
     from rag_stack.serving.app import engine_application
 
     try:
         check_engine_settings(pinned.release.engine, fields=vllm_fields())
+        check_kv_settings(pinned.release.engine, names=vllm_kv_names(), platform=platform(worker_size()))
+        _check_memory(pinned)
         return engine_application(pinned)
-    except ConfigError as exc:
+    except RagStackError as exc:
         raise _told(exc) from None
 
 
@@ -104,6 +108,21 @@ def pinned_release(args: dict[str, Any], *, seeds: bool = False, patience: Patie
         return patience.call(lambda: deployed_release(release, tiers, seeds=seeds))
     except RagStackError as exc:
         raise _told(exc) from None
+
+
+def _check_memory(pinned: PinnedRelease) -> None:
+    """Raise MemoryBudgetError for what no worker can hold: once here, and not again and again in its replicas.
+
+    Where a cluster has not told its workers' size, each replica looks at its own machine, and not at this one.
+    """
+    size = worker_size()
+    if size.memory_bytes is None:
+        return
+    from rag_stack.serving.replica_memory import replica_budget
+
+    tiers = open_tiers(pinned.release.artifacts, MemoryRecorder())
+    # Of the environment, what every pod has is here too.
+    replica_budget(pinned.release, tiers, size).check()
 
 
 def _told(exc: RagStackError) -> RayServeException:

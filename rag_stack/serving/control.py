@@ -23,6 +23,7 @@ from rag_stack.api.releases import ReleaseAdmin
 from rag_stack.artifacts.retention import Retention
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.errors import UnavailableError
+from rag_stack.generation.kv_settings import KvCapacity
 from rag_stack.metrics import Recorder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.releases.plan import RolloutStore
@@ -35,9 +36,9 @@ from rag_stack.serving.following.coordinator import Rollouts, Settled
 from rag_stack.serving.following.index_watch import IndexWatch
 from rag_stack.serving.holding import Holding
 from rag_stack.serving.operator_report import keep_telling
-from rag_stack.serving.prefixes import ADMIN_APP, ENGINE_APP, SEARCH_APP
+from rag_stack.serving.prefixes import ADMIN_APP, ENGINE_APP, MODELS_APP, SEARCH_APP
 from rag_stack.serving.ray_recorder import RayRecorder
-from rag_stack.serving.readiness import StoreTold, store_parts
+from rag_stack.serving.readiness import StoreTold, cache_part, store_parts
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollout.coordinator import Assignment, ReleaseRollout
 from rag_stack.serving.rollout.coordinator import Orders as ReleaseOrders
@@ -274,6 +275,11 @@ class ModelsServer:
         release = self._pinned.release.model_dump(mode="json")
         return {"release": release, "state": self._watch.state, "estimate_s": estimate_s}
 
+    async def kv_cache(self) -> dict[str, int] | None:
+        """What the cache of the engine holds that has told last of its start."""
+        told: dict[str, int] | None = (self._starts.load() or {}).get("kv_cache")
+        return told
+
     async def load_time(self) -> LoadTime | None:
         """How long starts take of the version that is, or is to be, promoted."""
         return self._watch.load_time()
@@ -303,6 +309,7 @@ class HealthServer:
     def __init__(self, pinned: PinnedRelease) -> None:
         self._pinned = pinned
         self._admin: Any = None
+        self._models: Any = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Both routes; neither asks for a key."""
@@ -310,7 +317,8 @@ class HealthServer:
         return _served(routes, self._pinned, recorder=RayRecorder())
 
     async def _readiness(self) -> Readiness:
-        return await _cluster_readiness(await self._stores())
+        stores, cache = await asyncio.gather(self._stores(), self._cache())
+        return await _cluster_readiness(stores, cache)
 
     async def _stores(self) -> Sequence[StoreView]:
         """What the coordinator knows; nothing where it does not answer, which is no reason to be unready."""
@@ -322,13 +330,23 @@ class HealthServer:
             return ()
         return views
 
+    async def _cache(self) -> KvCapacity | None:
+        """What the engine's cache holds, as its replica has told; likewise."""
+        try:
+            async with asyncio.timeout(_ASK_S):
+                self._models = self._models or await asyncio.to_thread(serve.get_app_handle, MODELS_APP)
+                told = await self._models.kv_cache.remote()
+        except (RayServeException, RayError, TimeoutError):
+            return None
+        return KvCapacity(**told) if told else None
+
 
 def _served(routes: Sequence[BaseRoute], pinned: PinnedRelease, *, recorder: Recorder) -> ASGIApp:
     gate = Gate(routes, keys=KeyRing(pinned.release.server.api_key_sha256), open_paths=OPEN_PATHS, recorder=recorder)
     return NamedByServe(gate)
 
 
-async def _cluster_readiness(stores: Sequence[StoreView]) -> Readiness:
+async def _cluster_readiness(stores: Sequence[StoreView], cache: KvCapacity | None = None) -> Readiness:
     """What Serve's controller says of the applications; asking it wakes nobody up, as a request would.
 
     An engine that sleeps is ready: a request is held until it serves.
@@ -338,10 +356,12 @@ async def _cluster_readiness(stores: Sequence[StoreView]) -> Readiness:
     ready = len(parts) == 2 and set(parts.values()) == {"RUNNING"}
     if parts.get(ENGINE_APP) == "RUNNING" and (state := told_of(applications[ENGINE_APP]).state) != "ready":
         parts[ENGINE_APP] = state
+        cache = None
     told = store_parts(
         StoreTold(view.store.name, view.version, len(view.lagging), of_release=view.store.of_release) for view in stores
     )
-    return Readiness(ready=ready, parts={name: state.lower() for name, state in parts.items()} | told)
+    states = {name: state.lower() for name, state in parts.items()}
+    return Readiness(ready=ready, parts=states | (cache_part(cache) if ready else {}) | told)
 
 
 def _state(application: Any) -> str:  # noqa: ANN401 - Serve's ApplicationStatusOverview

@@ -4,8 +4,10 @@
 from rag_stack.serving import imports
 
 import asyncio
+import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from starlette.types import ASGIApp
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.generation.compile_cache import keep_compiled
 from rag_stack.generation.engine_load import EngineLoad
-from rag_stack.generation.engine_settings import engine_arguments, times_its_start
+from rag_stack.generation.engine_settings import engine_arguments, on_this_node, times_its_start
+from rag_stack.generation.kv_settings import kv_capacity
+from rag_stack.generation.memory_budget import cache_setting
 from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
 from rag_stack.metrics import Recorder
 from rag_stack.rag.cache_mirror import CacheShape
@@ -28,6 +32,7 @@ from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.rollout.member import member_of_this_replica, telling_failure
 from rag_stack.serving.replica import Replica
+from rag_stack.serving.replica_memory import gpu_budget, gpu_memory, replica_budget
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.size import WorkerSize, on_workers
 from rag_stack.tracing.tracer import open_tracer
@@ -92,7 +97,8 @@ class RagServer(LLMServer):  # type: ignore[misc]
         self._member = member_of_this_replica()
         self._pinned = await self._member.take(deployed, tiers)
         async with telling_failure(self._member):
-            llm_config = as_released(llm_config, deployed, self._pinned)
+            cache = await asyncio.to_thread(_cache_on_this_node, llm_config, self._pinned, tiers)
+            llm_config = as_released(llm_config, deployed, self._pinned, cache=cache)
             self._replica = Replica(
                 self._pinned,
                 member=self._member,
@@ -151,6 +157,7 @@ class RagServer(LLMServer):  # type: ignore[misc]
         await self.engine.start()
         self._load.attach(self.engine._engine_client)  # the hook of vLLM itself; Ray passes no logger of ours on
         ready_s = time.time()
+        self._replica.kv_capacity = kv_capacity(self.engine._engine_client)
         slots = engine_slots(self.engine)
         if slots is not None:
             self._replica.admission.set_slots(slots)
@@ -176,8 +183,24 @@ def engine_prefix_cache(engine: object) -> CacheShape | None:
     return CacheShape(block_tokens, blocks if isinstance(blocks, int) and blocks > 0 else None)
 
 
-def as_released(config: LLMConfig, deployed: PinnedRelease, taken: PinnedRelease) -> LLMConfig:
-    """The deployment's settings, with those of the release that this replica has taken.
+def _cache_on_this_node(config: LLMConfig, taken: PinnedRelease, tiers: Tiers) -> dict[str, int]:
+    """The engine setting that gives its cache what this replica's memory has left; blocking, and before any load.
+
+    Raises MemoryBudgetError where not everything fits.
+    """
+    release, size = taken.release, WorkerSize(**config.experimental_configs[SIZE_KEY])
+    budget = replica_budget(release, tiers, size, compute=on_this_node(release.engine).get("dtype"))
+    budget.check()
+    if (gpu := gpu_memory()) is not None:
+        gpu_budget(release, tiers, size, gpu).check()
+    logging.getLogger(__name__).info("%s", budget)
+    return cache_setting(budget, on_workers(release, size).engine)
+
+
+def as_released(
+    config: LLMConfig, deployed: PinnedRelease, taken: PinnedRelease, *, cache: Mapping[str, int] | None = None
+) -> LLMConfig:
+    """The deployment's settings, with those of the release that this replica has taken, and its cache's size.
 
     Raises IncompatibleReleaseError for one that the deployment cannot be: Serve has given the replica its place and its
     devices before it knows its release.
@@ -187,7 +210,7 @@ def as_released(config: LLMConfig, deployed: PinnedRelease, taken: PinnedRelease
     copy = config.model_copy(
         update={
             "model_loading_config": config.model_loading_config.model_copy(update={"model_id": release.model.name}),
-            "engine_kwargs": engine_arguments(release.engine),
+            "engine_kwargs": {**engine_arguments(release.engine), **(cache or {})},
             "experimental_configs": {**config.experimental_configs, RELEASE_KEY: taken.model_dump(mode="json")},
         }
     )

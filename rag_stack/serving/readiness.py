@@ -1,10 +1,14 @@
-"""What /ready tells of the stores. It asks for no key: names that the release gives and versions, nothing of anybody.
+"""What /ready tells of the stores and of the engine's cache.
+
+It asks for no key: names that the release gives, versions and sizes, nothing of anybody.
 
 Who lags, and why, is at GET /admin/swaps.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from rag_stack.generation.kv_settings import KvCapacity
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,11 @@ def store_parts(stores: Iterable[StoreTold]) -> dict[str, str]:
         behind = sum(1 for each in made if each.lagging)
         parts["stores made over HTTP"] = f"{len(made)} open" + (f", {behind} of them not everywhere" if behind else "")
     return parts
+
+
+def cache_part(capacity: KvCapacity | None) -> dict[str, str]:
+    """How many tokens' keys and values fit in the engine's memory; nothing where the engine does not tell."""
+    return {} if capacity is None else {"kv cache": str(capacity)}
 
 
 def _with_lag(version: str, lagging: int) -> str:

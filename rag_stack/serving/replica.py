@@ -14,12 +14,14 @@ from starlette.types import ASGIApp
 from rag_stack.api.admission import Admission, Limits
 from rag_stack.api.auth import KeyRing
 from rag_stack.api.health import Readiness
+from rag_stack.api.kv_trace import KvTraceRecorder, open_kv_trace
 from rag_stack.api.traffic import Traffic
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.config import Release
 from rag_stack.generation.engine_load import Held
 from rag_stack.generation.engine_settings import max_sequences
-from rag_stack.metrics import KV_CACHE_USAGE, MemoryRecorder, Recorder
+from rag_stack.generation.kv_settings import KvCapacity
+from rag_stack.metrics import KV_CACHE_TOKENS, KV_CACHE_USAGE, MemoryRecorder, Recorder
 from rag_stack.rag.cache_mirror import UNKNOWN_CACHE, CacheShape
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.announcement import keep_announcing
@@ -30,7 +32,7 @@ from rag_stack.serving.following.follow import Follower
 from rag_stack.serving.following.membership import follow, leave
 from rag_stack.serving.node_fetch import NodeFetch
 from rag_stack.serving.opening import OpenRetrieval, build_layer, close_retrieval, open_retrieval
-from rag_stack.serving.readiness import StoreTold, store_parts
+from rag_stack.serving.readiness import StoreTold, cache_part, store_parts
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollout.member import ReleaseMember
@@ -73,6 +75,9 @@ class Replica:
             check_engine=check_engine,
             tokens=tokens,
         )
+        # What the engine's cache holds, once the engine has said so.
+        self.kv_capacity: KvCapacity | None = None
+        self._trace: KvTraceRecorder | None = None
         self._retrieval: OpenRetrieval | None = None
         self._follower: Follower | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,12 +120,14 @@ class Replica:
         await self._member.prove(ours.around(engine), self.pinned)
         report = self._start.report()
         report.trace(self._tracer)
-        announcing = keep_announcing(report, self._recorder, self.pinned.release)
+        announcing = keep_announcing(report, self._recorder, self.pinned.release, kv_cache=self.kv_capacity)
         self._tasks.append(asyncio.create_task(announcing))
         self._tasks.append(asyncio.create_task(self._member.follow(self.traffic)))
         self._tasks.append(asyncio.create_task(self._watch.run()))
         admitting = replace(layer, admission=self.admission)
-        return NamedByServe(self.traffic.around(admitting.around(engine)))
+        self._trace = open_kv_trace(model_directory)
+        traced = engine if self._trace is None else self._trace.around(engine)
+        return NamedByServe(self.traffic.around(admitting.around(traced)))
 
     async def check_health(self) -> None:
         """Raise when this replica should be replaced; what waits for its engine is told at once."""
@@ -140,6 +147,8 @@ class Replica:
             await leave(self._follower)
         if self._retrieval is not None:
             await asyncio.to_thread(close_retrieval, self._retrieval)
+        if self._trace is not None:
+            await asyncio.to_thread(self._trace.close)
         await asyncio.to_thread(self._tracer.close)
 
     def routing_stats(self) -> dict[str, Any]:
@@ -157,6 +166,8 @@ class Replica:
         running = min(seen.under_way, at_once)
         kv_usage = held.kv_usage if held is not None and seen.under_way else 0.0
         self._recorder.record(KV_CACHE_USAGE, kv_usage)
+        if self.kv_capacity is not None:
+            self._recorder.record(KV_CACHE_TOKENS, self.kv_capacity.tokens)
         return {
             "running": running,
             "waiting": seen.under_way - running,
@@ -179,7 +190,7 @@ class Replica:
             StoreTold(name, state.version, int(name in lagging), of_release=name in of_release)
             for name, state in self._retrieval.shelf.state().items()
         )
-        return Readiness(ready=True, parts={"engine": "open", **stores})
+        return Readiness(ready=True, parts={"engine": "open", **cache_part(self.kv_capacity), **stores})
 
 
 def limits(release: Release, *, slots: int | None = None) -> Limits:

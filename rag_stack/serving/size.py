@@ -10,7 +10,7 @@ the one that reads them, and tells them to whoever runs it.
 | --- | --- |
 | RAG_STACK_WORKER_GPUS | 0: vLLM's CPU platform; more than 1: `engine.tensor_parallel_size` |
 | RAG_STACK_WORKER_CPUS | the CPUs that a replica takes: all, so that no other replica or job lands on its worker |
-| RAG_STACK_WORKER_MEMORY | without GPUs, `VLLM_CPU_KVCACHE_SPACE`: `KV_SHARE` of it, in whole GiB |
+| RAG_STACK_WORKER_MEMORY | what a replica's memory budget has to share out; without GPUs, a cache for keys and values |
 | RAG_STACK_MIN_REPLICAS, RAG_STACK_MAX_REPLICAS | `scaling.min_replicas`, `scaling.max_replicas` |
 """
 
@@ -25,16 +25,13 @@ from pydantic import ValidationError
 
 from rag_stack.config import Release, ScalingConfig, describe
 from rag_stack.errors import ConfigError
+from rag_stack.generation.kv_settings import GIB, KV_VARIABLE
 
 GPUS: Final = "RAG_STACK_WORKER_GPUS"
 CPUS: Final = "RAG_STACK_WORKER_CPUS"
 MEMORY: Final = "RAG_STACK_WORKER_MEMORY"
 MIN_REPLICAS: Final = "RAG_STACK_MIN_REPLICAS"
 MAX_REPLICAS: Final = "RAG_STACK_MAX_REPLICAS"
-# Of a CPU worker's memory. The rest is for weights, two processes' imports, the embedder, and the index's pages. vLLM
-# itself would look at the memory of the machine, of which a pod has a part.
-KV_SHARE: Final = 0.4
-KV_VARIABLE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _PARALLEL: Final = ("tensor_parallel_size", "pipeline_parallel_size")
 _QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
 _DECIMAL: Final = {"m": 0.001, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
@@ -85,7 +82,8 @@ def sized(release: Release, size: WorkerSize) -> Release:
 
 def on_workers(release: Release, size: WorkerSize) -> Release:
     """What one replica is on such workers, however many there are. Raises ConfigError as `sized` does."""
-    return release.model_copy(update={"engine": _engine(release, size), "engine_env": _engine_env(release, size)})
+    _check_cache(release, size)
+    return release.model_copy(update={"engine": _engine(release, size)})
 
 
 def placed(release: Release, size: WorkerSize) -> dict[str, Any] | None:
@@ -115,17 +113,13 @@ def _engine(release: Release, size: WorkerSize) -> dict[str, Any]:
     return engine
 
 
-def _engine_env(release: Release, size: WorkerSize) -> dict[str, str]:
-    env, memory = release.engine_env, size.memory_bytes
-    if size.gpus != 0 or memory is None or "kv_cache_memory_bytes" in release.engine:
-        return env
-    gib = 1024**3
-    if (given := env.get(KV_VARIABLE)) is None:
-        return {**env, KV_VARIABLE: str(max(1, int(memory * KV_SHARE / gib)))}
-    if given.isdecimal() and int(given) * gib >= memory:
-        told = f"{MEMORY} {memory / gib:g} GiB"
-        raise _otherwise(f"engine_env.{KV_VARIABLE} {given} GiB", told, "leave it out, or give the workers more memory")
-    return env
+def _check_cache(release: Release, size: WorkerSize) -> None:
+    """Without a look at anything else; the whole sum is a memory budget's, for which the manifests must be read."""
+    given, memory = release.engine_env.get(KV_VARIABLE, ""), size.memory_bytes
+    if size.gpus == 0 and memory is not None and given.isdecimal() and int(given) * GIB >= memory:
+        told = f"{MEMORY} {memory / GIB:g} GiB"
+        remedy = "leave it out, and the cache gets what is left, or give the workers more memory"
+        raise _otherwise(f"engine_env.{KV_VARIABLE} {given} GiB", told, remedy)
 
 
 def _scaling(scaling: ScalingConfig, size: WorkerSize) -> ScalingConfig:

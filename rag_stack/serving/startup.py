@@ -17,7 +17,10 @@ from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.releases.rollout import Rollout
 from rag_stack.serving import environment
 from rag_stack.serving.opening import fetch_model, open_indexes, open_reranker
+from rag_stack.serving.replica_memory import replica_budget
+from rag_stack.serving.size import worker_size
 from rag_stack.serving.start_report import StartReport
+from rag_stack.serving.wake.runtime import platform
 from rag_stack.timeline import Timeline, process_start
 
 _NEEDED = ("ray", "vllm", "faiss", "torch", "sentence_transformers")
@@ -51,8 +54,9 @@ class Server:
 def start(release: Release, *, tell: Callable[[str], None]) -> Server:
     """Start everything and return when questions are answered. Blocking: a minute on a CPU.
 
-    Raises EngineMissingError, ConfigError, ArtifactError, IndexVersionError or IncompatibleReleaseError before Ray
-    starts, UnavailableError when an application does not come up.
+    Raises EngineMissingError, ConfigError, MemoryBudgetError (not all of it fits in memory), ArtifactError,
+    IndexVersionError or IncompatibleReleaseError before Ray starts, UnavailableError when an application does not come
+    up.
     """
     started_s = process_start(os.getpid())
     timeline = Timeline(process=_COMMAND)
@@ -64,6 +68,7 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
     with timeline.time("resolve versions"):
         tiers = open_tiers(release.artifacts, MemoryRecorder())
         pinned = pin(release, tiers)
+        replica_budget(pinned.release, tiers, worker_size()).check()
     preflight(pinned, tiers, timeline=timeline)
     notice = make_current(pinned, tiers)
     tell("importing Ray and vLLM")
@@ -158,8 +163,10 @@ def preflight(pinned: PinnedRelease, tiers: Tiers, *, timeline: Timeline) -> Pat
 def _check_engine(release: Release) -> None:
     import rag_stack.serving.app  # noqa: F401 - the slow import of the start, timed here
     from rag_stack.generation.engine_settings import check_engine_settings, check_loader, vllm_fields
+    from rag_stack.generation.kv_settings import check_kv_settings, vllm_kv_names
 
     check_engine_settings(release.engine, fields=vllm_fields())
+    check_kv_settings(release.engine, names=vllm_kv_names(), platform=platform(worker_size()))
     check_loader(release.engine)
     for library in (
         "ray",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rag_stack.artifacts.memory import available_bytes
+from rag_stack.artifacts.memory import available_bytes, limit_bytes
 
 GB = 1 << 30
 MEMINFO = f"MemTotal: {64 * GB // 1024} kB\nMemFree: 100 kB\nMemAvailable: {32 * GB // 1024} kB\n"
@@ -100,3 +100,15 @@ def test_a_group_that_is_gone_is_no_limit(tmp_path: Path) -> None:
 
 def test_this_machine_has_some_memory() -> None:
     assert available_bytes() > 1 << 20
+
+
+def test_the_limit_counts_what_is_taken_too(tmp_path: Path) -> None:
+    files = _process("0::/pod/app\n", V2_MOUNT.format(root="/"))
+    files |= _v2("pod/app", limit=8 * GB, used=6 * GB, inactive=3 * GB)
+    _machine(tmp_path, files)
+    assert limit_bytes(root=tmp_path) == 8 * GB
+
+
+def test_without_cgroups_the_limit_is_the_machine(tmp_path: Path) -> None:
+    _machine(tmp_path, {})
+    assert limit_bytes(root=tmp_path) == 64 * GB

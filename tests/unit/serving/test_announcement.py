@@ -7,6 +7,7 @@ import pytest
 from ray import serve
 
 from rag_stack.config import Release
+from rag_stack.generation.kv_settings import KvCapacity
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.start_history import label_of
 from rag_stack.serving.announcement import keep_announcing
@@ -30,7 +31,9 @@ async def test_a_start_is_told_with_the_label_of_the_release_that_was_taken(monk
     monkeypatch.setattr(serve, "get_app_handle", lambda _: models)
     release = Release.model_validate({"name": "r", "model": {"name": "rolled-out"}, "embedder": {"name": "e"}})
     report = StartReport(1.0, 3.5, ())
-    announcing = asyncio.create_task(keep_announcing(report, MemoryRecorder(), release))
+    cache = KvCapacity(1280, 10, 128)
+    announcing = asyncio.create_task(keep_announcing(report, MemoryRecorder(), release, kv_cache=cache))
     async with asyncio.timeout(10):
-        assert await models.told == ("replica", report.to_card(), label_of(release))
+        card = {**report.to_card(), "kv_cache": {"tokens": 1280, "blocks": 10, "block_tokens": 128}}
+        assert await models.told == ("replica", card, label_of(release))
     announcing.cancel()

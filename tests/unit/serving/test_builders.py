@@ -12,8 +12,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ENGINE_BUILDER, ArtifactsConfig, load_deployed_release
-from rag_stack.errors import ConfigError, IncompatibleReleaseError
+from rag_stack.errors import ConfigError, IncompatibleReleaseError, MemoryBudgetError
 from rag_stack.generation.engine_settings import check_engine_settings, vllm_fields
+from rag_stack.generation.memory_budget import Memory
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import pin
 from rag_stack.releases.rollout import Rollout
@@ -25,6 +26,7 @@ from rag_stack.serving.environment import cluster_environment, image_environment
 from rag_stack.serving.patience import Patience
 from rag_stack.serving.prefixes import ADMIN_APP, ENGINE_APP, PREFIXES
 from rag_stack.serving.rag_server import RELEASE_KEY, as_released
+from rag_stack.serving.replica_memory import gpu_budget, gpu_memory, replica_budget
 from rag_stack.serving.seed import deployed_release
 from rag_stack.serving.size import worker_size
 from tests.pinnable import publish_model
@@ -161,6 +163,44 @@ def test_what_no_running_replica_can_become_is_applied_first_and_deployed_then(
     assert after.version == wanted.version
     served = as_released(engine_config(after), after, after)
     assert served.model_loading_config.model_id == wanted.release.model.name
+
+
+def test_what_no_worker_can_hold_is_refused_with_the_sum(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "0")
+    monkeypatch.setenv("RAG_STACK_WORKER_MEMORY", "1Gi")
+    with pytest.raises(
+        RayServeException, match=r"MemoryBudgetError: a replica of 'test' needs .* has 1\.00 GiB"
+    ) as told:
+        builders.engine(args())
+    assert "RAG_STACK_WORKER_MEMORY" in str(told.value)
+    assert "engine's processes" in str(told.value)
+
+
+def test_an_offload_is_refused_on_cpus(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "0")
+    with pytest.raises(RayServeException, match=r"engine\.kv_offloading_size offloads.*runs on CPUs"):
+        builders.engine(args(engine={"kv_offloading_size": 4}))
+
+
+def test_a_replica_gives_its_cache_what_is_left(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "0")
+    release = release_of(args())
+    pinned = deployed_release(release, open_tiers(release.artifacts, MemoryRecorder()), seeds=True)
+    config = engine_config(pinned)
+    assert "kv_cache_memory_bytes" not in config.engine_kwargs
+    cache = replica_budget(pinned.release, tiers, worker_size()).cache_bytes
+    assert cache is not None
+    assert 50 * 2**30 < cache < 60 * 2**30
+    served = as_released(config, pinned, pinned, cache={"kv_cache_memory_bytes": cache})
+    assert served.engine_kwargs["kv_cache_memory_bytes"] == cache
+
+
+def test_a_gpu_that_is_too_small_is_refused_by_the_replica(tiers: Tiers) -> None:
+    pinned = pin(release_of(args()), tiers)
+    gpu_budget(pinned.release, tiers, worker_size(), Memory(80 << 30, "a GPU")).check()
+    with pytest.raises(MemoryBudgetError, match="an engine's worker of 'test' needs"):
+        gpu_budget(pinned.release, tiers, worker_size(), Memory(1 << 30, "a GPU"), index_bytes=1 << 30).check()
+    assert gpu_memory() is None, "there is none here"
 
 
 @pytest.mark.parametrize("name", PREFIXES)

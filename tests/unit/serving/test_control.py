@@ -8,6 +8,7 @@ import pytest
 
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig, Release
+from rag_stack.generation.kv_settings import KvCapacity
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import pin
 from rag_stack.retrieval.rollout import FollowedStore, Lag, StoreView, Target
@@ -15,7 +16,7 @@ from rag_stack.serving.control import AdminServer, SearchServer, _swap_row
 from rag_stack.serving.environment import go_offline, offline_environment
 from rag_stack.serving.following.index_watch import IndexWatch
 from rag_stack.serving.opening import following
-from rag_stack.serving.readiness import StoreTold, store_parts
+from rag_stack.serving.readiness import StoreTold, cache_part, store_parts
 from rag_stack.serving.rollout.searched_release import SearchedRelease
 from tests.embedder import WordEmbedder
 from tests.layer import TOWN, publish_index
@@ -129,3 +130,8 @@ def test_what_a_search_imports_finds_no_model_hub() -> None:
         "assert not {'huggingface_hub', 'transformers', 'vllm'} & set(sys.modules), 'too late to go offline'"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_ready_tells_how_many_tokens_fit() -> None:
+    assert cache_part(KvCapacity(5120, 40, 128)) == {"kv cache": "5120 tokens (40 blocks of 128)"}
+    assert cache_part(None) == {}, "a scripted engine has no cache"

@@ -81,11 +81,9 @@ def test_another_parallelism_than_the_workers_have_is_refused_with_both_numbers(
         sized(release(engine={"tensor_parallel_size": parallel}), WorkerSize(gpus=gpus))
 
 
-def test_a_cpus_kv_cache_is_a_share_of_the_workers_memory() -> None:
+def test_a_cpus_kv_cache_follows_from_what_a_replica_holds_and_not_from_the_size_alone() -> None:
     size = WorkerSize(cpus=4, gpus=0, memory_bytes=16 * GIB)
-    assert sized(release(), size).engine_env == {"VLLM_CPU_KVCACHE_SPACE": "6"}
-    small = WorkerSize(gpus=0, memory_bytes=2 * GIB)
-    assert sized(release(), small).engine_env == {"VLLM_CPU_KVCACHE_SPACE": "1"}, "vLLM wants whole GiB"
+    assert sized(release(), size).engine_env == {}
     assert placed(release(), size) == {"bundles": [{"CPU": 3.0}], "strategy": "STRICT_PACK"}
 
 
@@ -126,8 +124,9 @@ def test_a_replicas_processes_are_made_for_the_workers_and_not_for_this_node(mon
     size = WorkerSize(gpus=0, memory_bytes=10 * GIB, max_replicas=2)
     assert platform(size) == "cpu"
     given = release(scaling={"max_replicas": 2})
-    assert engine_environment(given, size)["VLLM_CPU_KVCACHE_SPACE"] == "4"
-    assert standby_name("n", given, size) != standby_name("n", given, WorkerSize(gpus=0, memory_bytes=20 * GIB))
+    assert "VLLM_CPU_KVCACHE_SPACE" not in engine_environment(given, size)
+    assert standby_name("n", given, size) == standby_name("n", given, WorkerSize(gpus=0, memory_bytes=20 * GIB))
+    assert standby_name("n", given, size) != standby_name("n", given, WorkerSize(gpus=1))
 
 
 @pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (2, "gpu")])

@@ -1,0 +1,174 @@
+"""The sum of a replica's memory: what the cache gets, what is refused, and how that is said."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.tiers import open_tiers
+from rag_stack.config import ArtifactsConfig, Release
+from rag_stack.errors import ConfigError, MemoryBudgetError
+from rag_stack.generation.kv_settings import GIB, TokenBytes
+from rag_stack.generation.memory_budget import Memory, MemoryBudget, cache_setting, device_budget, host_budget
+from rag_stack.generation.replica_parts import IndexPart, ReplicaParts, replica_parts
+from rag_stack.metrics import MemoryRecorder
+from tests.pinnable import publish_docs, publish_model
+
+
+def parts(*, mapped: float = 1.0, copied: float = 0.0, weights: float = 2.0, context: float = 0.25) -> ReplicaParts:
+    return ReplicaParts(
+        embedder="e",
+        embedder_bytes=int(0.1 * GIB),
+        weight_bytes=int(weights * GIB),
+        weight_source="its manifest",
+        token_bytes=TokenBytes(1024),
+        context_bytes=int(context * GIB),
+        indexes=(IndexPart("docs", int(copied * GIB), int(mapped * GIB)),),
+    )
+
+
+def on_cpu(
+    memory: float, held: ReplicaParts, *, own: bool = True, free: float | None = None, **engine: Any
+) -> MemoryBudget:
+    env = engine.pop("env", {})
+    given = Memory(int(memory * GIB), "told", own=own, free_bytes=None if free is None else int(free * GIB))
+    return host_budget("a replica of 'r'", held, given, engine=engine, env=env, on="cpu")
+
+
+def others(budget: MemoryBudget) -> int:
+    return sum(need.size_bytes for need in budget.needs)
+
+
+def test_the_cache_gets_what_is_left_after_index_and_embedder_and_a_reserve() -> None:
+    budget = on_cpu(16, parts(mapped=3))
+    assert budget.cache_bytes == int(16 * GIB * 0.9) - others(budget)
+    smaller = on_cpu(16, parts(mapped=1))
+    assert smaller.cache_bytes is not None
+    assert budget.cache_bytes is not None
+    assert smaller.cache_bytes - budget.cache_bytes == 2 * GIB
+    assert cache_setting(budget, {}) == {"kv_cache_memory_bytes": budget.cache_bytes}
+    assert cache_setting(budget, {"tensor_parallel_size": 2}) == {"kv_cache_memory_bytes": budget.cache_bytes // 2}
+    budget.check()
+
+
+def test_an_index_larger_than_the_memory_is_served_and_leaves_the_cache_its_part() -> None:
+    budget = on_cpu(16, parts(mapped=200))
+    budget.check()
+    assert budget.cache_bytes is not None
+    assert 2 * GIB < budget.cache_bytes < 4 * GIB
+
+
+def test_a_machine_that_others_use_too_is_not_taken_whole() -> None:
+    alone, shared = on_cpu(16, parts()), on_cpu(16, parts(), own=False, free=15)
+    busy = on_cpu(16, parts(), own=False, free=6)
+    assert alone.cache_bytes is not None
+    assert shared.cache_bytes is not None
+    assert busy.cache_bytes is not None
+    assert busy.cache_bytes < shared.cache_bytes < alone.cache_bytes / 2 + GIB
+    busy.check()
+    on_cpu(16, parts(), own=False, free=0.1).check()
+
+
+def test_what_does_not_fit_is_refused_with_the_sum() -> None:
+    budget = on_cpu(4, parts(weights=3.5, copied=1.5))
+    with pytest.raises(MemoryBudgetError) as refused:
+        budget.check()
+    text = refused.value.message
+    assert text.startswith("a replica of 'r' needs ")
+    assert "has 4.00 GiB (told)" in text
+    lines = [line for line in text.splitlines() if " GiB  " in line and "not counted" not in line]
+    summed = sum(float(line.split(" GiB  ")[0].split()[-1]) for line in lines)
+    assert summed == pytest.approx(budget.needed_bytes / GIB, abs=0.05), "the lines are the sum"
+    for what in ("embedder e", "index docs, copied", "engine's weights", "KV cache, at least", "give the replica more"):
+        assert what in text
+    assert isinstance(refused.value, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("engine", "what"),
+    [
+        ({"env": {"VLLM_CPU_KVCACHE_SPACE": "6"}}, "engine_env.VLLM_CPU_KVCACHE_SPACE may be 4"),
+        ({"kv_cache_memory_bytes": 6 * GIB}, "engine.kv_cache_memory_bytes may be worth"),
+        ({"num_gpu_blocks_override": 49152}, "engine.num_gpu_blocks_override may be worth"),
+    ],
+)
+def test_a_size_that_is_given_wins_and_is_checked(engine: dict[str, Any], what: str) -> None:
+    ample = on_cpu(64, parts(), **{**engine})
+    assert ample.cache_bytes == 6 * GIB
+    assert cache_setting(ample, engine) == {}
+    ample.check()
+    with pytest.raises(MemoryBudgetError, match=what):
+        on_cpu(8, parts(), **{**engine}).check()
+
+
+def test_a_share_that_is_given_stays_vllms() -> None:
+    budget = on_cpu(16, parts(), gpu_memory_utilization=0.5)
+    assert budget.cache_bytes is None
+    assert cache_setting(budget, {}) == {}
+    budget.check()
+
+
+def test_a_context_that_has_no_room_is_refused_with_what_to_set() -> None:
+    with pytest.raises(MemoryBudgetError, match=r"engine\.max_model_len lower"):
+        on_cpu(6, parts(context=4)).check()
+
+
+def test_what_is_no_number_of_gib_is_said() -> None:
+    with pytest.raises(ConfigError, match="whole GiB"):
+        on_cpu(16, parts(), env={"VLLM_CPU_KVCACHE_SPACE": "4.5"})
+
+
+def test_beside_a_gpu_the_host_holds_no_weights_but_an_offload() -> None:
+    held, memory = parts(weights=100), Memory(32 * GIB, "told")
+    engine = {"kv_offloading_size": 20, "tensor_parallel_size": 2}
+    budget = host_budget("r", held, memory, engine=engine, env={}, on="gpu")
+    budget.check()
+    assert budget.cache_bytes is None
+    with pytest.raises(MemoryBudgetError, match="KV offload"):
+        host_budget("r", held, memory, engine={**engine, "kv_offloading_size": 40}, env={}, on="gpu").check()
+
+
+def test_a_gpu_holds_weights_an_index_and_one_context() -> None:
+    gpu = Memory(80 * GIB, "one H100")
+    device_budget("r", parts(weights=140), gpu, engine={"tensor_parallel_size": 2}, index_bytes=2 * GIB).check()
+    with pytest.raises(MemoryBudgetError, match="index on the GPU"):
+        device_budget("r", parts(weights=140), gpu, engine={"tensor_parallel_size": 2}, index_bytes=5 * GIB).check()
+    with pytest.raises(MemoryBudgetError, match=r"0\.5 of 80\.00 GiB"):
+        device_budget("r", parts(weights=60), gpu, engine={"gpu_memory_utilization": 0.5}).check()
+    device_budget("r", parts(weights=140), gpu, engine={"quantization": "fp8"}).check()
+
+
+def test_parts_are_read_from_the_manifests(tmp_path: Path) -> None:
+    tiers = open_tiers(ArtifactsConfig(root=f"file://{tmp_path}/store", cache=tmp_path / "cache"), MemoryRecorder())
+    catalog: Catalog = tiers.catalog
+    embedder = publish_model(catalog, tmp_path, "e", "embedder")
+    model = tmp_path / "m"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(bytes(1000))
+    (model / "config.json").write_text(
+        '{"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "dtype": "bfloat16", '
+        '"max_position_embeddings": 100}'
+    )
+    catalog.promote(catalog.publish(model, kind="models", name="m", metadata={}).ref)
+    docs = publish_docs(catalog, tmp_path, "v1", embedder=embedder)
+    catalog.promote(docs.ref)
+    stores = [{"name": name, "index": "docs"} for name in ("one", "two")]
+    release = Release.model_validate({"name": "r", "model": {"name": "m"}, "embedder": {"name": "e"}, "stores": stores})
+    found = replica_parts(release, tiers)
+    assert (found.weight_bytes, found.embedder_bytes) == (1000, embedder.size_bytes)
+    assert found.token_bytes.value == 2 * 2 * 64 * 2
+    assert found.context_bytes == 100 * 2 * 2 * 64 * 2
+    assert found.indexes == (IndexPart("docs", 0, docs.size_bytes),), "two stores share one version"
+    wide = replica_parts(release, tiers, compute="float32")
+    assert (wide.weight_bytes, wide.context_bytes) == (2000, 2 * found.context_bytes)
+
+
+def test_a_model_without_a_config_has_no_known_token(tmp_path: Path) -> None:
+    tiers = open_tiers(ArtifactsConfig(root=f"file://{tmp_path}/store", cache=tmp_path / "cache"), MemoryRecorder())
+    for name in ("m", "e"):
+        publish_model(tiers.catalog, tmp_path, name, name)
+    release = Release.model_validate({"name": "r", "model": {"name": "m"}, "embedder": {"name": "e"}})
+    found = replica_parts(release, tiers)
+    assert found.token_bytes.value is None
+    assert found.context_bytes == 0
