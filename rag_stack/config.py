@@ -7,7 +7,7 @@ RAG_STACK_ADMIN_KEYS, or in the files of RAG_STACK_KEYS_DIRECTORY.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -127,6 +127,16 @@ class WakeConfig(_Frozen):
     )
 
 
+class RoutingConfig(_Frozen):
+    """Which of several replicas a question goes to."""
+
+    affinity: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: questions about the same documents go to the replica that has them in its key-value cache, "
+        "as far as the load allows; a request's `prompt_cache_key` says what it is about. none: replicas take turns",
+    )
+
+
 class AdmissionConfig(_Frozen):
     """What a replica takes on at once."""
 
@@ -183,6 +193,7 @@ class Release(_Frozen):
     scaling: ScalingConfig = ScalingConfig()
     wake: WakeConfig = WakeConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    routing: RoutingConfig = RoutingConfig()
     drain: DrainConfig = DrainConfig()
     rollout: RolloutConfig = RolloutConfig()
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, passed through")

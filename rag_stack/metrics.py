@@ -175,6 +175,14 @@ HELD_REFUSED = Metric(
 CITATIONS = Metric(
     "rag_stack_citations_total", "counter", "Citations given", ("method",), starts_with=("marker", "overlap")
 )
+ROUTED = Metric(
+    "rag_stack_routed_total",
+    "counter",
+    "Requests that a router gave to a replica, by why to that one (affinity: its documents were asked about there; "
+    "load: others are busier, or nothing is known of it; session; turn: affinity is off; alone: there was one)",
+    ("reason",),
+    starts_with=("affinity", "load", "session", "turn", "alone"),
+)
 TRACE_SPANS = Metric(
     "rag_stack_trace_spans_total",
     "counter",
@@ -214,6 +222,7 @@ ALL = (
     HELD_BYTES,
     HELD_REFUSED,
     CITATIONS,
+    ROUTED,
     TRACE_SPANS,
 )
 
