@@ -10,6 +10,8 @@ import json
 import os
 import random
 import re
+import statistics
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import Release
 from rag_stack.index.reader import IndexVersion
@@ -58,9 +61,7 @@ class Trace:
 def zipf_trace(release: Release, *, questions: int, exponent: float, seed: int, cache: Path) -> Trace:
     """Draw a trace. Blocking: embeds each question once, and keeps what they find in the folder `cache`."""
     tiers = open_tiers(release.artifacts, MemoryRecorder())
-    manifest = tiers.resolve("indexes", release.stores[0].index, release.stores[0].version)
-    local = tiers.ensure_local(manifest)
-    index = IndexVersion.open(local.path, manifest, embedder_digest=None)
+    index, manifest = _index(release, tiers)
     passages = [index.passages.get(row) for row in range(len(index.passages))]
     texts, titles = [each.text for each in passages], [each.title for each in passages]
     drawn = draw_questions(texts, titles, questions=questions, exponent=exponent, seed=seed)
@@ -80,10 +81,22 @@ def zipf_trace(release: Release, *, questions: int, exponent: float, seed: int, 
     return Trace(asked, tuple(max(1, len(text) // _CHARS_A_TOKEN) for text in texts))
 
 
+def search_ms(release: Release, trace: Trace, *, questions: int = 50) -> float:
+    """What one search takes, the median: embedding and index alone, no hop. Blocking."""
+    tiers = open_tiers(release.artifacts, MemoryRecorder())
+    index, embedder = _index(release, tiers)[0], _embedder(release, tiers)
+    times_s = []
+    for asked in trace.asked[:questions]:
+        began_s = time.perf_counter()
+        _search(index, embedder, [asked.text], k=release.retrieval.top_k)
+        times_s.append(time.perf_counter() - began_s)
+    return 1e3 * statistics.median(times_s)
+
+
 def draw_questions(
     texts: list[str], titles: list[str], *, questions: int, exponent: float, seed: int
 ) -> list[tuple[str, int]]:
-    """So many questions, no two alike, each with the passage that it is about; popularity falls as rank ** -exponent."""
+    """So many questions, no two alike, with the passage that each is about; popularity falls as rank ** -exponent."""
     draw = random.Random(seed)
     ranked = [row for row, text in enumerate(texts) if any(_spans(text))]
     draw.shuffle(ranked)
@@ -102,6 +115,12 @@ def draw_questions(
 def _spans(text: str) -> Iterable[list[str]]:
     """The sentences of a passage that are long enough, as words."""
     return (words for sentence in _SENTENCE.split(text) if len(words := sentence.split()) >= _MIN_WORDS)
+
+
+def _index(release: Release, tiers: Tiers) -> tuple[IndexVersion, Manifest]:
+    manifest = tiers.resolve("indexes", release.stores[0].index, release.stores[0].version)
+    path = tiers.ensure_local(manifest).path
+    return IndexVersion.open(path, manifest, embedder_digest=None), manifest
 
 
 def _embedder(release: Release, tiers: Tiers) -> "Embedder":

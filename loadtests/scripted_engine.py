@@ -8,6 +8,7 @@ for `prefill_s`, then gets a token each `token_s`. Greedy answers are a function
 import asyncio
 import hashlib
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from loadtests.prefix_cache import PrefixCache
+
 Json = dict[str, Any]
 # Engine settings of a release that only this engine knows.
 SCRIPT = "script"
@@ -27,13 +30,18 @@ _WORDS = ("the", "keeper", "climbs", "two", "hundred", "steps", "every", "night"
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """How fast the engine is. `start_s` is how long it takes to start."""
+    """How fast the engine is. `start_s` is how long it takes to start.
+
+    With a `cache_chars` it remembers prefixes of prompts, up to so many characters, as vLLM does in blocks; what is
+    cached costs no part of `prefill_s`, which is then what 1,000 characters take, one prompt after another.
+    """
 
     start_s: float = 0.0
     slots: int = 8
     prefill_s: float = 0.02
     token_s: float = 0.02
     max_tokens: int = 16
+    cache_chars: int = 0
 
     @classmethod
     def from_json(cls, fields: Json) -> Self:
@@ -51,6 +59,8 @@ class ScriptedEngine:
         self.unstuck = asyncio.Event()
         self.unstuck.set()
         self._slots = asyncio.Semaphore(script.slots)
+        self._prefixes = PrefixCache(script.cache_chars)
+        self._prefilling = asyncio.Lock()
 
     def app(self) -> Starlette:
         """The engine's HTTP app."""
@@ -79,11 +89,18 @@ class ScriptedEngine:
         wanted = body.get("max_completion_tokens") or body.get("max_tokens") or self.script.max_tokens
         words = words_for(prompt, count=wanted)
         head = {"id": f"chatcmpl-{time.time_ns()}", "created": int(time.time()), "model": self.model}
+        left, counted = len(prompt), _usage(prompt, words)
+        if self.script.cache_chars:
+            cached = self._prefixes.take(prompt)
+            left -= cached
+            # In characters, as is the prompt then; who answered is told as vLLM tells of its configuration.
+            counted |= {"prompt_tokens": len(prompt), "prompt_tokens_details": {"cached_tokens": cached}}
+            head["system_fingerprint"] = f"pid-{os.getpid()}"
         if body.get("stream"):
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            frames = self._stream(head, words, chat=chat, usage=_usage(prompt, words) if usage else None)
+            frames = self._stream(head, words, left, chat=chat, usage=counted if usage else None)
             return StreamingResponse(frames, media_type="text/event-stream")
-        async for _ in self._generate(words):
+        async for _ in self._generate(words, left):
             pass
         if self.dead:
             return JSONResponse({"error": {"message": "the engine died", "type": "server_error"}}, status_code=500)
@@ -91,12 +108,14 @@ class ScriptedEngine:
         choice: Json = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         kind = "chat.completion" if chat else "text_completion"
         choices = [{"index": 0, "finish_reason": "length", **choice}]
-        return JSONResponse({**head, "object": kind, "choices": choices, "usage": _usage(prompt, words)})
+        return JSONResponse({**head, "object": kind, "choices": choices, "usage": counted})
 
-    async def _stream(self, head: Json, words: list[str], *, chat: bool, usage: Json | None) -> AsyncIterator[str]:
+    async def _stream(
+        self, head: Json, words: list[str], left: int, *, chat: bool, usage: Json | None
+    ) -> AsyncIterator[str]:
         head = {**head, "object": "chat.completion.chunk" if chat else "text_completion"}
         first = True
-        async for word in self._generate(words):
+        async for word in self._generate(words, left):
             text = word if first else f" {word}"
             piece: Json = {"delta": {"content": text}} if chat else {"text": text}
             if chat and first:
@@ -112,9 +131,13 @@ class ScriptedEngine:
                 yield _frame({**head, "choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
 
-    async def _generate(self, words: list[str]) -> AsyncIterator[str]:
+    async def _generate(self, words: list[str], left: int) -> AsyncIterator[str]:
         async with self._slots:
-            await asyncio.sleep(self.script.prefill_s)
+            if self.script.cache_chars:
+                async with self._prefilling:
+                    await asyncio.sleep(self.script.prefill_s * left / 1000)
+            else:
+                await asyncio.sleep(self.script.prefill_s)
             for word in words:
                 await self.unstuck.wait()
                 if self.dead:

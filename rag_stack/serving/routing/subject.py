@@ -15,7 +15,9 @@ _CHARS: Final = 4096
 _WORDS: Final = 48
 _KEY_CHARS: Final = 1024
 # Of a body that HAProxy's buffer has cut: the text of its first message of a user, wherever it ends.
-_CUT: Final = re.compile(r'"role"\s*:\s*"user"\s*,\s*"content"\s*:\s*"((?:[^"\\]|\\.)*)|"prompt"\s*:\s*"((?:[^"\\]|\\.)*)')
+_CUT: Final = re.compile(
+    r'"role"\s*:\s*"user"\s*,\s*"content"\s*:\s*"((?:[^"\\]|\\.)*)|"prompt"\s*:\s*"((?:[^"\\]|\\.)*)'
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,10 @@ def test_the_same_words_of_another_model_or_store_are_another_subject() -> None:
 
 
 def test_what_the_client_says_goes_before_its_words() -> None:
-    one, other = subject_of(chat("a badge", prompt_cache_key="handbook")), subject_of(chat("x", prompt_cache_key="handbook"))
+    one, other = (
+        subject_of(chat("a badge", prompt_cache_key="handbook")),
+        subject_of(chat("x", prompt_cache_key="handbook")),
+    )
     assert one == other
     assert one is not None
     assert one.given
