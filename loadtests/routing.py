@@ -7,7 +7,8 @@ turns, by words as shipped, and with Ray's own prefix-aware router.
 
 In the simulator policies hear of load as late as the router does; the first quarter of each trace only warms caches.
 `documents` and `first document` would need a search before the request is routed: it is not in their figures, and what
-it takes at least stands beside them. The oracle knows what each replica holds and has waiting; it is greedy, so others may cache more.
+it takes at least stands beside them. The oracle knows what each replica holds and has waiting; it is greedy, so others
+may cache more.
 
 Exit code 0: goals met; 1: one is missed; 3: not measured.
 """

@@ -67,7 +67,7 @@ class Affinity:
 def rendezvous(first: object, second: object) -> int:
     """A hash of the two together, the same in every router.
 
-    Of those of several `first` the highest one wins; where one comes or goes, nothing else moves (highest random weight,
+    Of those of several `first` the highest wins; where one comes or goes, nothing else moves (highest random weight,
     Thaler and Ravishankar, 1998).
     """
     return int.from_bytes(hashlib.blake2b(f"{first}\0{second}".encode(), digest_size=8).digest(), "big")
