@@ -56,9 +56,7 @@ def _trace() -> Trace:
 
 def test_where_no_cache_holds_all_affinity_caches_more_than_turns_and_stays_balanced() -> None:
     fleet = Fleet(replicas=4, cache_tokens=4000)
-    found = {
-        name: simulate(_trace(), policy, fleet, rate=10.0, seed=1) for name, policy in policies(ray=False).items()
-    }
+    found = {name: simulate(_trace(), policy, fleet, rate=10.0, seed=1) for name, policy in policies(ray=False).items()}
     for name in ("words", "prompt_cache_key", "documents"):
         assert found[name].cached_share > 1.3 * found["round robin"].cached_share, name
         assert found[name].balance < 1.3, name
