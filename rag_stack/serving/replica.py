@@ -142,7 +142,9 @@ class Replica:
     def routing_stats(self) -> dict[str, Any]:
         """What the request router learns of this replica, beside what the engine itself reports."""
         standing = self._member.standing()
-        if self.pinned.release.routing.affinity != "none":
+        release = self.pinned.release
+        # What changes with each request is brought to every router each second: not where there is one to choose from.
+        if release.routing.affinity != "none" and release.scaling.max_replicas > 1:
             seen = self.traffic.snapshot()
             standing = replace(standing, work=Work(seen.under_way, seen.arrived))
         return standing.to_stats()
