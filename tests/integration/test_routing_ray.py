@@ -48,19 +48,22 @@ port = free_port()
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 light = serve.deployment(
     serve.ingress()(Light), num_replicas=2, ray_actor_options={"num_cpus": 0},
-    request_router_config=router_config(RELEASE),
+    request_router_config=router_config(RELEASE).model_copy(update={"request_routing_stats_period_s": 0.1}),
 )
 serve.run(with_router(light.bind()), name="engine", route_prefix="/")
 url = f"http://127.0.0.1:{port}/v1/chat/completions"
 client = httpx.Client(timeout=30, trust_env=False)
 
+PAUSE_S = 1.5  # reports come each tenth of a second here, and only they tell the router what has been answered
+
 def ask(text="", *, body=None, **more):
-    headers = more.pop("headers", {})
+    headers, pause_s = more.pop("headers", {}), more.pop("pause_s", 0.0)
     if body is None:
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": text}], **more}).encode()
     answer = client.post(url, content=body, headers={"content-type": "application/json", **headers})
     assert answer.status_code == 200, (answer.status_code, answer.text)
     assert answer.json()["size"] == len(body)
+    time.sleep(pause_s)
     return answer.json()["pid"]
 
 deadline = time.monotonic() + 60
@@ -74,11 +77,12 @@ while True:
     assert time.monotonic() < deadline, "two replicas are not up"
     time.sleep(0.5)
 
+time.sleep(PAUSE_S)
 # A key that the client gives: always one way, and not all keys the same way.
-keys = {n: {ask(f"{n} {turn}", prompt_cache_key=f"key {n}") for turn in range(3)} for n in range(8)}
-# The words of questions, asked in other words each time; slowly, as a report comes each second.
+keys = {n: {ask(f"{n} {turn}", prompt_cache_key=f"key {n}", pause_s=PAUSE_S) for turn in range(2)} for n in range(8)}
+# The words of questions, asked in other words each time.
 topics = {
-    n: {ask(f"{opening} {words}?") for opening in ("What is", "Tell me more on", "Why use")}
+    n: {ask(f"{opening} {words}?", pause_s=PAUSE_S) for opening in ("What is", "Tell me more on", "Why use")}
     for n, words in enumerate(("context managers", "asyncio event loops", "struct packing", "regular expressions"))
 }
 odd = [b"", b"not json", b"[" * 50_000, b"x" * 200_000, b"{}", bytes(range(256))]
@@ -88,7 +92,7 @@ print(json.dumps({
     "placed": len(set().union(*keys.values())),
     "topics": [len(found) for found in topics.values()],
     "odd": len([ask(body=body) for body in odd]),
-    "large": len({ask(body=large) for _ in range(3)}),
+    "large": len({ask(body=large, pause_s=PAUSE_S) for _ in range(3)}),
     "session": len({ask(f"what of {n}", headers={"x-session-id": "one"}) for n in range(6)}),
 }), flush=True)
 serve.shutdown()
