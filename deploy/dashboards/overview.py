@@ -63,6 +63,11 @@ DASHBOARD: Final = Dashboard(
             Query(rate("ray_rag_stack_citations_total", by="method"), "{{method}}"),
         ),
         graph(
+            "Why a request went to its replica",
+            "reqps",
+            Query(rate("ray_rag_stack_routed_total", by="reason"), "{{reason}}"),
+        ),
+        graph(
             "Rollout",
             "percentunit",
             Query(highest("ray_rag_stack_release_rollout_state", by="state"), "{{state}}"),
