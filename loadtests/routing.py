@@ -15,6 +15,7 @@ Exit code 0: goals met; 1: one is missed; 3: not measured.
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -136,6 +137,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure, write, tell."""
     options = _arguments()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Ray, once imported, has it tell of each request
     try:
         release = with_overrides(load_release(options.release), environ=os.environ)
         trace = zipf_trace(
