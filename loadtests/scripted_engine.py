@@ -9,6 +9,7 @@ are taken and ignored, as greedy decoding ignores them.
 import asyncio
 import hashlib
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -86,6 +87,9 @@ class ScriptedEngine:
         wanted = body.get("max_completion_tokens") or body.get("max_tokens") or self.script.max_tokens
         asked = _Asked(prompt, words_for(prompt, count=wanted), salt=str(body.get("cache_salt") or ""))
         head = {"id": f"chatcmpl-{time.time_ns()}", "created": int(time.time()), "model": self.model}
+        if self._prefixes is not None:
+            # Who answered, in the field in which vLLM tells of its configuration.
+            head["system_fingerprint"] = f"pid-{os.getpid()}"
         if body.get("stream"):
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
             frames = self._stream(head, asked, chat=chat, usage=usage)

@@ -152,6 +152,16 @@ class WakeConfig(_Frozen):
     )
 
 
+class RoutingConfig(_Frozen):
+    """Which of several replicas a question goes to."""
+
+    affinity: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: questions about the same documents go to the replica that has them in its key-value cache, "
+        "as far as the load allows; a request's `prompt_cache_key` says what it is about. none: replicas take turns",
+    )
+
+
 class AdmissionConfig(_Frozen):
     """What a replica takes on at once."""
 
@@ -210,6 +220,7 @@ class Release(_Frozen):
     scaling: ScalingConfig = ScalingConfig()
     wake: WakeConfig = WakeConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    routing: RoutingConfig = RoutingConfig()
     drain: DrainConfig = DrainConfig()
     rollout: RolloutConfig = RolloutConfig()
     engine: dict[str, Any] = Field(default_factory=dict, description="vLLM's engine arguments, passed through")

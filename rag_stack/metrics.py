@@ -200,6 +200,14 @@ PREFILLS = Metric(
     ("outcome",),
     starts_with=("started", "used", "cancelled", "failed"),
 )
+ROUTED = Metric(
+    "rag_stack_routed_total",
+    "counter",
+    "Requests that a router gave to a replica, by why to that one (affinity: its documents were asked about there; "
+    "load: others are busier, or nothing is known of it; session; turn: affinity is off; alone: there was one)",
+    ("reason",),
+    starts_with=("affinity", "load", "session", "turn", "alone"),
+)
 TRACE_SPANS = Metric(
     "rag_stack_trace_spans_total",
     "counter",
@@ -243,6 +251,7 @@ ALL = (
     HELD_REFUSED,
     CITATIONS,
     PREFILLS,
+    ROUTED,
     TRACE_SPANS,
 )
 

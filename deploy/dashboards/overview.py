@@ -69,6 +69,11 @@ DASHBOARD: Final = Dashboard(
             description="Started, and what became of each: used, cancelled, failed. All 0 without a reranker.",
         ),
         graph(
+            "Why a request went to its replica",
+            "reqps",
+            Query(rate("ray_rag_stack_routed_total", by="reason"), "{{reason}}"),
+        ),
+        graph(
             "Rollout",
             "percentunit",
             Query(highest("ray_rag_stack_release_rollout_state", by="state"), "{{state}}"),

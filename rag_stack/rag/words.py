@@ -37,7 +37,7 @@ _KINDS = _listed("""
 """)
 # With these a sentence points at something that was named before, or at nothing in particular.
 _GENERIC = _KINDS | _listed("answer argument call code default example output parameter process result return value")
-_STOP_WORDS = _listed("""
+STOP_WORDS = _listed("""
     a about above also am an and any are as at be because been being below between but by can could did do does doing
     done down during each either else etc for from further get gets given has have having he hence her here hers him his
     how however i if in into is it its itself just let like made make makes many may me might much must my namely of off
@@ -75,7 +75,7 @@ def content_words(text: str) -> tuple[Word, ...]:
             reach = _NEGATION_REACH + 1
         reach = max(0, reach - 1)
         # A quoted word is a name: the "with" statement, the operator `not`.
-        is_plain = lower in _STOP_WORDS or lower in _NEGATIONS or lower.endswith("n't")
+        is_plain = lower in STOP_WORDS or lower in _NEGATIONS or lower.endswith("n't")
         if is_plain and not _is_quoted(text, match):
             continue
         identifier = _is_identifier(token) or _is_written_as_code(text, match)

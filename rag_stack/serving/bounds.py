@@ -3,7 +3,8 @@
 | where | bound | beyond it |
 | --- | --- | --- |
 | HAProxy, connections | `RAY_SERVE_HAPROXY_MAXCONN`, 4096 a process | the kernel's listen backlog, then refused |
-| HAProxy, a body before the router is asked | its buffer (`TUNE_BUFSIZE`, 16 KiB) | the rest stays in the socket |
+| HAProxy, a body before the router is asked | its buffer, 64 KiB | the rest stays in the socket, unseen by the router |
+| router, words that it remembers | 50,000 (routing/memory.py) | those not asked about for longest go |
 | LLMRouter, calls | `ROUTER_ONGOING` + `QUEUED`, and HAProxy's 5 s | 503 |
 | head's Serve proxy at zero replicas | `wake.hold_requests`, `hold_bytes`, `hold_s` | 429 or 503 with `Retry-After` |
 | handle to the engine (Serve's router queue) | `max_queued_requests` = `wake.hold_requests` | 429 |

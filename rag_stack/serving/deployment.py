@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from ray import serve
-from ray.llm._internal.serve.core.ingress.router import LLMRouter
 from ray.serve.config import AutoscalingPolicy, RequestRouterConfig
 
 from rag_stack.artifacts.object_store import open_store
@@ -13,6 +12,7 @@ from rag_stack.errors import ArtifactError
 from rag_stack.releases.start_history import label_of, read_history
 from rag_stack.serving import bounds
 from rag_stack.serving.rollout.router import ReleaseRouter
+from rag_stack.serving.routing.ingress import RouteIngress
 from rag_stack.serving.scaling.policy import Rules, ScalingPolicy
 
 # A process that dies is found by the controller's next question; an engine that is lost by the third in a row, which
@@ -66,7 +66,8 @@ def with_router(engine: serve.Application) -> serve.Application:
     applications need none (see haproxy.sh), and while the engine sleeps, none is asked.
     """
     router = serve.deployment(
-        LLMRouter,
+        serve.ingress()(RouteIngress),
+        name="LLMRouter",  # as Ray's own, which many look for by this name
         max_ongoing_requests=bounds.ROUTER_ONGOING,
         ray_actor_options={"num_cpus": 0},
         # With no router left, HAProxy refuses every POST until the controller has noticed.

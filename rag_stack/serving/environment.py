@@ -5,8 +5,11 @@ import socket
 from collections.abc import MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 from rag_stack.serving.prefixes import OTHER_PREFIXES
+
+_BUFFER_BYTES: Final = 64 << 10
 
 
 def offline_environment() -> dict[str, str]:
@@ -87,6 +90,10 @@ def _serving() -> dict[str, str]:
         # Each change of the replicas makes HAProxy begin anew, and what the old one carries is cut off so long after:
         # 120 s by default, less than an answer may take.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "900",
+        # The engine's router sees what a question is about: a body, or as much of it as fits HAProxy's buffer, which
+        # is 8 MiB a request then unless told otherwise.
+        "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY": "1",
+        "RAY_SERVE_HAPROXY_INGRESS_REQUEST_ROUTER_BUFSIZE": str(_BUFFER_BYTES),
         # For haproxy.sh: where the engine's router is not asked.
         "RAG_STACK_UNROUTED": " ".join(OTHER_PREFIXES),
         **_recovery(),
@@ -104,7 +111,7 @@ def _recovery() -> dict[str, str]:
     return {
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 503",
         # A request that is to be asked again is kept whole: chats, not uploads. 16 KiB by default.
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(64 << 10),
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_BUFFER_BYTES),
         # HAProxy is replaced after three checks without an answer: ten seconds apart by default.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # And one that is slow to start is left alone: five seconds by default, after which the start begins anew.

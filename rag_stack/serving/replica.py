@@ -36,6 +36,7 @@ from rag_stack.serving.readiness import StoreTold, cache_part, store_parts
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollout.member import ReleaseMember
+from rag_stack.serving.routing.balance import Work
 from rag_stack.tracing.tracer import UNTRACED, Tracer
 
 
@@ -153,7 +154,13 @@ class Replica:
 
     def routing_stats(self) -> dict[str, Any]:
         """What the request router learns of this replica, beside what the engine itself reports."""
-        return self._member.standing().to_stats()
+        standing = self._member.standing()
+        release = self.pinned.release
+        # What changes with each request is brought to every router each second: not where there is one to choose from.
+        if release.routing.affinity != "none" and release.scaling.max_replicas > 1:
+            seen = self.traffic.snapshot()
+            standing = replace(standing, work=Work(seen.under_way, seen.arrived))
+        return standing.to_stats()
 
     def autoscaling_stats(self, held: Held | None = None) -> dict[str, float]:
         """What the autoscaling policy learns of this replica; the names are those of `scaling.policy.Load`.

@@ -1,10 +1,13 @@
 """Which release a conversation goes to, and which replica of it. Pure; `router` asks it for every request."""
 
-import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
+
+from rag_stack.serving.routing.affinity import Affinity, Reason, rendezvous
+from rag_stack.serving.routing.balance import Work
+from rag_stack.serving.routing.subject import Subject
 
 # Under this key a replica tells the router its Standing, among whatever else its engine reports.
 STATS_KEY: Final = "rag_release"
@@ -22,22 +25,31 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A replica as it stands: the release that it is, whether it takes requests, and the split that it knows of."""
+    """A replica as it stands: the release that it is, whether it takes requests, and the split that it knows of.
+
+    `work` where its release wants questions about the same documents together.
+    """
 
     release: str
     takes: bool
     split: Split
+    work: Work | None = None
 
     def to_stats(self) -> dict[str, Any]:
         """What the replica reports."""
         split = [self.split.number, self.split.next, self.split.share]
-        return {STATS_KEY: {"release": self.release, "takes": self.takes, "split": split}}
+        work = [self.work.under_way, self.work.arrived] if self.work else None
+        return {STATS_KEY: {"release": self.release, "takes": self.takes, "split": split, "work": work}}
 
     @classmethod
     def from_stats(cls, stats: Mapping[str, Any]) -> Self | None:
         """None for a replica that has not reported yet."""
         told = stats.get(STATS_KEY)
-        return cls(told["release"], told["takes"], Split(*told["split"])) if told else None
+        if not told:
+            return None
+        # A replica of the version before this one tells no work.
+        work = told.get("work")
+        return cls(told["release"], told["takes"], Split(*told["split"]), Work(*work) if work else None)
 
 
 class ReleaseChoice:
@@ -45,10 +57,12 @@ class ReleaseChoice:
 
     A conversation that names its session goes by a hash of the name: to `next` once its share is over the hash, and
     then for good while the share rises; and within a release to the replica with the highest hash of both, so that the
-    key-value cache of its last turn is found again, and the fewest move when replicas come and go.
+    key-value cache of its last turn is found again, and the fewest move when replicas come and go. Others go, within
+    their release, where their documents are (see Affinity), or in turns where the release does not want that.
     """
 
     def __init__(self) -> None:
+        self._affinity = Affinity()
         self._standings: dict[str, Standing | None] = {}
         self._split = Split()
         # Half a request: the first one of a share of a half goes to `next`, and rounding is to the nearest.
@@ -62,9 +76,19 @@ class ReleaseChoice:
         self._split = max(known, key=lambda split: split.number, default=self._split)
         releases = {standing.release for standing in standings.values() if standing is not None}
         self._turns = {release: self._turns.get(release, itertools.count()) for release in releases}
+        self._affinity.learn({n: s.work for n, s in standings.items() if s is not None and s.work is not None})
 
     def rank(self, replicas: Sequence[str], session: str | None) -> list[str]:
-        """The replicas in the order in which to try them; all of them, since nobody is refused for a release."""
+        """As `choose`, for a request of which no more is known."""
+        return self.choose(replicas, session, lambda: None)[0]
+
+    def choose(
+        self, replicas: Sequence[str], session: str | None, subject: Callable[[], Subject | None]
+    ) -> tuple[list[str], Reason]:
+        """The replicas in the order in which to try them, and why the first.
+
+        All of them, since nobody is refused for a release. `subject` is asked only where it matters.
+        """
         told = {name: standing for name in replicas if (standing := self._standings.get(name)) is not None}
         to_next = self._is_for_next(session)
         takes = {name: standing.release == self._split.next for name, standing in told.items() if standing.takes}
@@ -72,30 +96,34 @@ class ReleaseChoice:
         others = [name for name in takes if name not in wanted]
         # One that has not reported is new, one that takes none is about to go; either answers better than nobody.
         rest = [n for n in replicas if n not in told] + [n for n, s in told.items() if not s.takes]
-        return [*self._order(wanted, session), *others, *rest]
+        ordered, reason = self._order(wanted, session, subject)
+        return [*ordered, *others, *rest], reason
 
     def _is_for_next(self, session: str | None) -> bool:
         if not self._split.next:
             return False
         if session is not None:
-            return _hash(self._split.next, session) < self._split.share * _SPAN
+            return rendezvous(self._split.next, session) < self._split.share * _SPAN
         self._owed += self._split.share
         if self._owed >= 1.0:
             self._owed -= 1.0
             return True
         return False
 
-    def _order(self, names: Sequence[str], session: str | None) -> list[str]:
+    def _order(
+        self, names: Sequence[str], session: str | None, subject: Callable[[], Subject | None]
+    ) -> tuple[list[str], Reason]:
         if len(names) < 2:
-            return list(names)
+            return list(names), "alone"
+        together = all((told := self._standings[name]) is not None and told.work is not None for name in names)
         if session is not None:
-            return sorted(names, key=lambda name: _hash(name, session), reverse=True)
+            ordered = sorted(names, key=lambda name: rendezvous(name, session), reverse=True)
+            if together:
+                self._affinity.sent(ordered[0], names)
+            return ordered, "session"
+        if together:
+            return self._affinity.order(names, subject())
         # What is under way is known to the replicas alone; taking turns is the best that a router can do.
         standing = self._standings[names[0]]
         turn = next(self._turns[standing.release]) % len(names) if standing else 0
-        return [*names[turn:], *names[:turn]]
-
-
-def _hash(first: str, second: str) -> int:
-    """Of the two together, the same in every router."""
-    return int.from_bytes(hashlib.blake2b(f"{first}\0{second}".encode(), digest_size=8).digest(), "big")
+        return [*names[turn:], *names[:turn]], "turn"

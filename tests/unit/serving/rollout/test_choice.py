@@ -1,10 +1,15 @@
 """Shares are exact, conversations move once, and nobody is refused for a release."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rag_stack.serving.rollout.choice import ReleaseChoice, Split, Standing
+from rag_stack.serving.routing.balance import Work
+from rag_stack.serving.routing.subject import Subject
 
 OLD, NEW = "old", "new"
 
@@ -105,3 +110,47 @@ def test_a_standing_survives_the_way_through_the_controller() -> None:
     standing = Standing(NEW, True, Split(3, NEW, 0.25))
     assert Standing.from_stats({"engine": 1, **standing.to_stats()}) == standing
     assert Standing.from_stats({}) is None
+
+
+def together(share: float) -> dict[str, Standing | None]:
+    told = standings(share, old=2, new=2)
+    return {name: replace(standing, work=Work()) for name, standing in told.items() if standing is not None}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3333, 0.5, 1.0])
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=40, max_size=100))
+def test_affinity_leaves_the_shares_exact(share: float, topics: list[int]) -> None:
+    made = ReleaseChoice()
+    made.learn(together(share))
+    chosen = [made.choose(["o0", "o1", "n0", "n1"], None, lambda t=t: Subject((t,)))[0][0] for t in topics]
+    assert abs(sum(name.startswith("n") for name in chosen) - share * len(topics)) <= 1
+
+
+def test_a_session_stays_where_it_is_whatever_it_is_about() -> None:
+    made = ReleaseChoice()
+    made.learn(together(0.5))
+    replicas = ["o0", "o1", "n0", "n1"]
+    chosen = {made.choose(replicas, "s", lambda n=n: Subject((n,)))[0][0] for n in range(50)}
+    assert len(chosen) == 1
+    assert chosen == {first(choice(0.5, new=2), replicas, "s")}, "as without affinity"
+
+
+def test_a_subject_is_read_only_where_it_matters() -> None:
+    def read() -> Subject | None:
+        raise AssertionError("nobody needs it")
+
+    made = choice(0.0, old=1, new=0)
+    assert made.choose(["o0"], None, read) == (["o0"], "alone")
+    assert choice(0.0).choose(["o0", "o1"], None, read)[1] == "turn"
+    made.learn(together(0.0))
+    assert made.choose(["o0", "o1"], "s", read)[1] == "session"
+    assert made.choose(["o0", "o1"], None, lambda: Subject((1,)))[1] == "load"
+
+
+def test_one_that_tells_no_work_is_of_a_release_without_affinity_or_older() -> None:
+    standing = Standing(NEW, True, Split(), Work(3, 9))
+    assert Standing.from_stats(standing.to_stats()) == standing
+    older = Standing(NEW, True, Split()).to_stats()
+    del older["rag_release"]["work"]
+    assert Standing.from_stats(older) == Standing(NEW, True, Split())
