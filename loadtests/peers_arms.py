@@ -53,14 +53,15 @@ class Arm:
         body = {"model": model, "messages": messages, "max_tokens": self.max_tokens, "stream": True}
         return await streamed.ask(client, body, path=path, headers=_HEADERS)
 
-    def embedding_ms(self, questions: Sequence[str], *, concurrency: int) -> float:
-        """CPU milliseconds of embedding one question in the serving process, as it embeds for an answer. Blocking."""
+    def embedding(self) -> tuple[float, int]:
+        """CPU seconds of the embedder in the serving process so far, and its calls. Blocking."""
         if self.name == "engine":
-            return 0.0
+            return 0.0, 0
         if self.name.startswith("haystack"):
-            asked = {"what": "embed", "questions": list(questions), "top_k": 0, "concurrency": concurrency}
-            return float(self._post("/answers/run", asked)["result"]["cpu_ms"])
-        return float(self._post("/embedding", {"questions": list(questions), "concurrency": concurrency})["cpu_ms"])
+            told = self._post("/answers/run", {"questions": [], "top_k": 1})["result"]
+        else:
+            told = httpx.get(f"{self.url}/embedding", timeout=_TIMEOUT).json()
+        return float(told["cpu_s"]), int(told["calls"])
 
     def retrieved(self, questions: Sequence[str], *, top_k: int) -> list[list[str]]:
         """The documents that the system finds for each question, best first. Blocking."""
@@ -68,7 +69,7 @@ class Arm:
             case "ours":
                 return [self._searched(question, top_k) for question in questions]
             case "haystack" | "haystack-async":
-                asked = {"what": "retrieve", "questions": list(questions), "top_k": top_k, "concurrency": 1}
+                asked = {"questions": list(questions), "top_k": top_k}
                 return list(self._post("/answers/run", asked)["result"]["documents"])
             case "llamaindex" | "llamaindex-async":
                 return list(self._post("/retrieve", {"questions": list(questions), "top_k": top_k})["documents"])

@@ -23,7 +23,7 @@ from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from llama_index.llms.openai_like import OpenAILike
 from llama_index.vector_stores.faiss import FaissVectorStore
 
-from loadtests.peers_embedding import cpu_ms_a_question
+from loadtests.peers_embedding import EmbeddingMeter
 
 
 def main() -> None:
@@ -36,7 +36,8 @@ def main() -> None:
 
 def build() -> FastAPI:
     """The app, ready. Blocking: seconds."""
-    Settings.embed_model = HuggingFaceEmbedding(model_name=os.environ["PEER_EMBEDDER"], device="cpu")
+    meter = EmbeddingMeter()
+    Settings.embed_model = _metered(meter)(model_name=os.environ["PEER_EMBEDDER"], device="cpu")
     Settings.llm = OpenAILike(
         model="scripted",
         api_base=os.environ["PEER_ENGINE"],
@@ -50,7 +51,7 @@ def build() -> FastAPI:
     app = FastAPI()
     waits = os.environ.get("PEER_ASYNC") == "1"
     app.post("/v1/chat/completions")(_answer_async(engine) if waits else _answer(engine))
-    _add_measured(app, index)
+    _add_measured(app, index, meter)
     return app
 
 
@@ -82,23 +83,30 @@ def _answer_async(engine: Any) -> Any:  # noqa: ANN401
     return answer
 
 
-def _add_measured(app: FastAPI, index: VectorStoreIndex) -> None:
+def _add_measured(app: FastAPI, index: VectorStoreIndex, meter: EmbeddingMeter) -> None:
     """The routes by which the load test looks into the process."""
 
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.post("/embedding")
-    def embedding(asked: dict[str, Any]) -> dict[str, float]:
-        embed = Settings.embed_model.get_query_embedding
-        return {"cpu_ms": cpu_ms_a_question(embed, asked["questions"], concurrency=asked["concurrency"])}
+    @app.get("/embedding")
+    def embedding() -> dict[str, float]:
+        return meter.told()
 
     @app.post("/retrieve")
     def retrieve(asked: dict[str, Any]) -> dict[str, Any]:
         retriever = index.as_retriever(similarity_top_k=asked["top_k"])
         found = [retriever.retrieve(question) for question in asked["questions"]]
         return {"documents": [[hit.node.metadata["id"] for hit in hits] for hits in found]}
+
+
+def _metered(meter: EmbeddingMeter) -> type[HuggingFaceEmbedding]:
+    class Metered(HuggingFaceEmbedding):
+        def _get_query_embedding(self, query: str) -> list[float]:
+            return meter.around(super()._get_query_embedding)(query)
+
+    return Metered
 
 
 def _index(documents: Path, vectors: Path) -> VectorStoreIndex:

@@ -6,16 +6,14 @@ metrics go to Ray's recorder as they do in a cluster.
 """
 
 import argparse
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
-from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from loadtests.peers_embedding import cpu_ms_a_question
+from loadtests.peers_embedding import EmbeddingMeter
 from loadtests.scripted_engine import Script, ScriptedEngine
 from rag_stack.api.admission import Admission
 from rag_stack.api.health import Readiness
@@ -24,7 +22,6 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import load_release
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import pin
-from rag_stack.retrieval.embedder import Embedder
 from rag_stack.serving.opening import build_layer, fetch_model, open_retrieval
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.replica import limits
@@ -50,6 +47,8 @@ def build(path: Path, *, max_tokens: int) -> ASGIApp:
     pinned = pin(release, tiers)
     timeline = Timeline(process="peers")
     retrieval = open_retrieval(pinned, tiers, timeline=timeline, recorder=recorder, fetch_beside=lambda _: None)
+    meter = EmbeddingMeter()
+    retrieval.embedder.encode = meter.around(retrieval.embedder.encode)  # type: ignore[method-assign]
     layer = build_layer(
         pinned,
         retrieval,
@@ -62,32 +61,25 @@ def build(path: Path, *, max_tokens: int) -> ASGIApp:
     admission = Admission(limits(pinned.release), recorder=recorder)
     traffic = Traffic(ttft_target_s=release.scaling.ttft_target_s, admission=admission, recorder=recorder)
     served = traffic.around(replace(layer, admission=admission).around(engine.app()))
-    return _Measured(served, engine=engine, embedder=retrieval.embedder)
+    return _Measured(served, engine=engine, meter=meter)
 
 
 class _Measured:
     """The app, and beside it the routes by which the load test looks into the process."""
 
-    def __init__(self, app: ASGIApp, *, engine: ScriptedEngine, embedder: Embedder) -> None:
+    def __init__(self, app: ASGIApp, *, engine: ScriptedEngine, meter: EmbeddingMeter) -> None:
         self._app = app
         self._engine = engine
-        self._embedder = embedder
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope.get("path"):
             case "/prompts":
                 await JSONResponse(list(self._engine.prompts))(scope, receive, send)
             case "/embedding":
-                await (await self._embedding(await Request(scope, receive).json()))(scope, receive, send)
+                await JSONResponse(self._meter.told())(scope, receive, send)
             case _:
                 await self._app(scope, receive, send)
-
-    async def _embedding(self, asked: dict[str, list[str]]) -> JSONResponse:
-        # One thread, as a replica's searches have, however many questions come at once.
-        cpu_ms = await asyncio.to_thread(
-            cpu_ms_a_question, lambda text: self._embedder.encode([text]), asked["questions"], concurrency=1
-        )
-        return JSONResponse({"cpu_ms": cpu_ms})
 
 
 async def _ready() -> Readiness:

@@ -22,7 +22,7 @@ from haystack_integrations.components.embedders.sentence_transformers import Sen
 from haystack_integrations.components.retrievers.faiss import FAISSEmbeddingRetriever
 from haystack_integrations.document_stores.faiss import FAISSDocumentStore
 
-from loadtests.peers_embedding import cpu_ms_a_question
+from loadtests.peers_embedding import EmbeddingMeter
 
 _TEMPLATE = """
 Given the following information, answer the question.
@@ -61,14 +61,14 @@ class PipelineWrapper(BasePipelineWrapper):
         self.pipeline.connect("text_embedder.embedding", "retriever.query_embedding")
         self.pipeline.connect("retriever", "prompt_builder.documents")
         self.pipeline.connect("prompt_builder.prompt", "llm.messages")
+        self._meter = EmbeddingMeter()
+        self._embedder.run = self._meter.around(self._embedder.run)
 
-    def run_api(self, what: str, questions: list[str], top_k: int, concurrency: int) -> dict[str, Any]:
-        """For the load test: what `embed`ding costs, or the ids that a question `retrieve`s."""
-        if what == "embed":
-            cpu_ms = cpu_ms_a_question(lambda text: self._embedder.run(text=text), questions, concurrency=concurrency)
-            return {"cpu_ms": cpu_ms}
+    def run_api(self, questions: list[str], top_k: int) -> dict[str, Any]:
+        """For the load test: what embedding has cost so far, and the ids that each question retrieves."""
+        told = self._meter.told()
         found = [self._retriever.run(self._embedder.run(text=text)["embedding"], top_k=top_k) for text in questions]
-        return {"documents": [[document.meta["id"] for document in each["documents"]] for each in found]}
+        return {**told, "documents": [[document.meta["id"] for document in each["documents"]] for each in found]}
 
 
 def _run_arguments(messages: list[dict[str, Any]]) -> dict[str, Any]:
