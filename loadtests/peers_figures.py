@@ -99,9 +99,11 @@ def agree(visits: Sequence[Visit], sources: Sequence[Sources], *, top_k: int) ->
             if len(each.expected[query]) > top_k:
                 problems.append(f"{each.arm}: question {query} was given more than {top_k} documents")
     peers = [each for each in sources if each.arm != OURS]
-    for other in peers[1:]:
-        if (share := overlap(peers[0], other)) < 1.0:
-            problems.append(f"{peers[0].arm} and {other.arm} share {share:.2f} of their documents, expected all")
+    problems += [
+        f"{peers[0].arm} and {other.arm} share {share:.2f} of their documents, expected all"
+        for other in peers[1:]
+        if (share := overlap(peers[0], other)) < 1.0
+    ]
     return problems
 
 

@@ -34,7 +34,6 @@ from loadtests.workload_figures import Run, Slo, build_report, lines
 from loadtests.workload_load import Target, run
 from loadtests.workload_trace import Session, Shape, generate, read_topics, read_trace, write_trace
 
-
 _DEFAULT = Shape()
 
 
@@ -136,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--url", default="http://127.0.0.1:8000", help="a running server, with or without /v1")
     add("--key", default=os.environ.get("RAG_STACK_API_KEY", ""))
     add("--model", default="", help="default: the first that the server lists")
-    add("--body", default="{}", help='JSON that goes into every request, such as \'{"ignore_eos": true}\'')
+    add("--body", default="{}", help="JSON that goes into every request, such as '{\"ignore_eos\": true}'")
     add("--requests", type=int, default=_DEFAULT.requests, help="no more than these")
     add("--seconds", type=float, default=_DEFAULT.seconds, help="nothing begins later")
     add("--grace-s", type=float, default=60.0, help="how long what has begun may take beyond that")

@@ -4,12 +4,13 @@ The same settings and seed give the same trace, and a trace gives the same reque
 a session, after a first line that says what it was made from.
 """
 
+import itertools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from loadtests.closed_loop import LoadError
 
@@ -22,7 +23,7 @@ _ASKS: Final = (
     "In {title}, what is meant by {phrase}?",
     "Explain {phrase} as {title} has it.",
 )
-_FILLER: Final = "Answer for somebody who reads it for the first time and say where each statement comes from".split()
+_FILLER: Final = "Answer for somebody who reads it for the first time and say where each statement comes from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ class _Asker:
         asked = self._draw.choice(_ASKS).format(title=topic.title, phrase=" ".join(words[start : start + count]))
         wanted = _length(self._shape.question_words, self._shape.spread, self._draw)
         missing = max(0, wanted - len(asked.split()))
-        filler = (_FILLER * (missing // len(_FILLER) + 1))[:missing]
+        filler = itertools.islice(itertools.cycle(_FILLER.split()), missing)
         return " ".join([asked, *filler])
 
 

@@ -129,7 +129,7 @@ def _spelling(token: str) -> _Spelling:
 
 
 @lru_cache(maxsize=16384)  # a documentation's vocabulary; half of a citer's time went into the same words
-def _word(lower: str, negated: bool, identifier: bool) -> Word:  # noqa: FBT001 - by keyword it takes twice as long
+def _word(lower: str, negated: bool, identifier: bool) -> Word:
     number = _NUMBERS.get(lower, lower)
     exact = identifier or lower in _POLAR or number.isdecimal()
     stem = number if number.isdecimal() or "_" in lower else _stem(lower)

@@ -79,7 +79,10 @@ def _run_arguments(messages: list[dict[str, Any]]) -> dict[str, Any]:
 if os.environ.get("PEER_ASYNC") == "1":
 
     async def _answer_async(
-        self: PipelineWrapper, model: str, messages: list[dict[str, Any]], body: dict[str, Any]
+        self: PipelineWrapper,
+        model: str,
+        messages: list[dict[str, Any]],
+        body: dict[str, Any],  # noqa: ARG001
     ) -> AsyncGenerator[Any, None]:
         return async_streaming_generator(pipeline=self.pipeline, pipeline_run_args=_run_arguments(messages))
 
@@ -87,7 +90,10 @@ if os.environ.get("PEER_ASYNC") == "1":
 else:
 
     def _answer(
-        self: PipelineWrapper, model: str, messages: list[dict[str, Any]], body: dict[str, Any]
+        self: PipelineWrapper,
+        model: str,
+        messages: list[dict[str, Any]],
+        body: dict[str, Any],  # noqa: ARG001
     ) -> Generator[Any, None, None]:
         return streaming_generator(pipeline=self.pipeline, pipeline_run_args=_run_arguments(messages))
 
