@@ -17,7 +17,8 @@ OURS: Final = "ours"
 class Visit:
     """One arm asked the same questions once. CPU seconds are of all processes of the arm; `whole` answers came whole.
 
-    `embedding_cpu_s` is the part of `cpu_s` that the threads took that embedded.
+    `embedding_cpu_s` is the part of `cpu_s` that the threads took that embedded, `engine_cpu_s` that of an engine in
+    the serving process.
     """
 
     round: int
@@ -30,11 +31,12 @@ class Visit:
     seconds: float
     latencies_ms: tuple[float, ...]
     ttft_ms: tuple[float, ...]
+    engine_cpu_s: float = 0.0
 
     @property
     def orchestration_ms(self) -> float:
-        """CPU milliseconds an answer, without those of embedding its question."""
-        return (self.cpu_s - self.embedding_cpu_s) * 1e3 / self.answers
+        """CPU milliseconds an answer, without those of embedding its question and of the engine."""
+        return (self.cpu_s - self.embedding_cpu_s - self.engine_cpu_s) * 1e3 / self.answers
 
     def sample(self) -> dict[str, Value]:
         """For the report."""
@@ -46,6 +48,7 @@ class Visit:
             "whole": self.whole,
             "cpu_ms": self.cpu_s * 1e3 / self.answers,
             "embedding_cpu_ms": self.embedding_cpu_s * 1e3 / self.answers,
+            "engine_cpu_ms": self.engine_cpu_s * 1e3 / self.answers,
             "orchestration_cpu_ms": self.orchestration_ms,
             "latency_ms": statistics.median(self.latencies_ms),
             "ttft_ms": statistics.median(self.ttft_ms),
@@ -178,7 +181,14 @@ def _summary(arm: str, visits: Sequence[Visit]) -> dict[str, Value | Sequence[fl
     for concurrency in sorted({each.concurrency for each in visits if each.arm == arm}):
         own = [each for each in visits if each.arm == arm and each.concurrency == concurrency]
         samples = [each.sample() for each in own]
-        for key in ("orchestration_cpu_ms", "embedding_cpu_ms", "latency_ms", "ttft_ms", "answers_per_s"):
+        for key in (
+            "orchestration_cpu_ms",
+            "embedding_cpu_ms",
+            "engine_cpu_ms",
+            "latency_ms",
+            "ttft_ms",
+            "answers_per_s",
+        ):
             values = [float(sample[key] or 0.0) for sample in samples]
             summary[f"{key}_at_{concurrency}"] = statistics.median(values)
         if arm != ENGINE:

@@ -6,12 +6,14 @@ metrics go to Ray's recorder as they do in a cluster.
 """
 
 import argparse
+import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loadtests.peers_embedding import EmbeddingMeter
 from loadtests.scripted_engine import Script, ScriptedEngine
@@ -26,6 +28,8 @@ from rag_stack.serving.opening import build_layer, fetch_model, open_retrieval
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.replica import limits
 from rag_stack.timeline import Timeline
+
+_ENGINE_ANSWERS = 20
 
 
 def main() -> None:
@@ -76,10 +80,31 @@ class _Measured:
         match scope.get("path"):
             case "/prompts":
                 await JSONResponse(list(self._engine.prompts))(scope, receive, send)
+            case "/engine":
+                await JSONResponse({"cpu_ms": await _engine_ms(self._engine)})(scope, receive, send)
             case "/embedding":
                 await JSONResponse(self._meter.told())(scope, receive, send)
             case _:
                 await self._app(scope, receive, send)
+
+
+async def _engine_ms(engine: ScriptedEngine) -> float:
+    """CPU milliseconds that the engine takes for an answer in this process, asked without HTTP and without us."""
+    messages = json.loads(engine.prompts[-1])
+    body = json.dumps({"messages": messages, "max_tokens": engine.script.max_tokens, "stream": True}).encode()
+    path = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": []}
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(_: Message) -> None:
+        return None
+
+    app = engine.app()
+    began_s = time.thread_time()
+    for _ in range(_ENGINE_ANSWERS):
+        await app({**path, "asgi": {"spec_version": "2.4"}}, receive, send)
+    return (time.thread_time() - began_s) * 1e3 / _ENGINE_ANSWERS
 
 
 async def _ready() -> Readiness:

@@ -80,7 +80,7 @@ if os.environ.get("PEER_ASYNC") == "1":
 
     async def _answer_async(
         self: PipelineWrapper,
-        model: str,
+        model: str,  # noqa: ARG001
         messages: list[dict[str, Any]],
         body: dict[str, Any],  # noqa: ARG001
     ) -> AsyncGenerator[Any, None]:
@@ -91,7 +91,7 @@ else:
 
     def _answer(
         self: PipelineWrapper,
-        model: str,
+        model: str,  # noqa: ARG001
         messages: list[dict[str, Any]],
         body: dict[str, Any],  # noqa: ARG001
     ) -> Generator[Any, None, None]:

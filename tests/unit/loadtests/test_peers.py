@@ -29,6 +29,8 @@ VISITS = [visit("engine", cpu_s=0.2, latency_ms=5.0), visit("ours", cpu_s=0.15),
 
 def test_the_best_peer_counts_and_the_embedding_does_not() -> None:
     assert visit("ours", cpu_s=0.15).orchestration_ms == pytest.approx(5.0)
+    with_engine = Visit(0, "ours", 1, 10, 10, 0.15, 0.1, 2.0, (1.0,), (1.0,), engine_cpu_s=0.01)
+    assert with_engine.orchestration_ms == pytest.approx(4.0)
     worse = visit("llamaindex", cpu_s=1.1)
     assert cpu_ratio([*VISITS, worse]) == pytest.approx(10.0)
     assert cpu_ratio([*VISITS, worse, visit("ours", cpu_s=0.3, concurrency=4)]) == pytest.approx(10.0)
