@@ -2,14 +2,16 @@
 
 import asyncio
 import hashlib
-import json
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
+from loadtests import streamed
+from loadtests.streamed import Streamed
+
+T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
 _TIMEOUT = httpx.Timeout(600.0, connect=30.0)
 
@@ -77,71 +79,46 @@ def final_messages(url: str, bodies: Sequence[Mapping[str, Any]]) -> list[Messag
     return found
 
 
+async def in_turn(count: int, ask: Callable[[int], Awaitable[T]], *, concurrency: int) -> list[T]:
+    """What `ask` gives for 0 to count - 1, in their order, while `concurrency` callers take one after another."""
+    found: dict[int, T] = {}
+    waiting = iter(range(count))
+
+    async def caller() -> None:
+        for number in waiting:
+            found[number] = await ask(number)
+
+    async with asyncio.TaskGroup() as callers:
+        for _ in range(concurrency):
+            callers.create_task(caller())
+    return [found[number] for number in range(count)]
+
+
 async def _ask_all(url: str, bodies: Sequence[Mapping[str, Any]], *, concurrency: int) -> list[Answer]:
-    answers: list[Answer] = []
-    waiting = iter(enumerate(bodies))
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
     async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT, limits=limits) as client:
 
-        async def caller() -> None:
-            for question, body in waiting:
-                answers.append(await _ask(client, body, question=question))
+        async def answered(question: int) -> Answer:
+            return _answer(await streamed.ask(client, bodies[question]), question=question)
 
         try:
-            async with asyncio.TaskGroup() as callers:
-                for _ in range(concurrency):
-                    callers.create_task(caller())
-        except* (httpx.HTTPError, LoadError) as group:
+            return await in_turn(len(bodies), answered, concurrency=concurrency)
+        except* LoadError as group:
             raise LoadError(f"{url}: {group.exceptions[0]!r}") from group
-    return sorted(answers, key=lambda answer: answer.question)
 
 
-async def _ask(client: httpx.AsyncClient, body: Mapping[str, Any], *, question: int) -> Answer:
-    data = json.dumps(body).encode()
-    started = time.perf_counter()
-    async with client.stream(
-        "POST", "/v1/chat/completions", content=data, headers={"content-type": "application/json"}
-    ) as response:
-        if response.status_code != 200:
-            text = (await response.aread()).decode(errors="replace")
-            raise LoadError(f"question {question} was answered {response.status_code}: {text[:500]}")
-        return await _read(_chunks(response), started=started, question=question)
-
-
-async def _chunks(response: httpx.Response) -> AsyncIterator[tuple[float, dict[str, Any]]]:
-    """The stream's chunks with the time each arrived at."""
-    async for line in response.aiter_lines():
-        arrived = time.perf_counter()
-        if line.startswith("data: ") and line != "data: [DONE]":
-            yield arrived, json.loads(line[6:])
-
-
-async def _read(chunks: AsyncIterator[tuple[float, dict[str, Any]]], *, started: float, question: int) -> Answer:
-    first: float | None = None
-    last = started
-    text: list[str] = []
-    usage: dict[str, Any] | None = None
-    timings: Mapping[str, float] = {}
-    async for arrived, chunk in chunks:
-        last = arrived
-        if "error" in chunk:
-            raise LoadError(f"question {question} broke off: {chunk['error']}")
-        usage = chunk.get("usage") or usage
-        timings = (chunk.get("rag") or {}).get("timings_ms") or timings
-        for choice in chunk["choices"]:
-            piece = choice["delta"].get("content") or ""
-            text.append(piece)
-            if first is None and (piece or choice.get("finish_reason") is not None):
-                first = arrived
-    if first is None or usage is None:
+def _answer(came: Streamed, *, question: int) -> Answer:
+    if came.problem:
+        raise LoadError(f"question {question}: {came.problem}, status {came.status}: {came.detail}")
+    if came.ttft_ms is None or not came.usage:
         raise LoadError(f"the stream for question {question} ended without text or without usage")
     return Answer(
         question=question,
-        ttft_ms=(first - started) * 1e3,
-        total_ms=(last - started) * 1e3,
-        prompt_tokens=usage["prompt_tokens"],
-        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-        output_tokens=usage["completion_tokens"],
-        output_sha256=hashlib.sha256("".join(text).encode()).hexdigest()[:16],
-        timings_ms=dict(timings),
+        ttft_ms=came.ttft_ms,
+        total_ms=came.total_ms,
+        prompt_tokens=came.usage["prompt_tokens"],
+        cached_tokens=came.cached_tokens,
+        output_tokens=came.usage["completion_tokens"],
+        output_sha256=hashlib.sha256(came.text.encode()).hexdigest()[:16],
+        timings_ms=dict(came.rag.get("timings_ms") or {}),
     )

@@ -1,15 +1,17 @@
 """An open loop of streamed chats: each comes at its own time, whether the ones before it are answered or not."""
 
 import asyncio
-import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
+from loadtests import streamed
+
+T = TypeVar("T")
 _TIMEOUT = httpx.Timeout(120.0, connect=30.0)
 _LIMITS = httpx.Limits(max_connections=2000, max_keepalive_connections=200)
 
@@ -51,15 +53,24 @@ def poisson(rates: Mapping[str, float], *, seconds: float, tokens: Sequence[int]
     return sorted(arrivals, key=lambda each: each.at_s)
 
 
+async def at_their_times(times_s: Sequence[float], ask: Callable[[int, float], Coroutine[Any, Any, T]]) -> list[T]:
+    """What `ask` gives for each number and the moment it was due at, by `time.perf_counter`; all of them awaited."""
+    began_s = time.perf_counter()
+    tasks = []
+    for number, at_s in enumerate(times_s):
+        await asyncio.sleep(max(0.0, began_s + at_s - time.perf_counter()))
+        tasks.append(asyncio.create_task(ask(number, began_s + at_s)))
+    return list(await asyncio.gather(*tasks))
+
+
 async def run(url: str, arrivals: Sequence[Arrival], *, model: str) -> list[Outcome]:
     """Send each at its time; returns when all are over."""
     async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT, limits=_LIMITS) as client:
-        began_s = time.perf_counter()
-        tasks = []
-        for arrival in arrivals:
-            await asyncio.sleep(max(0.0, began_s + arrival.at_s - time.perf_counter()))
-            tasks.append(asyncio.create_task(_ask(client, arrival, model=model, due_s=began_s + arrival.at_s)))
-        return list(await asyncio.gather(*tasks))
+
+        async def ask(number: int, due_s: float) -> Outcome:
+            return await _ask(client, arrivals[number], model=model, due_s=due_s)
+
+        return await at_their_times([arrival.at_s for arrival in arrivals], ask)
 
 
 async def saturate(url: str, *, model: str, key: str, concurrency: int, tokens: Sequence[int], seconds: float) -> float:
@@ -85,18 +96,13 @@ async def _ask(client: httpx.AsyncClient, arrival: Arrival, *, model: str, due_s
         "max_tokens": arrival.max_tokens,
         "stream": True,
     }
-    ttft_s, complete = None, False
-    try:
-        headers = {"authorization": f"Bearer {arrival.key}"}
-        async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
-            async for line in answer.aiter_lines():
-                if ttft_s is None and line.startswith("data: ") and "choices" in json.loads(line[6:]):
-                    ttft_s = time.perf_counter() - due_s
-                complete = line == "data: [DONE]"
-                if complete:
-                    break
-            total_s = time.perf_counter() - due_s
-            retry_after = answer.headers.get("retry-after")
-            return Outcome(arrival, answer.status_code, ttft_s, total_s, complete, retry_after)
-    except httpx.HTTPError:
-        return Outcome(arrival, 0)
+    headers = {"authorization": f"Bearer {arrival.key}"}
+    came = await streamed.ask(client, body, headers=headers, since=due_s)
+    return Outcome(
+        arrival,
+        0 if came.problem in ("connection", "timeout") else came.status,
+        None if came.ttft_ms is None else came.ttft_ms / 1e3,
+        came.total_ms / 1e3,
+        not came.problem,
+        came.headers.get("retry-after"),
+    )

@@ -103,6 +103,11 @@ def inherited_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("RAG_STACK_API_KEYS", "RAY_ADDRESS")}
 
 
+def cpu_seconds_of(process: psutil.Process) -> float:
+    """User and system time of a process and all below it, with what their ended children used."""
+    return sum(map(_cpu_seconds, (process, *_descendants(process))))
+
+
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
     try:
         return list(process.children(recursive=True))

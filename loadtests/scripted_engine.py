@@ -4,13 +4,17 @@ For load tests and fault tests whose subject is what stands around the engine. A
 for `prefill_s`, then gets a token each `token_s`. A `device` reads prompts in the place of `prefill_s`, and has the
 prefixes of earlier ones. Greedy answers are a function of the last message alone. A request's `seed` and `temperature`
 are taken and ignored, as greedy decoding ignores them.
+
+`python -m loadtests.scripted_engine --port 8100 --max-tokens 64` serves one alone; `GET /prompts` tells the newest.
 """
 
+import argparse
 import asyncio
 import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -27,6 +31,7 @@ Json = dict[str, Any]
 # Engine settings of a release that only this engine knows.
 SCRIPT = "script"
 FAILS_TO_START = "fails_to_start"
+_KEPT_PROMPTS = 16
 _WORDS = ("the", "keeper", "climbs", "two", "hundred", "steps", "every", "night", "and", "burns", "whale", "oil")
 
 
@@ -57,6 +62,8 @@ class ScriptedEngine:
         self.dead = False
         self.unstuck = asyncio.Event()
         self.unstuck.set()
+        # What the newest requests asked, oldest first: the messages as JSON, or the prompt.
+        self.prompts: deque[str] = deque(maxlen=_KEPT_PROMPTS)
         self._slots = asyncio.Semaphore(script.slots)
         self._prefixes = PrefixCache(script.device) if script.device else None
 
@@ -67,11 +74,21 @@ class ScriptedEngine:
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._completion, methods=["POST"]),
                 Route("/version", self._version, methods=["GET"]),
+                Route("/health", self._version, methods=["GET"]),
+                Route("/v1/models", self._models, methods=["GET"]),
+                Route("/prompts", self._prompts, methods=["GET"]),
             ]
         )
 
     async def _version(self, _: Request) -> JSONResponse:
         return JSONResponse({"version": "scripted"})
+
+    async def _models(self, _: Request) -> JSONResponse:
+        card = {"id": self.model, "object": "model", "created": 0, "owned_by": "script"}
+        return JSONResponse({"object": "list", "data": [card]})
+
+    async def _prompts(self, _: Request) -> JSONResponse:
+        return JSONResponse(list(self.prompts))
 
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
@@ -84,6 +101,7 @@ class ScriptedEngine:
     async def _answer(self, request: Request, body: Json, prompt: str, *, chat: bool) -> Response:
         if self.dead:
             return JSONResponse({"error": {"message": "the engine is dead", "type": "server_error"}}, status_code=500)
+        self.prompts.append(prompt)
         wanted = body.get("max_completion_tokens") or body.get("max_tokens") or self.script.max_tokens
         asked = _Asked(prompt, words_for(prompt, count=wanted), salt=str(body.get("cache_salt") or ""))
         head = {"id": f"chatcmpl-{time.time_ns()}", "created": int(time.time()), "model": self.model}
@@ -167,3 +185,24 @@ def words_for(prompt: str, *, count: int) -> list[str]:
 
 def _frame(body: Json) -> str:
     return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
+
+
+def main() -> None:
+    """Serve the engine alone, until SIGTERM."""
+    import uvicorn
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", default="scripted")
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--prefill-s", type=float, default=0.0)
+    parser.add_argument("--token-s", type=float, default=0.0)
+    parser.add_argument("--max-tokens", type=int, default=64, help="of an answer whose request does not say")
+    options = parser.parse_args()
+    script = Script(0.0, options.slots, options.prefill_s, options.token_s, options.max_tokens)
+    app = ScriptedEngine(script, model=options.model).app()
+    uvicorn.run(app, host="127.0.0.1", port=options.port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -248,7 +248,7 @@ class _Stream:
 
 def _json_object(data: bytes, *, what: str) -> dict[str, Any]:
     try:
-        body = json.loads(data)
+        body = json.loads(str(data, "utf-8"))  # of bytes it would guess the encoding, for each token
     except ValueError as exc:
         raise EngineError(f"the engine's {what} is not JSON") from exc
     if not isinstance(body, dict):

@@ -5,12 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TypeAlias
 
 from rag_stack.rag.sentences import Span
 from rag_stack.rag.subjects import headed_sentences, last_named, points_back, title_words
-from rag_stack.rag.words import Word, content_words, qualifiers
+from rag_stack.rag.words import Word, content_words, qualifiers, read_words
 from rag_stack.types import Passage
 
 _IDENTIFIER_WEIGHT = 1.5  # `__enter__` says more about what a sentence is about than "method" does
@@ -57,7 +58,7 @@ class PassageOverlap:
     def __init__(self, passages: Sequence[Passage], *, threshold: float, min_words: int) -> None:
         self._threshold = threshold
         self._min_words = min_words
-        self._evidence = tuple(_read(passage) for passage in passages)
+        self._evidence = tuple(_read(passage.title, passage.text) for passage in passages)
         windows = [window for evidence in self._evidence for window in evidence]
         self._frequency = Counter(stem for window in windows for stem in window.stems)
         self._windows = len(windows)
@@ -106,16 +107,17 @@ class PassageOverlap:
         return best
 
 
-def _read(passage: Passage) -> tuple[_Window, ...]:
-    """Every sentence of the passage, and then every two that follow each other under one heading, as windows."""
-    title = title_words(passage.title)
+@lru_cache(maxsize=256)  # reading passages is most of a citer's time, and some are the source of many answers
+def _read(title_text: str, passage_text: str) -> tuple[_Window, ...]:
+    """Every sentence of a passage, and then every two that follow each other under one heading, as windows."""
+    title = title_words(title_text)
     singles = []
-    for (start, end), signature in headed_sentences(passage.text):
-        text = passage.text[start:end]
-        said = tuple(word for word in content_words(text) if not word.neutral)
+    for (start, end), signature in headed_sentences(passage_text):
+        words, limits = read_words(passage_text[start:end])
+        said = tuple(word for word in words if not word.neutral)
         # Under a signature its title is no subject any more: a chunk often goes on to the next function.
         heading = signature or title
-        singles.append(_Window((start, end), said, frozenset(w.stem for w in said), qualifiers(text), heading))
+        singles.append(_Window((start, end), said, frozenset(w.stem for w in said), limits, heading))
     doubles = [
         _Window((a.span[0], b.span[1]), a.words + b.words, a.stems | b.stems, a.qualifiers | b.qualifiers, a.heading)
         for a, b in pairwise(singles)

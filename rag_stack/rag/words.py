@@ -6,6 +6,7 @@ from functools import lru_cache
 
 _TOKEN = re.compile(r"\w+(?:['’]\w+)*")
 _OPENING, _CLOSING = "`\"'“‘", "`\"'”’"
+_AFTER_CODE = frozenset("(." + _CLOSING)
 _NUMBERS = {
     "zero": "0", "two": "2", "three": "3", "four": "4", "five": "5",
     "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
@@ -64,33 +65,71 @@ class Word:
     generic: bool  # as a subject it points back: "the function", "the result"
 
 
+@dataclass(frozen=True, slots=True)
+class _Spelling:
+    """What a token says by itself, wherever it stands."""
+
+    lower: str
+    negates: bool
+    plain: bool  # a stop word or a negation: no content word, unless it is quoted
+    qualifier: str
+    word: Word  # where nothing negates it, and nothing beside it says that it is code
+
+
 def content_words(text: str) -> tuple[Word, ...]:
     """The content words of a text in order; stop words and negations themselves are left out."""
-    words: list[Word] = []
-    reach = 0
-    for match in _TOKEN.finditer(text):
-        token = match.group()
-        lower = token.lower().replace("’", "'")
-        if (lower in _NEGATIONS or lower.endswith("n't")) and not _is_quoted(text, match):
-            reach = _NEGATION_REACH + 1
-        reach = max(0, reach - 1)
-        # A quoted word is a name: the "with" statement, the operator `not`.
-        is_plain = lower in STOP_WORDS or lower in _NEGATIONS or lower.endswith("n't")
-        if is_plain and not _is_quoted(text, match):
-            continue
-        identifier = _is_identifier(token) or _is_written_as_code(text, match)
-        words.append(_word(lower, negated=reach > 0, identifier=identifier))
-    return tuple(words)
+    return read_words(text)[0]
 
 
 def qualifiers(text: str) -> frozenset[str]:
     """The kinds of conditions and limits that a text names."""
-    found = ((match.group().lower(), match) for match in _TOKEN.finditer(text))
-    return frozenset(_QUALIFIERS[word] for word, match in found if word in _QUALIFIERS and not _is_quoted(text, match))
+    return read_words(text)[1]
+
+
+def read_words(text: str) -> tuple[tuple[Word, ...], frozenset[str]]:
+    """`content_words` and `qualifiers` in one go: passages are read for each answer, word by word."""
+    words: list[Word] = []
+    limits: set[str] = set()
+    reach = 0
+    for match in _TOKEN.finditer(text):
+        start, end = match.span()
+        spelling = _spelling(match.group())
+        if spelling.plain or spelling.qualifier:
+            # A quoted word is a name: the "with" statement, the operator `not`.
+            quoted = _is_quoted(text, start, end)
+            if spelling.negates and not quoted:
+                reach = _NEGATION_REACH + 1
+            if spelling.qualifier and not quoted:
+                limits.add(spelling.qualifier)
+            if spelling.plain and not quoted:
+                reach = reach - 1 if reach else 0
+                continue
+        reach = reach - 1 if reach else 0
+        # Looked at here, and not behind a call: most words have neither beside them.
+        beside_code = text[end : end + 1] in _AFTER_CODE or text[start - 1 : start] == "."
+        if beside_code and not spelling.word.identifier and _is_written_as_code(text, start, end):
+            words.append(_word(spelling.lower, reach > 0, True))
+        else:
+            words.append(_word(spelling.lower, True, spelling.word.identifier) if reach else spelling.word)
+    return tuple(words), frozenset(limits)
+
+
+@lru_cache(maxsize=16384)
+def _spelling(token: str) -> _Spelling:
+    lower = token.lower()
+    straight = lower.replace("’", "'")
+    negates = straight in _NEGATIONS or straight.endswith("n't")
+    return _Spelling(
+        lower=straight,
+        negates=negates,
+        plain=negates or straight in STOP_WORDS,
+        qualifier=_QUALIFIERS.get(lower, ""),
+        word=_word(straight, False, _is_identifier(token)),
+    )
 
 
 @lru_cache(maxsize=16384)  # a documentation's vocabulary; half of a citer's time went into the same words
-def _word(lower: str, *, negated: bool, identifier: bool) -> Word:
+def _word(lower: str, negated: bool, identifier: bool) -> Word:
     number = _NUMBERS.get(lower, lower)
     exact = identifier or lower in _POLAR or number.isdecimal()
     stem = number if number.isdecimal() or "_" in lower else _stem(lower)
@@ -111,15 +150,19 @@ def _is_identifier(token: str) -> bool:
     return "_" in token or mixed_case or not (token.isalpha() or token.isdecimal() or not any(map(str.isdigit, token)))
 
 
-def _is_written_as_code(text: str, match: re.Match[str]) -> bool:
+def _is_written_as_code(text: str, start: int, end: int) -> bool:
     """Whether the word is called, part of a dotted name, or alone in quotation marks or backticks."""
-    before, after = text[max(0, match.start() - 2) : match.start()], text[match.end() : match.end() + 2]
-    dotted = (before[-1:] == "." and before[:1].isalnum()) or (after[:1] == "." and after[1:].isalnum())
-    return after[:1] == "(" or dotted or _is_quoted(text, match)
+    before, after = text[start - 1 : start], text[end : end + 1]
+    if after == "(":
+        return True
+    dotted = (before == "." and text[max(0, start - 2) : start - 1].isalnum()) or (
+        after == "." and text[end + 1 : end + 2].isalnum()
+    )
+    return dotted or _is_quoted(text, start, end)
 
 
-def _is_quoted(text: str, match: re.Match[str]) -> bool:
-    before, after = text[max(0, match.start() - 1) : match.start()], text[match.end() : match.end() + 1]
+def _is_quoted(text: str, start: int, end: int) -> bool:
+    before, after = text[start - 1 : start], text[end : end + 1]
     return bool(before and after) and before in _OPENING and after in _CLOSING
 
 
