@@ -76,7 +76,7 @@ def test_more_recall_costs_more(tmp_path: Path) -> None:
 
 def test_pages_of_the_disk_are_dearer_than_vectors_in_memory(tmp_path: Path) -> None:
     flat = _flat(tmp_path, clustered(12_000, D, spread=1.5))
-    index = train(flat, "IVF256,PQ32x4fs,RFlat").index
+    index = train(flat, "IVF64,PQ16x4fs,RFlat").index
     exact = Exact.of(flat, at=10)
     refined = {}
     for in_memory in (True, False):
