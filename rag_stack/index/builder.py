@@ -33,7 +33,7 @@ from rag_stack.index.format import (
 )
 from rag_stack.index.lexical import LexicalIndex
 from rag_stack.index.lexical_writer import LexicalWriter
-from rag_stack.index.recipe import choose_recipe
+from rag_stack.index.recipe import choose_recipe, fits_exact
 from rag_stack.index.spec import AUTO
 from rag_stack.index.spool import DocumentFile, PassageSpool
 from rag_stack.index.training import Trained, one_thread, train
@@ -132,7 +132,13 @@ class IndexWriter:
         if not self.passages:
             raise IndexVersionError("there are no passages to index: every document is empty or could not be read")
         if recipe == AUTO:
-            recipe = choose_recipe(self.passages, self.dimension, memory_budget_bytes=memory_budget_bytes)
+            recipe = choose_recipe(
+                self.passages, self.dimension, memory_budget_bytes=memory_budget_bytes, recall_target=recall_target
+            )
+        # 8-bit vectors were chosen because they fit.
+        in_memory = "RFlat" not in recipe or fits_exact(
+            self.passages, self.dimension, memory_budget_bytes=memory_budget_bytes
+        )
         with _written(self._directory):
             self._flat.complete()
             self._documents.complete()
@@ -142,7 +148,7 @@ class IndexWriter:
         exact = Exact.of(self._flat, at=recall_at, queries=queries)
         with one_thread():
             trained = train(self._flat, recipe, search_parameters)
-            chosen = search_parameters or tune(trained.index, exact, target=recall_target)
+            chosen = search_parameters or tune(trained.index, exact, target=recall_target, in_memory=in_memory)
             apply(trained.index, chosen)
             recall = recall_of(trained.index, exact)
         self._write(trained, exact)

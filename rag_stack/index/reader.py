@@ -328,5 +328,6 @@ def copied_bytes(manifest: Manifest) -> int:
     if "fs" not in metadata.recipe:
         return 0
     size = next((entry.size_bytes for entry in manifest.files if entry.path == INDEX_FILE), 0)
-    exact = metadata.passages * metadata.dimension * 4 if "RFlat" in metadata.recipe else 0
-    return max(0, size - exact)
+    # What finds are ranked again by lies behind the lists, and is mapped.
+    bytes_a_number = 4 if "RFlat" in metadata.recipe else 1 if "Refine(SQ8)" in metadata.recipe else 0
+    return max(0, size - metadata.passages * metadata.dimension * bytes_a_number)

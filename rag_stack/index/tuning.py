@@ -23,9 +23,11 @@ _NOISE: Final = 1.0
 _TIE: Final = 1e-5
 _FLOAT_BYTES: Final = 4
 _PAGE_BYTES: Final = 4096
-_PROBES: Final = tuple(sorted({int(2 ** (step / 2)) for step in range(40)}))
-_EFFORTS: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-_REFINED: Final = (1, 2, 4, 8, 16, 32, 64)
+# What a vector that is ranked again costs beside its bytes, where all is in memory: it waits for the cache.
+_MISS_BYTES: Final = 512
+_PROBES: Final = tuple(sorted({int(2 ** (step / 4)) for step in range(80)}))
+_EFFORTS: Final = (16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024)
+_REFINED: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,12 @@ def apply(index: faiss.Index, search_parameters: str) -> None:
         faiss.ParameterSpace().set_index_parameters(index, search_parameters)
 
 
-def tune(index: faiss.Index, exact: Exact, *, target: float) -> str:
+def tune(index: faiss.Index, exact: Exact, *, target: float, in_memory: bool = False) -> str:
     """The cheapest search parameters whose recall reaches the target; the best there are where none does. Blocking.
 
-    Cheap is what reads few bytes: of codes in the lists, and of vectors to rank again. No clock is asked, so that the
-    same index is tuned the same way everywhere. Empty for a recipe that has nothing to set.
+    Cheap is what reads few bytes: of codes in the lists, and of vectors to rank again, each of which is a page of the
+    disk unless the index is `in_memory`. No clock is asked, so that the same index is tuned the same way everywhere.
+    Empty for a recipe that has nothing to set.
     """
     knobs = _knobs(index, exact)
     reached: list[_Setting] = []
@@ -89,7 +92,7 @@ def tune(index: faiss.Index, exact: Exact, *, target: float) -> str:
             reached.append(setting)
             left -= 1
     best = {knob.name: knob.values[-1] for knob in (outer, inner)}
-    return _text(min(reached, key=lambda setting: _bytes_read(index, setting, exact.at), default=best))
+    return _text(min(reached, key=lambda each: _bytes_read(index, each, exact.at, in_memory=in_memory), default=best))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +126,17 @@ def _text(setting: _Setting) -> str:
     return ",".join(f"{name}={value}" for name, value in setting.items() if name)
 
 
-def _bytes_read(index: faiss.Index, setting: _Setting, at: int) -> float:
-    """What a query reads besides the head that all read: a vector that is ranked again costs a page."""
+def _bytes_read(index: faiss.Index, setting: _Setting, at: int, *, in_memory: bool) -> float:
+    """What a query reads besides the head that all read, in bytes of codes that are read one after another."""
     index = faiss.downcast_index(index)
     match index:
         case faiss.IndexPreTransform():
-            return _bytes_read(index.index, setting, at)
+            return _bytes_read(index.index, setting, at, in_memory=in_memory)
         case faiss.IndexRefine():
-            again = setting["k_factor_rf"] * at * max(int(index.d) * _FLOAT_BYTES, _PAGE_BYTES)
-            return again + _bytes_read(index.base_index, setting, at)
+            size = int(faiss.downcast_index(index.refine_index).sa_code_size())
+            each = size + _MISS_BYTES if in_memory else max(size, _PAGE_BYTES)
+            again = setting["k_factor_rf"] * at * each
+            return again + _bytes_read(index.base_index, setting, at, in_memory=in_memory)
         case faiss.IndexIVF():
             return setting["nprobe"] * int(index.ntotal) * int(index.code_size) / int(index.nlist)
         case faiss.IndexHNSW():

@@ -67,6 +67,7 @@ def _open(directory: Path, metadata: IndexMetadata) -> IndexVersion:
 
 
 RECIPES = ["auto", "SQ8", "HNSW16", "IVF32,Flat", "PCA32,IVF16,SQ8", "Pad68,IVF32,PQ34x4fs,RFlat", "IVF16,PQ8"]
+RECIPES.append("Pad68,IVF32,PQ34x4fs,Refine(SQ8)")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -12,44 +12,58 @@ from rag_stack.index.selector import selecting
 from rag_stack.index.training import one_thread, train
 from tests.vectors import clustered
 
-_HNSW_BYTES = 384 * 4 + 2 * 32 * 4 + 12
+# Exact vectors, 4-bit codes of half the dimensions, and numbers.
+_EXACT_BYTES = 384 * 4 + 192 + 8
+_CODED_BYTES = 96 + 8 + 384
 
 
 @pytest.mark.parametrize(
     ("passages", "dimension", "budget", "expected"),
     [
         (1, 384, None, "Flat"),
-        (20_000, 384, None, "Flat"),
-        (20_001, 384, None, "HNSW32"),
-        (7_500, 1024, None, "Flat"),
-        (7_501, 1024, None, "HNSW32"),
-        (20_000, 384, 1, "Flat"),
-        (DEFAULT_MEMORY_BUDGET_BYTES // _HNSW_BYTES, 384, None, "HNSW32"),
-        (DEFAULT_MEMORY_BUDGET_BYTES // _HNSW_BYTES + 1, 384, None, "IVF8192,PQ192x4fs,RFlat"),
-        (10_000_000, 384, 64 << 30, "HNSW32"),
-        (1 << 18, 384, 100, "IVF2048,PQ192x4fs,RFlat"),
-        ((1 << 18) + 1, 384, 100, "IVF4096,PQ192x4fs,RFlat"),
-        (10_000_000, 1024, None, "IVF16384,PQ512x4fs,RFlat"),
-        (10_000_000, 66, 1, "Pad68,IVF16384,PQ34x4fs,RFlat"),
-        (10_000_000, 1, 1, "Pad4,IVF16384,PQ2x4fs,RFlat"),
+        (2_604, 384, None, "Flat"),
+        (2_605, 384, None, "IVF64,PQ192x4fs,RFlat"),
+        (10_000, 100, None, "Flat"),
+        (10_001, 100, None, "IVF128,PQ100x4fs,RFlat"),
+        (341_479, 100, None, "IVF1024,PQ100x4fs,RFlat"),
+        (100_000, 128, None, "IVF512,PQ128x4fs,RFlat"),
+        (100_000, 130, None, "Pad132,IVF512,PQ66x4fs,RFlat"),
+        (2_604, 384, 1, "Flat"),
+        (DEFAULT_MEMORY_BUDGET_BYTES // _EXACT_BYTES, 384, None, "IVF2048,PQ192x4fs,RFlat"),
+        (DEFAULT_MEMORY_BUDGET_BYTES // _EXACT_BYTES + 1, 384, None, "IVF2048,PQ192x4fs,Refine(SQ8)"),
+        (10_000_000, 384, 64 << 30, "IVF4096,PQ192x4fs,RFlat"),
+        (100_000, 384, 100_000 * _CODED_BYTES, "IVF512,PQ192x4fs,Refine(SQ8)"),
+        (100_000, 384, 100_000 * _CODED_BYTES - 1, "IVF512,PQ192x4fs,RFlat"),
+        (1 << 18, 384, 100, "IVF1024,PQ192x4fs,RFlat"),
+        ((1 << 18) - 1, 384, 100, "IVF512,PQ192x4fs,RFlat"),
+        (10_000_000, 1024, None, "IVF4096,PQ512x4fs,RFlat"),
+        (10_000_000, 66, 1, "Pad68,IVF4096,PQ34x4fs,RFlat"),
+        (10_000_000, 1, 1, "Pad4,IVF4096,PQ2x4fs,RFlat"),
     ],
 )
 def test_auto_goes_by_size_and_budget(passages: int, dimension: int, budget: int | None, expected: str) -> None:
     assert choose_recipe(passages, dimension, memory_budget_bytes=budget) == expected
 
 
-@pytest.mark.parametrize("dimension", [384, 386, 510])
-@pytest.mark.parametrize("budget", [None, 1])
-def test_what_auto_chooses_is_built_mapped_and_filtered(tmp_path: Path, dimension: int, budget: int | None) -> None:
+def test_more_recall_than_8_bits_give_ranks_by_exact_vectors() -> None:
+    budget = 100_000 * _CODED_BYTES
+    recipe = choose_recipe(100_000, 384, memory_budget_bytes=budget, recall_target=0.99)
+    assert recipe == "IVF512,PQ192x4fs,RFlat"
+
+
+@pytest.mark.parametrize("dimension", [96, 384, 386, 510])
+@pytest.mark.parametrize("bytes_a_number", [5, 2, 0])
+def test_what_auto_chooses_is_built_mapped_and_filtered(tmp_path: Path, dimension: int, bytes_a_number: int) -> None:
     # Of the recipe for more, with fewer lists: it takes seconds otherwise.
-    recipe = choose_recipe(21_000, dimension, memory_budget_bytes=budget).replace("IVF1024", "IVF16")
-    assert ("HNSW" in recipe) == (budget is None)
+    budget = 21_000 * dimension * bytes_a_number
+    recipe = choose_recipe(21_000, dimension, memory_budget_bytes=budget).replace("IVF256", "IVF16")
+    assert ("SQ8" in recipe) == (bytes_a_number == 2)
     vectors = clustered(3_000, dimension)
     with FlatFile(tmp_path / "vectors.faiss", dimension=dimension) as flat:
         flat.append(vectors)
         flat.complete()
     with one_thread():
-        built = train(flat, recipe, "efSearch=3000" if budget is None else "nprobe=16").index
+        built = train(flat, recipe, "nprobe=16,k_factor_rf=4").index
     faiss.write_index(built, str(tmp_path / "index.faiss"))
     index = faiss.read_index(str(tmp_path / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
     allowed = np.zeros(3_000, np.bool_)

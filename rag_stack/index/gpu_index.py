@@ -1,0 +1,238 @@
+"""An open index on the device beside its mapping: what goes there, counted before anything is allocated.
+
+Not run here: everything in this module that calls faiss-gpu. What it decides and what it falls back to is tested
+without a device. Which FAISS is installed is looked up when it is asked for, so that a release with `gpu_index` serves
+from the host where the build has no GPU.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, TypeAlias
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from rag_stack.index.gpu_placement import (
+    Lists,
+    Rows,
+    SplitIndex,
+    Vectors,
+    VisitCounts,
+    choose_hot_lists,
+    device_part,
+    list_bytes,
+)
+
+Kind: TypeAlias = Literal["flat", "ivf", "cagra", "hot_lists", "none"]
+
+_FLOAT_BYTES: Final = 4
+_ID_BYTES: Final = 8
+# Of FAISS's scratch memory, which StandardGpuResources allocates at once; searches of a few queries need less.
+SCRATCH_BYTES: Final = 64 << 20
+# CAGRA's graph as FAISS builds it by default.
+_CAGRA_LINKS: Final = 64
+_CAGRA_LINK_BYTES: Final = 4
+
+
+class Device(Protocol):
+    """Puts CPU indexes onto a device. Raises RuntimeError or MemoryError, as FAISS does, when it refuses."""
+
+    def clone(self, index: faiss.Index) -> faiss.Index:
+        """The index on the device. Blocking."""
+        ...
+
+    def cagra(self, vectors: Vectors) -> faiss.Index:
+        """A graph over vectors [n, d], built on the device. Blocking."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPlan:
+    """What goes to the device and how many bytes it takes, scratch memory in it. `reason` says why nothing does."""
+
+    kind: Kind
+    size_bytes: int
+    reason: str = ""
+
+
+def plan(opened: faiss.Index, *, budget_bytes: int, cagra: bool = False) -> GpuPlan:
+    """What of an index fits into a budget of device memory. Looks at numbers alone, allocates nothing.
+
+    The exact vectors, all searched, or with `cagra` a graph over them. Else the index's own inverted lists where it
+    holds vectors in them. Else the hot lists, as many as fit beside the centroids. Else nothing.
+    """
+    # Another name: the owner must live as long as what it owns is looked at.
+    index = faiss.downcast_index(opened)
+    if isinstance(index, faiss.IndexPreTransform):
+        return GpuPlan("none", 0, f"vectors behind a {type(index).__name__} stay on the host")
+    vectors = _vector_bytes(index)
+    inverted = _inverted(index)
+    if _exact(index) is not None:
+        graph = index.ntotal * _CAGRA_LINKS * _CAGRA_LINK_BYTES
+        if cagra and vectors + graph + SCRATCH_BYTES <= budget_bytes:
+            return GpuPlan("cagra", vectors + graph + SCRATCH_BYTES)
+        if vectors + SCRATCH_BYTES <= budget_bytes:
+            return GpuPlan("flat", vectors + SCRATCH_BYTES)
+    if inverted is None or not _lists_of_vectors(index):
+        return GpuPlan("none", 0, f"{_gb(vectors + SCRATCH_BYTES)} do not fit into {_gb(budget_bytes)}, and no lists")
+    centroids = inverted.nlist * int(inverted.d) * _FLOAT_BYTES
+    fixed = centroids + SCRATCH_BYTES
+    lists = int(list_bytes(inverted).sum())
+    if isinstance(index, faiss.IndexIVFFlat) and fixed + lists <= budget_bytes:
+        return GpuPlan("ivf", fixed + lists)
+    if fixed >= budget_bytes:
+        return GpuPlan("none", 0, f"centroids and scratch memory take {_gb(fixed)} of {_gb(budget_bytes)}")
+    return GpuPlan("hot_lists", min(budget_bytes, fixed + lists))
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """An index on the device: what answers unfiltered searches now, and what it was planned to take."""
+
+    search: Callable[[Vectors, int], tuple[Vectors, Rows]]
+    plan: GpuPlan
+    counts: VisitCounts | None = None
+    hot: Lists | None = None
+
+
+def place(
+    opened: faiss.Index,
+    device: Device | None,
+    *,
+    budget_bytes: int,
+    counts: VisitCounts | None = None,
+    cagra: bool = False,
+) -> OnDevice | None:
+    """Put an open index on a device; None, with one warning, where it stays on the host. Blocking.
+
+    `counts` are the visits that real queries have made so far: without any, no list is known to be hot. The index must
+    outlive what is placed.
+    """
+    index = faiss.downcast_index(opened)
+    planned = plan(opened, budget_bytes=budget_bytes, cagra=cagra)
+    if device is None:
+        return _stays(f"FAISS {faiss.__version__} is built without GPUs: faiss-gpu-cuvs is")
+    if planned.kind == "none":
+        return _stays(planned.reason)
+    try:
+        return _placed(index, device, planned, counts)
+    # FAISS's CUDA errors, and its own for memory that is not there.
+    except (RuntimeError, MemoryError) as exc:
+        return _stays(f"the device refuses {_gb(planned.size_bytes)} as {planned.kind}: {exc}")
+
+
+def gpu_device(number: int) -> Device | None:
+    """The device of that number as FAISS has it; None for a FAISS without GPUs, or where it sees no such device."""
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() <= number:
+        return None
+    return _FaissGpu(number)
+
+
+def _placed(index: faiss.Index, device: Device, planned: GpuPlan, counts: VisitCounts | None) -> OnDevice | None:
+    match planned.kind:
+        case "flat":
+            return OnDevice(_searching(device.clone(_exact(index))), planned)
+        case "cagra":
+            vectors = _exact(index).reconstruct_n(0, int(index.ntotal))
+            return OnDevice(_searching(device.cagra(vectors)), planned)
+        case "ivf":
+            return OnDevice(_searching(device.clone(index)), planned)
+        case _:
+            return _hot(index, device, planned, counts)
+
+
+def _hot(index: faiss.Index, device: Device, planned: GpuPlan, counts: VisitCounts | None) -> OnDevice | None:
+    host = _inverted(index)
+    counts = VisitCounts(int(host.nlist)) if counts is None else counts
+    room = planned.size_bytes - SCRATCH_BYTES - int(host.nlist) * int(host.d) * _FLOAT_BYTES
+    hot = choose_hot_lists(counts.visits(), list_bytes(host), budget_bytes=room)
+    exact, refine = None, 1.0
+    if isinstance(index, faiss.IndexRefine):
+        exact, refine = faiss.downcast_index(index.refine_index), float(index.k_factor)
+    part = device_part(host, hot, exact=exact)
+    mask = np.zeros(int(host.nlist), np.bool_)
+    mask[hot] = True
+    on_device = _Preassigned(device.clone(part)) if len(hot) else part
+    split = SplitIndex(host, on_device, mask, counts, exact, refine)
+    return OnDevice(split.search, planned, counts, hot)
+
+
+@dataclass(frozen=True, slots=True)
+class _Preassigned:
+    """A device's inverted index. It chooses the lists by its own copy of the centroids: cold ones are empty there."""
+
+    index: faiss.Index
+
+    def search_preassigned(
+        self, vectors: Vectors, k: int, _lists: Lists, _similarities: Vectors, /
+    ) -> tuple[Vectors, Rows]:
+        """The best of the lists that the device chooses for itself."""
+        scores, rows = self.index.search(vectors, k)
+        return scores, rows
+
+
+class _FaissGpu:
+    """FAISS's resources on one device. Not run here."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._resources = faiss.StandardGpuResources()
+        self._resources.setTempMemory(SCRATCH_BYTES)
+
+    def clone(self, index: faiss.Index) -> faiss.Index:
+        return faiss.index_cpu_to_gpu(self._resources, self._number, index)
+
+    def cagra(self, vectors: Vectors) -> faiss.Index:
+        if not hasattr(faiss, "GpuIndexCagra"):
+            raise RuntimeError("this FAISS has no CAGRA: it is built without cuVS")
+        config = faiss.GpuIndexCagraConfig()
+        config.device = self._number
+        index = faiss.GpuIndexCagra(self._resources, vectors.shape[1], faiss.METRIC_INNER_PRODUCT, config)
+        index.train(vectors)
+        return index
+
+
+def _searching(index: faiss.Index) -> Callable[[Vectors, int], tuple[Vectors, Rows]]:
+    def search(vectors: Vectors, k: int) -> tuple[npt.NDArray[np.float32], Rows]:
+        scores, rows = index.search(vectors, k)
+        return scores, rows
+
+    return search
+
+
+def _exact(index: faiss.Index) -> faiss.Index | None:
+    """Where all exact vectors lie one after another."""
+    match index:
+        case faiss.IndexRefine():
+            return _exact(faiss.downcast_index(index.refine_index))
+        case faiss.IndexHNSW():
+            return _exact(faiss.downcast_index(index.storage))
+        case faiss.IndexFlat():
+            return index
+        case _:
+            return None
+
+
+def _inverted(index: faiss.Index) -> faiss.IndexIVF | None:
+    if isinstance(index, faiss.IndexRefine):
+        index = faiss.downcast_index(index.base_index)
+    return index if isinstance(index, faiss.IndexIVF) else None
+
+
+def _lists_of_vectors(index: faiss.Index) -> bool:
+    """Whether each list's vectors can be had: from the lists themselves, or from what ranks again."""
+    return isinstance(index, faiss.IndexRefine | faiss.IndexIVFFlat)
+
+
+def _vector_bytes(index: faiss.Index) -> int:
+    return int(index.ntotal) * int(index.d) * _FLOAT_BYTES
+
+
+def _stays(reason: str) -> None:
+    logging.getLogger(__name__).warning("the index is searched on the host: %s", reason)
+
+
+def _gb(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:.3f} GB"

@@ -1,0 +1,136 @@
+"""What goes to a device, and what happens where it refuses. The device here is the host: FAISS without GPUs."""
+
+import logging
+
+import faiss
+import numpy as np
+import pytest
+
+from rag_stack.index.gpu_index import SCRATCH_BYTES, OnDevice, gpu_device, place, plan
+from rag_stack.index.gpu_placement import Vectors, VisitCounts
+from tests.vectors import clustered
+
+D = 32
+ROWS = 6_000
+VECTORS = ROWS * D * 4
+
+
+class HostDevice:
+    """Indexes stay where they are; `cloned` keeps what would be on the device."""
+
+    def __init__(self) -> None:
+        self.cloned: list[faiss.Index] = []
+
+    def clone(self, index: faiss.Index) -> faiss.Index:
+        self.cloned.append(index)
+        return index
+
+    def cagra(self, vectors: Vectors) -> faiss.Index:
+        index = faiss.IndexHNSWFlat(vectors.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
+        index.add(vectors)
+        index.hnsw.efSearch = 200
+        return self.clone(index)
+
+
+class FullDevice(HostDevice):
+    """Has no memory left."""
+
+    def clone(self, index: faiss.Index) -> faiss.Index:
+        raise RuntimeError("StandardGpuResources: alloc fail type FlatData: cudaMalloc error out of memory [2]")
+
+
+def _index(recipe: str) -> faiss.Index:
+    index = faiss.index_factory(D, recipe, faiss.METRIC_INNER_PRODUCT)
+    vectors = clustered(ROWS, D, spread=1.5)
+    index.train(vectors)
+    index.add(vectors)
+    if "IVF" in recipe:
+        faiss.extract_index_ivf(index).nprobe = 8
+    if "R" in recipe:
+        index.k_factor = 4
+    return index
+
+
+def _recall(found: OnDevice, index: faiss.Index) -> float:
+    queries = clustered(50, D, seed=3, spread=1.5)
+    rows, expected = found.search(queries, 10)[1], index.search(queries, 10)[1]
+    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), expected.tolist(), strict=True)]))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "budget", "cagra", "kind", "size"),
+    [
+        ("Flat", VECTORS + SCRATCH_BYTES, False, "flat", VECTORS + SCRATCH_BYTES),
+        ("Flat", VECTORS + SCRATCH_BYTES - 1, False, "none", 0),
+        ("Flat", 1 << 30, True, "cagra", VECTORS + ROWS * 64 * 4 + SCRATCH_BYTES),
+        ("Flat", VECTORS + SCRATCH_BYTES, True, "flat", VECTORS + SCRATCH_BYTES),
+        ("HNSW16", 1 << 30, False, "flat", VECTORS + SCRATCH_BYTES),
+        ("IVF64,PQ32x4fs,RFlat", 1 << 30, False, "flat", VECTORS + SCRATCH_BYTES),
+        ("IVF64,PQ32x4fs,RFlat", SCRATCH_BYTES + 64 * D * 4 + 1000, False, "hot_lists", None),
+        ("IVF64,PQ32x4fs,Refine(SQ8)", 1 << 30, False, "hot_lists", None),
+        ("IVF64,Flat", 1 << 30, False, "ivf", SCRATCH_BYTES + 64 * D * 4 + VECTORS + ROWS * 8),
+        ("IVF64,Flat", SCRATCH_BYTES + VECTORS, False, "hot_lists", SCRATCH_BYTES + VECTORS),
+        ("IVF64,Flat", SCRATCH_BYTES, False, "none", 0),
+        ("IVF64,SQ8", 1 << 30, False, "none", 0),
+        ("PCA16,IVF64,Flat", 1 << 30, False, "none", 0),
+    ],
+)
+def test_what_goes_to_the_device_is_counted_before(
+    recipe: str, budget: int, cagra: bool, kind: str, size: int | None
+) -> None:
+    planned = plan(_index(recipe), budget_bytes=budget, cagra=cagra)
+    assert planned.kind == kind
+    assert planned.size_bytes <= budget
+    assert size is None or planned.size_bytes == size
+    assert bool(planned.reason) == (kind == "none")
+
+
+@pytest.mark.parametrize("recipe", ["Flat", "IVF64,Flat"])
+@pytest.mark.parametrize("cagra", [False, True])
+def test_what_is_placed_finds_the_same(recipe: str, cagra: bool) -> None:
+    index, device = _index(recipe), HostDevice()
+    placed = place(index, device, budget_bytes=1 << 30, cagra=cagra)
+    assert placed is not None
+    assert len(device.cloned) == 1
+    assert _recall(placed, index) >= (0.95 if cagra else 1.0)
+
+
+def test_hot_lists_fill_the_budget_and_find_the_same() -> None:
+    index, device, counts = _index("IVF64,Flat"), HostDevice(), VisitCounts(64)
+    counts.observe(index.quantizer.search(clustered(200, D, seed=3, spread=1.5), 8)[1])
+    room = VECTORS // 3
+    placed = place(index, device, budget_bytes=SCRATCH_BYTES + 64 * D * 4 + room, counts=counts)
+    assert placed is not None
+    assert placed.hot is not None
+    assert placed.plan.kind == "hot_lists"
+    on_device = device.cloned[0].ntotal * (D * 4 + 8)
+    assert room * 0.8 < on_device <= room
+    assert _recall(placed, index) == 1
+    assert placed.counts is counts
+
+
+def test_without_visits_no_list_is_hot_and_all_is_found() -> None:
+    index, device = _index("IVF64,Flat"), HostDevice()
+    placed = place(index, device, budget_bytes=SCRATCH_BYTES + VECTORS)
+    assert placed is not None
+    assert device.cloned == []
+    assert _recall(placed, index) == 1
+    assert placed.counts is not None
+    assert placed.counts.visits().sum() > 0, "these queries were counted"
+
+
+def test_a_device_that_refuses_gives_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    index = _index("IVF64,Flat")
+    with caplog.at_level(logging.WARNING):
+        assert place(index, FullDevice(), budget_bytes=1 << 30) is None
+        assert place(index, None, budget_bytes=1 << 30) is None
+        assert place(index, HostDevice(), budget_bytes=1) is None
+    refused, without, small = [record.getMessage() for record in caplog.records]
+    assert "out of memory" in refused
+    assert "built without GPUs" in without
+    assert "centroids and scratch memory" in small
+
+
+@pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="this FAISS has GPUs")
+def test_a_faiss_without_gpus_has_no_device() -> None:
+    assert gpu_device(0) is None
