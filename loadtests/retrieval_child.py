@@ -85,9 +85,6 @@ def _build(arm: dict[str, Any], kept: Path, problem: dict[str, Any]) -> None:
 
             faiss.omp_set_num_threads(_BUILD_THREADS)
             index = faiss.index_factory(base.shape[1], arm["recipe"], faiss.METRIC_INNER_PRODUCT)
-            if isinstance(index, faiss.IndexRefine):
-                # It orders the codes for a search that nobody asks for, and takes most of the time.
-                faiss.downcast_index(index.base_index).do_polysemous_training = False
             index.train(base)
             index.add(base)
             faiss.write_index(index, str(kept / "index"))
