@@ -8,7 +8,7 @@ from the host where the build has no GPU.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 import faiss
 import numpy as np
@@ -205,7 +205,7 @@ def _searching(index: faiss.Index) -> Callable[[Vectors, int], tuple[Vectors, Ro
     return search
 
 
-def _exact(index: faiss.Index) -> Any:
+def _exact(index: faiss.Index) -> faiss.Index:
     """Where all exact vectors lie one after another; None where they do not."""
     match index:
         case faiss.IndexRefine():
@@ -218,7 +218,7 @@ def _exact(index: faiss.Index) -> Any:
             return None
 
 
-def _inverted(index: faiss.Index) -> Any:
+def _inverted(index: faiss.Index) -> faiss.IndexIVF:
     """The inverted lists, behind what ranks again; None for another index."""
     if isinstance(index, faiss.IndexRefine):
         index = faiss.downcast_index(index.base_index)
