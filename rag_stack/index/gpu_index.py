@@ -113,14 +113,17 @@ def place(
     index = faiss.downcast_index(opened)
     planned = plan(opened, budget_bytes=budget_bytes, cagra=cagra)
     if device is None:
-        return _stays(f"FAISS {faiss.__version__} is built without GPUs: faiss-gpu-cuvs is")
+        _stays(f"FAISS {faiss.__version__} is built without GPUs: faiss-gpu-cuvs is")
+        return None
     if planned.kind == "none":
-        return _stays(planned.reason)
+        _stays(planned.reason)
+        return None
     try:
         return _placed(index, device, planned, counts)
     # FAISS's CUDA errors, and its own for memory that is not there.
     except (RuntimeError, MemoryError) as exc:
-        return _stays(f"the device refuses {_gb(planned.size_bytes)} as {planned.kind}: {exc}")
+        _stays(f"the device refuses {_gb(planned.size_bytes)} as {planned.kind}: {exc}")
+        return None
 
 
 def gpu_device(number: int) -> Device | None:
@@ -202,8 +205,8 @@ def _searching(index: faiss.Index) -> Callable[[Vectors, int], tuple[Vectors, Ro
     return search
 
 
-def _exact(index: faiss.Index) -> faiss.Index | None:
-    """Where all exact vectors lie one after another."""
+def _exact(index: faiss.Index) -> faiss.Index:
+    """Where all exact vectors lie one after another; None where they do not."""
     match index:
         case faiss.IndexRefine():
             return _exact(faiss.downcast_index(index.refine_index))
@@ -215,7 +218,8 @@ def _exact(index: faiss.Index) -> faiss.Index | None:
             return None
 
 
-def _inverted(index: faiss.Index) -> faiss.IndexIVF | None:
+def _inverted(index: faiss.Index) -> faiss.IndexIVF:
+    """The inverted lists, behind what ranks again; None for another index."""
     if isinstance(index, faiss.IndexRefine):
         index = faiss.downcast_index(index.base_index)
     return index if isinstance(index, faiss.IndexIVF) else None

