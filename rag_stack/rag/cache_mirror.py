@@ -3,6 +3,9 @@
 A node is a document behind all those before it; a root is what stands before the first document. vLLM (v1/core) keeps
 whole blocks alone, frees an answer's blocks from its last to its first, and reuses those first that were freed longest
 ago. Here the unit is the document and not the block, so that the tree is small: what it says is an estimate.
+
+Not from vLLM's KV events: the engine's core publishes them from its own process, over a ZeroMQ socket alone (0.29), and
+they name blocks by hashes of tokens, which here would have to be made first: every prompt tokenized once more.
 """
 
 import math
