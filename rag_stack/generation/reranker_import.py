@@ -25,7 +25,8 @@ def is_reranker(source: Path) -> bool:
         return False
     if (source / "config.json").is_file():
         return any(name.endswith(_ARCHITECTURE) for name in _architectures(source))
-    return (source / "tokenizer.json").is_file() and any((source / place).is_file() for place in ONNX_PLACES)
+    graph = (source / "tokenizer.json").is_file() and any((source / place).is_file() for place in ONNX_PLACES)
+    return graph and not any(source.glob("*.safetensors"))
 
 
 def import_reranker(
