@@ -13,8 +13,8 @@ layer, with keys, admission, metrics and citations on.
 What is taken out: the CPU time of the threads that embed, as each process meters it while it answers, and the engine.
 The peers' engine is another process, and is not counted; ours is in the serving process, as a replica has vLLM's front
 end, and is asked there by itself after each visit, without HTTP: what it took is `engine_cpu_ms`, some 1 ms. What
-sending the 64 chunks to the client takes is in every figure. CPU time is that of all processes
-of a system. All systems run at once, one is asked at a time, and they change places every round.
+sending the 64 chunks to the client takes is in every figure. CPU time is that of all processes of a system. All systems
+run at once, one is asked at a time, and they change places every round.
 
 SciFact is looked for in ../shared/data; without it, Python's documentation is asked about, and nDCG is not measured.
 
