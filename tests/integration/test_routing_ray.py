@@ -19,10 +19,12 @@ prepare()
 import httpx
 import ray
 from ray import serve
+from ray._private import services
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from loadtests.local_cluster import patiently
 from rag_stack.config import Release
 from rag_stack.serving.deployment import router_config, with_router
 from rag_stack.serving.rollout.choice import Split, Standing
@@ -43,6 +45,7 @@ class Light:
     async def record_routing_stats(self):
         return Standing("v1", True, Split(), Work(0, self.arrived)).to_stats()
 
+services.get_node = patiently(services.get_node)
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
 port = free_port()
 serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -104,7 +107,12 @@ ray.shutdown()
 def test_the_same_subject_goes_to_the_same_replica(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RAG_STACK_"))}
     root = str(Path(__file__).parents[2])
-    environment |= {"PYTHONPATH": root, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
+    environment |= {
+        "PYTHONPATH": root,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": "/tmp",
+        "RAY_worker_niceness": "0",
+    }
     program = tmp_path / "program.py"
     program.write_text(_PROGRAM, encoding="utf-8")
     done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=280)
