@@ -20,6 +20,7 @@ import httpx
 import ray
 from ray import serve
 from ray._private import services
+from ray.cluster_utils import Cluster
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -46,7 +47,11 @@ class Light:
         return Standing("v1", True, Split(), Work(0, self.arrived)).to_stats()
 
 services.get_node = patiently(services.get_node)
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+# A raylet gives its agents fifteen seconds to find ports by themselves, and dies: too few on a busy machine.
+ports = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+head = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False, "include_log_monitor": False}
+cluster = Cluster(initialize_head=True, head_node_args={**head, **{name: free_port() for name in ports}})
+ray.init(address=cluster.address, log_to_driver=False)
 port = free_port()
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 light = serve.deployment(
@@ -100,6 +105,7 @@ print(json.dumps({
 }), flush=True)
 serve.shutdown()
 ray.shutdown()
+cluster.shutdown()
 """
 
 
