@@ -157,8 +157,9 @@ class RoutingConfig(_Frozen):
 
     affinity: Literal["auto", "none"] = Field(
         "auto",
-        description="auto: questions about the same documents go to the replica that has them in its key-value cache, "
-        "as far as the load allows; a request's `prompt_cache_key` says what it is about. none: replicas take turns",
+        description="auto: with three replicas and more, questions about the same documents go to the replica that has "
+        "them in its key-value cache, as far as the load allows; a request's `prompt_cache_key` says what it is about, "
+        "with two replicas too. none: replicas take turns",
     )
 
 

@@ -1,4 +1,4 @@
-"""HAProxy, the router that it asks, and two light replicas: the router sees bodies; one subject goes one way."""
+"""HAProxy, the router that it asks, and three light replicas: the router sees bodies; one subject goes one way."""
 
 import json
 import os
@@ -55,7 +55,7 @@ ray.init(address=cluster.address, log_to_driver=False)
 port = free_port()
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 light = serve.deployment(
-    serve.ingress()(Light), num_replicas=2, ray_actor_options={"num_cpus": 0},
+    serve.ingress()(Light), num_replicas=3, ray_actor_options={"num_cpus": 0},
     request_router_config=router_config(RELEASE).model_copy(update={"request_routing_stats_period_s": 0.1}),
 )
 serve.run(with_router(light.bind()), name="engine", route_prefix="/")
@@ -76,13 +76,13 @@ def ask(text="", *, body=None, **more):
 
 deadline = time.monotonic() + 60
 while True:
-    # Until both have reported, and HAProxy knows both.
+    # Until all have reported, and HAProxy knows them.
     try:
-        if len({ask(headers={"x-session-id": f"s{n}"}) for n in range(16)}) == 2:
+        if len({ask(headers={"x-session-id": f"s{n}"}) for n in range(24)}) == 3:
             break
     except (AssertionError, httpx.TransportError):
         pass
-    assert time.monotonic() < deadline, "two replicas are not up"
+    assert time.monotonic() < deadline, "three replicas are not up"
     time.sleep(0.5)
 
 time.sleep(PAUSE_S)
@@ -97,7 +97,7 @@ odd = [b"", b"not json", b"[" * 50_000, b"x" * 200_000, b"{}", bytes(range(256))
 large = json.dumps({"messages": [{"role": "user", "content": "context managers"}], "pad": "x" * 3_000_000}).encode()
 print(json.dumps({
     "keys": [len(found) for found in keys.values()],
-    "placed": len(set().union(*keys.values())),
+    "placed": len(set().union(*keys.values())) > 1,
     "topics": [len(found) for found in topics.values()],
     "odd": len([ask(body=body) for body in odd]),
     "large": len({ask(body=large, pause_s=PAUSE_S) for _ in range(3)}),
@@ -123,6 +123,7 @@ def test_the_same_subject_goes_to_the_same_replica(tmp_path: Path) -> None:
     program.write_text(_PROGRAM, encoding="utf-8")
     done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    seen = json.loads(done.stdout.strip().splitlines()[-1])
-    assert seen == {"keys": [1] * 8, "placed": 2, "topics": [1] * 4, "odd": 6, "large": 1, "session": 1}
+    # Ray may print behind it what has come to an end.
+    seen = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"keys"')))
+    assert seen == {"keys": [1] * 8, "placed": True, "topics": [1] * 4, "odd": 6, "large": 1, "session": 1}
     assert "Could not derive a routing key" not in done.stdout + done.stderr

@@ -12,6 +12,9 @@ from rag_stack.serving.routing.subject import Subject
 # Under this key a replica tells the router its Standing, among whatever else its engine reports.
 STATS_KEY: Final = "rag_release"
 _SPAN: Final = float(1 << 64)
+# Of which words choose one. With two, each soon has half of everything cached, and what words win in the cache waiting
+# takes again (loadtests.routing).
+_LEAST_REPLICAS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ class ReleaseChoice:
         self._split = max(known, key=lambda split: split.number, default=self._split)
         releases = {standing.release for standing in standings.values() if standing is not None}
         self._turns = {release: self._turns.get(release, itertools.count()) for release in releases}
-        self._affinity.learn({n: s.work for n, s in standings.items() if s is not None and s.work is not None})
+        work = {name: told.work for name, told in standings.items() if told is not None and told.work is not None}
+        self._affinity.learn(work, silent=standings.keys() - work.keys())
 
     def rank(self, replicas: Sequence[str], session: str | None) -> list[str]:
         """As `choose`, for a request of which no more is known."""
@@ -122,7 +126,10 @@ class ReleaseChoice:
                 self._affinity.sent(ordered[0], names)
             return ordered, "session"
         if together:
-            return self._affinity.order(names, subject())
+            about = subject()
+            if about is not None and not about.given and len(names) < _LEAST_REPLICAS:
+                about = None
+            return self._affinity.order(names, about)
         # What is under way is known to the replicas alone; taking turns is the best that a router can do.
         standing = self._standings[names[0]]
         turn = next(self._turns[standing.release]) % len(names) if standing else 0

@@ -1,7 +1,7 @@
 """Questions about the same documents go to the same replica, as long as it has room."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal, TypeAlias
 
 from rag_stack.serving.routing.balance import Balance, Work
@@ -24,11 +24,14 @@ class Affinity:
         self._balance = Balance()
         self._known: frozenset[str] = frozenset()
 
-    def learn(self, reported: Mapping[str, Work]) -> None:
-        """All replicas by name, and what they last reported."""
+    def learn(self, reported: Mapping[str, Work], *, silent: Collection[str] = ()) -> None:
+        """What all replicas last reported, by name; `silent` are those that are there and have reported nothing.
+
+        They are not gone: after a controller's restart nobody has.
+        """
         self._balance.learn(reported)
-        gone = self._known - reported.keys()
-        self._known = frozenset(reported)
+        now = frozenset((*reported, *silent))
+        gone, self._known = self._known - now, now
         if gone:
             self._memory.forget(gone)
 

@@ -14,9 +14,15 @@ _WORD: Final = re.compile(r"\w+")
 _CHARS: Final = 4096
 _WORDS: Final = 48
 _KEY_CHARS: Final = 1024
-# Of a body that HAProxy's buffer has cut: the text of its first message of a user, wherever it ends.
-_CUT: Final = re.compile(
-    r'"role"\s*:\s*"user"\s*,\s*"content"\s*:\s*"((?:[^"\\]|\\.)*)|"prompt"\s*:\s*"((?:[^"\\]|\\.)*)'
+# Of a body that HAProxy's buffer has cut: its model, the key that it gives, and its first message of a user, wherever
+# that ends.
+_STRING: Final = r'"((?:[^"\\]|\\.)*)'
+_CUT_MODEL: Final = re.compile(rf'"model"\s*:\s*{_STRING}"')
+_CUT_KEY: Final = re.compile(rf'"prompt_cache_key"\s*:\s*{_STRING}"')
+_CUT_TEXT: Final = re.compile(
+    rf'"role"\s*:\s*"user"\s*,\s*"content"\s*:\s*{_STRING}'
+    rf'|"content"\s*:\s*{_STRING}"\s*,\s*"role"\s*:\s*"user"'
+    rf'|"prompt"\s*:\s*{_STRING}'
 )
 
 
@@ -39,15 +45,13 @@ def subject_of(body: bytes) -> Subject | None:
     try:
         told = json.loads(body)
     except (ValueError, RecursionError):
-        return _of(_cut(body), model="")
+        return _of_cut(body.decode("utf-8", "replace"))
     if not isinstance(told, dict):
         return None
-    model = told.get("model")
+    # A model's name may say which store is asked.
+    model, key = told.get("model"), told.get("prompt_cache_key")
     model = model if isinstance(model, str) else ""
-    key = told.get("prompt_cache_key")
-    if isinstance(key, str) and key.strip():
-        return Subject((_hash(model, key.strip()[:_KEY_CHARS]),), given=True)
-    return _of(_first_question(told), model=model)
+    return _of_key(key, model) if isinstance(key, str) and key.strip() else _of(_first_question(told), model)
 
 
 def _first_question(told: dict[str, Any]) -> str:
@@ -71,12 +75,28 @@ def _text(content: object) -> str:
             return ""
 
 
-def _cut(body: bytes) -> str:
-    found = _CUT.search(body[: 2 * _CHARS].decode("utf-8", "replace"))
-    return re.sub(r"\\[nrt]", " ", found[1] or found[2] or "") if found else ""
+def _of_cut(body: str) -> Subject | None:
+    named = _CUT_MODEL.search(body)
+    model = _unescaped(named[1]) if named else ""
+    if (key := _CUT_KEY.search(body)) and key[1].strip():
+        return _of_key(_unescaped(key[1]), model)
+    found = _CUT_TEXT.search(body)
+    return _of(_unescaped(next(filter(None, found.groups()), "")), model) if found else None
 
 
-def _of(text: str, *, model: str) -> Subject | None:
+def _unescaped(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"'))
+    except ValueError:
+        # Cut within an escape.
+        return re.sub(r"\\(?:u[0-9a-fA-F]{0,4}|.?)", " ", text)
+
+
+def _of_key(key: str, model: str) -> Subject:
+    return Subject((_hash(model, key.strip()[:_KEY_CHARS]),), given=True)
+
+
+def _of(text: str, model: str) -> Subject | None:
     words = tuple(dict.fromkeys(_hash(model, word) for word in _content_words(text[:_CHARS])))[:_WORDS]
     return Subject(words) if words else None
 

@@ -154,3 +154,18 @@ def test_one_that_tells_no_work_is_of_a_release_without_affinity_or_older() -> N
     older = Standing(NEW, True, Split()).to_stats()
     del older["rag_release"]["work"]
     assert Standing.from_stats(older) == Standing(NEW, True, Split())
+
+
+def test_words_choose_among_three_replicas_and_more_and_a_key_among_two() -> None:
+    subjects = {"words": Subject((7,)), "key": Subject((7,), given=True)}
+    for kind, count, together in (("words", 2, False), ("words", 3, True), ("key", 2, True)):
+        made, names = ReleaseChoice(), [f"r{n}" for n in range(count)]
+        told = {name: Standing(OLD, True, Split(), Work()) for name in names}
+        made.learn(told)
+        went = [made.choose(names, None, lambda kind=kind: subjects[kind])[0][0]]
+        # Reported as done, so that only what is known of the subject counts; and once nobody reports at all.
+        made.learn(dict.fromkeys(names))
+        for turn in range(1, 5):
+            made.learn({name: Standing(OLD, True, Split(), Work(0, 10 * turn)) for name in names})
+            went.append(made.choose(names, None, lambda kind=kind: subjects[kind])[0][0])
+        assert (Counter(went).most_common(1)[0][1] >= 4) is together, (kind, count, went)

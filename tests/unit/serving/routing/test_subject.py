@@ -58,8 +58,7 @@ def test_of_a_body_that_was_cut_the_first_question_counts() -> None:
     whole = chat("How do I reset my badge today?", "x" * 100_000)
     cut = subject_of(whole[:65_536])
     assert cut is not None
-    # The model stands at the beginning of most bodies, and is not looked for there.
-    assert subject_of(json.dumps({"messages": json.loads(whole)["messages"]}).encode()) == cut
+    assert subject_of(whole) == cut
 
 
 @pytest.mark.parametrize(
@@ -90,3 +89,13 @@ def test_a_huge_question_is_read_as_far_as_it_matters() -> None:
     assert len(subject.words) <= 48
     lone = json.dumps({"messages": [{"role": "user", "content": "\ud800 badge"}]}).encode()
     assert subject_of(lone) is not None
+
+
+def test_a_body_that_is_cut_is_about_the_same_as_it_is_whole() -> None:
+    question = {"content": 'How do I reset a badge\u2019s "code"?', "role": "user"}
+    whole = json.dumps({"model": "m@store", "messages": [question], "pad": "x" * 30_000}).encode()
+    assert words(whole) == words(whole[:20_000])
+    late = json.dumps({"model": "m", "messages": [{"role": "system", "content": "s" * 20_000}, question, question]})
+    assert words(late.encode()) == words(late.encode()[:-5])
+    given = json.dumps({"model": "m", "messages": [question], "prompt_cache_key": " team 7 ", "pad": "x"}).encode()
+    assert subject_of(given) == subject_of(given[:-3])
