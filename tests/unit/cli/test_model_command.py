@@ -33,7 +33,7 @@ def test_import_publishes_promotes_and_prints_json(root: str) -> None:
         "name": "minilm",
         "version": manifest.version,
         "task": "embed",
-        "files": 11,
+        "files": 12,
         "size_bytes": manifest.size_bytes,
         "digest": manifest.digest,
     }
