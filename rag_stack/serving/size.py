@@ -108,8 +108,10 @@ def placed(release: Release, size: WorkerSize) -> dict[str, Any] | None:
 
 def gpu_bundles(release: Release) -> list[dict[str, float]]:
     """A bundle for each of an engine's workers; the first leaves room for the actor where that takes a share."""
-    first = 1 - ACTOR_GPUS if release.gpu_index.enabled else 1
-    return [{"GPU": first}, *[{"GPU": 1}] * (_parallel(release.engine) - 1)]
+    bundles: list[dict[str, float]] = [{"GPU": 1} for _ in range(_parallel(release.engine))]
+    if release.gpu_index.enabled:
+        bundles[0]["GPU"] = 1 - ACTOR_GPUS
+    return bundles
 
 
 def _engine(release: Release, size: WorkerSize) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from typing import Any
 
 import pytest
-from ray.llm._internal.serve.core.server.llm_server import _merge_replica_actor_and_child_actor_bundles
-from ray.serve.llm import LLMConfig
 
 from rag_stack.config import Release
 from rag_stack.errors import ConfigError
@@ -134,18 +132,37 @@ def test_a_replicas_processes_are_made_for_the_workers_and_not_for_this_node(mon
 @pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (2, "gpu")])
 def test_ray_serve_llm_takes_the_placement(gpus: int, kind: str) -> None:
     """What it makes of it: all of one worker, and the replica's own CPU in the first bundle."""
+    from ray.llm._internal.serve.core.server.llm_server import _merge_replica_actor_and_child_actor_bundles
+    from ray.serve.llm import LLMConfig
 
     size = WorkerSize(cpus=8, gpus=gpus)
     chosen = sized(release(), size)
     config = LLMConfig(
-        model_loading_config={"model_id": "m"}, engine_kwargs=with_index.engine, **hardware(with_index, size)
-    )
-    engine = config.get_engine_config()
-    # As `get_deployment_options` of an LLMServer does, which needs a Ray.
-    bundles = _merge_replica_actor_and_child_actor_bundles(engine.placement_bundles, {"CPU": 1, "GPU": 0.1})
-    assert [bundle["GPU"] for bundle in bundles] == [1.0, 1], "whole devices, both"
-    workers = engine.get_runtime_env_with_local_env_vars()["env_vars"]
-    assert workers["VLLM_RAY_PER_WORKER_GPUS"] == "0.9", "what is left of the first beside the actor"
+        model_loading_config={"model_id": "m"}, engine_kwargs=chosen.engine, **hardware(chosen, size)
+    ).get_engine_config()
+    assert config.accelerator_config.kind == kind
+    assert config.placement_strategy == "STRICT_PACK"
+    bundles = _merge_replica_actor_and_child_actor_bundles(config.placement_bundles, {"CPU": 1, "GPU": 0})
+    assert sum(each.get("CPU", 0) for each in bundles) == 8
+    assert sum(each.get("GPU", 0) for each in bundles) == gpus
+
+
+def test_a_replica_that_searches_on_a_gpu_shares_its_first_workers() -> None:
+    from ray.llm._internal.serve.core.server.llm_server import _merge_replica_actor_and_child_actor_bundles
+    from ray.serve.llm import LLMConfig
+
+    size = WorkerSize(cpus=32, gpus=2, memory_bytes=256 * GIB)
+    chosen = sized(release(gpu_index={"enabled": True}), size)
+    place = placed(chosen, size)
+    assert place is not None
+    assert place["bundles"] == [{"GPU": 0.9, "CPU": 31.0}, {"GPU": 1}]
+    assert actor_share(chosen, size) == {"ray_actor_options": {"num_gpus": 0.1}}
+    config = LLMConfig(
+        model_loading_config={"model_id": "m"}, engine_kwargs=chosen.engine, **hardware(chosen, size)
+    ).get_engine_config()
+    bundles = _merge_replica_actor_and_child_actor_bundles(config.placement_bundles, {"CPU": 1, "GPU": 0.1})
+    assert [each["GPU"] for each in bundles] == [1.0, 1], "whole devices, both"
+    assert config._detect_fractional_gpu_from_pg(place) == 0.9, "what each worker asks for"
 
 
 def test_without_an_index_there_or_without_gpus_the_actor_takes_none() -> None:
