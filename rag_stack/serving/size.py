@@ -93,9 +93,9 @@ def placed(release: Release, size: WorkerSize) -> dict[str, Any] | None:
     """Where a replica goes: Ray Serve LLM's `placement_group_config`, or None where nobody has said a worker's size.
 
     One replica fills one worker: its bundles take all CPUs and all GPUs, on one node. Ray Serve LLM adds the one CPU of
-    the replica's actor to the first, and whatever GPUs it takes (llm/_internal/serve/core/server/llm_server.py): none by
-    default, and then it sees every device of its worker. With `gpu_index` it has a share of the first bundle's, which is
-    rank 0's; what the first bundle has of a GPU is what vLLM's Ray executor asks for, for each worker.
+    the replica's actor to the first, and whatever GPUs it takes (llm/_internal/serve/core/server/llm_server.py). It
+    takes none by default, and then sees every device of its worker. With `gpu_index` it has a share of the first
+    bundle's, which is rank 0's; what the first has of a GPU is what vLLM's Ray executor asks for, for each worker.
     """
     if size.cpus is None or size.gpus is None:
         return None
