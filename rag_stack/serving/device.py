@@ -1,4 +1,4 @@
-"""Whether a replica and its engine have the same GPU, where the replica searches an index there. Not run here: a GPU."""
+"""Whether a replica and its engine have the same GPU, where an index lies on it. Not run here: a GPU."""
 
 from collections.abc import Sequence
 
