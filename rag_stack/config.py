@@ -86,6 +86,19 @@ class SwapConfig(_Frozen):
     max_stores: int = Field(256, ge=1, description="stores that a process opens")
 
 
+class GpuIndexConfig(_Frozen):
+    """Whether indexes are copied to the device of the engine's first worker, beside its weights and its cache.
+
+    They need faiss-gpu-cuvs; without it, or where the device refuses, the host answers. Filters are the host's always.
+    """
+
+    enabled: bool = Field(False, description="copy indexes to the device; the engine's cache is smaller by that")
+    memory_bytes: int = Field(
+        2 << 30, ge=1 << 20, description="of the device, for all stores; two versions of each fit, during a swap"
+    )
+    kind: Literal["exact", "cagra"] = Field("exact", description="search all vectors, or a graph that cuVS builds")
+
+
 class PromptConfig(_Frozen):
     """What stands around the passages."""
 
@@ -215,6 +228,7 @@ class Release(_Frozen):
     stores: tuple[StoreConfig, ...] = ()
     default_store: Name | None = None
     retrieval: RetrievalConfig = RetrievalConfig()
+    gpu_index: GpuIndexConfig = GpuIndexConfig()
     swap: SwapConfig = SwapConfig()
     prompt: PromptConfig = PromptConfig()
     prefill: PrefillConfig = PrefillConfig()

@@ -32,6 +32,7 @@
         IndexTooLargeError                it does not fit in memory beside the one that serves
         DocumentError                     a source document cannot be read (names it)
       IncompatibleReleaseError       409  a release does not fit together, or cannot take over from the one that serves
+      DeviceMismatchError                 a replica and its engine's first worker do not have the same GPU
       EngineMissingError                  the server's extras are not installed
       NotMeasuredError                    a plan needs a figure that nothing has measured yet
       ReleaseRefusedError                 a replica does not serve a release: a canary failed, or it is to go
@@ -271,6 +272,12 @@ class DocumentError(IndexVersionError):
     """A source document cannot be read; the message names it."""
 
     code = "document_error"
+
+
+class DeviceMismatchError(RagStackError):
+    """An index would lie on another GPU than the one whose memory the engine leaves room on."""
+
+    code = "device_mismatch"
 
 
 class IncompatibleReleaseError(RagStackError):

@@ -140,10 +140,20 @@ SWAPS = Metric(
     ("outcome",),
     starts_with=("flipped", "failed", "superseded"),
 )
+GPU_INDEX_BYTES = Metric(
+    "rag_stack_gpu_index_bytes", "gauge", "Bytes of the device that this process's indexes take, as planned"
+)
+INDEX_SEARCHES = Metric(
+    "rag_stack_gpu_index_searches_total",
+    "counter",
+    "Searches of indexes that are on a device, by who answered (device, host): with a filter it is the host",
+    ("place",),
+    starts_with=("device", "host"),
+)
 SWAP_SECONDS = Metric(
     "rag_stack_index_swap_seconds",
     "histogram",
-    "Seconds of a swap by stage (fetch, open, prefault, try out, wait for the others, flip)",
+    "Seconds of a swap by stage (fetch, open, prefault, try out, place, wait for the others, flip)",
     ("stage",),
     _SECONDS,
 )
@@ -238,6 +248,8 @@ ALL = (
     KV_CACHE_USAGE,
     KV_CACHE_TOKENS,
     ENGINE_STATE,
+    GPU_INDEX_BYTES,
+    INDEX_SEARCHES,
     SWAPS,
     SWAP_SECONDS,
     SWAP_LAGGING,

@@ -44,6 +44,18 @@ DASHBOARD: Final = Dashboard(
             Query(mean("ray_rag_stack_index_swap_seconds", by="stage"), "{{stage}}"),
         ),
         graph(
+            "Indexes on GPUs",
+            "bytes",
+            Query(total("ray_rag_stack_gpu_index_bytes"), "all replicas"),
+            description="As planned, scratch memory in it; 0 unless a release enables `gpu_index`.",
+        ),
+        graph(
+            "Searches of indexes on GPUs, by who answered",
+            "short",
+            Query(total("ray_rag_stack_gpu_index_searches_total", by="place"), "{{place}}"),
+            description="Over the lives of the processes that there are. With a filter it is the host.",
+        ),
+        graph(
             "Searches that wait or run",
             "short",
             Query(total("ray_rag_stack_retrieval_queue_length"), "searches"),

@@ -5,6 +5,7 @@ is mapped from files is wanted in memory, and is no reason to refuse: what does 
 for keys and values has what is left after all others, unless the release gives it a size.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +25,8 @@ _RESERVE: Final = 0.1
 _LEAST_SHARE: Final = 0.25
 # Where nobody has said that a replica has this machine to itself.
 _UNSIZED_SHARE: Final = 0.5
+# Of CUDA's own, in a process that searches there beside the engine's worker: a guess, not run here.
+_CONTEXT_BYTES: Final = GIB // 2
 # vLLM 0.29's own.
 _UTILIZATION: Final = 0.92
 
@@ -139,6 +142,28 @@ def device_budget(
     given = engine.get("kv_cache_memory_bytes")
     cache, source = (int(given), "engine.kv_cache_memory_bytes") if given is not None else (None, "")
     return MemoryBudget(name, usable, tuple(needs), cache, source, parts.context_bytes // workers)
+
+
+def engine_share(name: str, memory: Memory, *, engine: Mapping[str, Any], index_bytes: int) -> float:
+    """The `gpu_memory_utilization` that leaves room for an index on a GPU: as given, else vLLM's own less the index.
+
+    vLLM has one for all its workers. The index lies on rank 0's GPU, and the other ranks leave as much unused. Raises
+    MemoryBudgetError where it cannot be.
+    """
+    taken = index_bytes + _CONTEXT_BYTES
+    left = 1 - taken / memory.size_bytes
+    given = engine.get("gpu_memory_utilization")
+    share = min(left, _UTILIZATION - taken / memory.size_bytes) if given is None else float(given)
+    if 0 < share <= left:
+        return math.floor(share * 1000) / 1000 if given is None else share
+    has = f"{_gib(memory.size_bytes)} GiB ({memory.source})"
+    told = "nothing would be left for the engine" if given is None else f"engine.gpu_memory_utilization is {given}"
+    most = max(0.0, math.floor(left * 1000) / 1000)
+    raise MemoryBudgetError(
+        f"{name} needs a share of a GPU of {has}, on which the index takes {_gib(index_bytes)} GiB "
+        f"(gpu_index.memory_bytes) and its process {_gib(_CONTEXT_BYTES)}: that leaves {most:g}, and {told}; leave the "
+        "setting out or lower it, or give the index less"
+    )
 
 
 def cache_setting(budget: MemoryBudget, engine: Mapping[str, Any]) -> dict[str, int]:

@@ -80,6 +80,12 @@ class TimedWorker(_platform_worker()):  # type: ignore[misc]  # vLLM is untyped 
         with self._timeline.time("warm up engine"):
             return super().compile_or_warm_up_model()
 
+    def device_uuid(self) -> str:
+        """The UUID of this worker's GPU, as its driver has it; empty on CPUs."""
+        if current_platform.is_cpu():
+            return ""
+        return str(current_platform.get_device_uuid(self.device.index or 0))
+
     def start_report(self) -> dict[str, Any]:
         """Its spans so far, and the processes from its own upwards with their starts: plain values.
 

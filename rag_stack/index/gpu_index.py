@@ -8,11 +8,11 @@ from the host where the build has no GPU.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final, Literal, Protocol, TypeAlias
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from rag_stack.index.gpu_placement import (
     Lists,
@@ -87,12 +87,47 @@ def plan(opened: faiss.Index, *, budget_bytes: int, cagra: bool = False) -> GpuP
     return GpuPlan("hot_lists", min(budget_bytes, fixed + lists))
 
 
+class FreedError(RuntimeError):
+    """What was on the device has been freed: the host answers."""
+
+
+class DeviceCopy:
+    """An index on the device. One search at a time: FAISS's resources of a device take no two. Until it is freed."""
+
+    def __init__(self, index: faiss.Index) -> None:
+        self._index: faiss.Index | None = index
+        self._lock = Lock()
+
+    def search(self, vectors: Vectors, k: int) -> tuple[Vectors, Rows]:
+        """The k nearest to each vector. Blocking. Raises FreedError, or what FAISS raises."""
+        with self._lock:
+            if self._index is None:
+                raise FreedError
+            scores, rows = self._index.search(vectors, k)
+            return scores, rows
+
+    def search_preassigned(
+        self, vectors: Vectors, k: int, _lists: Lists, _similarities: Vectors, /
+    ) -> tuple[Vectors, Rows]:
+        """The best of the lists that the device chooses by its own copy of the centroids: cold ones are empty there."""
+        return self.search(vectors, k)
+
+    def free(self) -> None:
+        """Let it go, once the search that runs has ended; again does nothing."""
+        with self._lock:
+            self._index = None
+
+
 @dataclass(frozen=True, slots=True)
 class OnDevice:
-    """An index on the device: what answers unfiltered searches now, and what it was planned to take."""
+    """An index on the device: what answers unfiltered searches now, and what it was planned to take.
+
+    `copy` is None where no list is hot yet, so that nothing is there.
+    """
 
     search: Callable[[Vectors, int], tuple[Vectors, Rows]]
     plan: GpuPlan
+    copy: DeviceCopy | None
     counts: VisitCounts | None = None
     hot: Lists | None = None
 
@@ -126,6 +161,22 @@ def place(
         return None
 
 
+def hot_lists(opened: faiss.Index, planned: GpuPlan, counts: VisitCounts) -> Lists:
+    """The lists that lie on the device by the visits so far, as many as were planned for."""
+    host = _inverted(faiss.downcast_index(opened))
+    room = planned.size_bytes - SCRATCH_BYTES - int(host.nlist) * int(host.d) * _FLOAT_BYTES
+    return choose_hot_lists(counts.visits(), list_bytes(host), budget_bytes=room)
+
+
+def same_lists(one: faiss.Index, other: faiss.Index) -> bool:
+    """Whether both have the same centroids, so that a list's number means the same in both."""
+    first, second = (_inverted(faiss.downcast_index(index)) for index in (one, other))
+    if first is None or second is None or (first.nlist, first.d) != (second.nlist, second.d):
+        return False
+    own, others = (index.quantizer.reconstruct_n(0, int(index.nlist)) for index in (first, second))
+    return bool(np.array_equal(own, others))
+
+
 def gpu_device(number: int) -> Device | None:
     """The device of that number as FAISS has it; None for a FAISS without GPUs, or where it sees no such device."""
     if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() <= number:
@@ -136,73 +187,54 @@ def gpu_device(number: int) -> Device | None:
 def _placed(index: faiss.Index, device: Device, planned: GpuPlan, counts: VisitCounts | None) -> OnDevice | None:
     match planned.kind:
         case "flat":
-            return OnDevice(_searching(device.clone(_exact(index))), planned)
+            copy = DeviceCopy(device.clone(_exact(index)))
         case "cagra":
             vectors = _exact(index).reconstruct_n(0, int(index.ntotal))
-            return OnDevice(_searching(device.cagra(vectors)), planned)
+            copy = DeviceCopy(device.cagra(vectors))
         case "ivf":
-            return OnDevice(_searching(device.clone(index)), planned)
+            copy = DeviceCopy(device.clone(index))
         case _:
             return _hot(index, device, planned, counts)
+    return OnDevice(copy.search, planned, copy)
 
 
 def _hot(index: faiss.Index, device: Device, planned: GpuPlan, counts: VisitCounts | None) -> OnDevice | None:
     host = _inverted(index)
     counts = VisitCounts(int(host.nlist)) if counts is None else counts
-    room = planned.size_bytes - SCRATCH_BYTES - int(host.nlist) * int(host.d) * _FLOAT_BYTES
-    hot = choose_hot_lists(counts.visits(), list_bytes(host), budget_bytes=room)
+    hot = hot_lists(index, planned, counts)
     exact, refine = None, 1.0
     if isinstance(index, faiss.IndexRefine):
         exact, refine = faiss.downcast_index(index.refine_index), float(index.k_factor)
     part = device_part(host, hot, exact=exact)
     mask = np.zeros(int(host.nlist), np.bool_)
     mask[hot] = True
-    on_device = _Preassigned(device.clone(part)) if len(hot) else part
-    split = SplitIndex(host, on_device, mask, counts, exact, refine)
-    return OnDevice(split.search, planned, counts, hot)
-
-
-@dataclass(frozen=True, slots=True)
-class _Preassigned:
-    """A device's inverted index. It chooses the lists by its own copy of the centroids: cold ones are empty there."""
-
-    index: faiss.Index
-
-    def search_preassigned(
-        self, vectors: Vectors, k: int, _lists: Lists, _similarities: Vectors, /
-    ) -> tuple[Vectors, Rows]:
-        """The best of the lists that the device chooses for itself."""
-        scores, rows = self.index.search(vectors, k)
-        return scores, rows
+    copy = DeviceCopy(device.clone(part)) if len(hot) else None
+    split = SplitIndex(host, part if copy is None else copy, mask, counts, exact, refine)
+    return OnDevice(split.search, planned, copy, counts, hot)
 
 
 class _FaissGpu:
-    """FAISS's resources on one device. Not run here."""
+    """FAISS's resources on one device, of each index its own: who searches one waits for nobody who copies another."""
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._resources = faiss.StandardGpuResources()
-        self._resources.setTempMemory(SCRATCH_BYTES)
 
     def clone(self, index: faiss.Index) -> faiss.Index:
-        return faiss.index_cpu_to_gpu(self._resources, self._number, index)
+        return faiss.index_cpu_to_gpu(self._resources(), self._number, index)
 
     def cagra(self, vectors: Vectors) -> faiss.Index:
         if not hasattr(faiss, "GpuIndexCagra"):
             raise RuntimeError("this FAISS has no CAGRA: it is built without cuVS")
         config = faiss.GpuIndexCagraConfig()
         config.device = self._number
-        index = faiss.GpuIndexCagra(self._resources, vectors.shape[1], faiss.METRIC_INNER_PRODUCT, config)
+        index = faiss.GpuIndexCagra(self._resources(), vectors.shape[1], faiss.METRIC_INNER_PRODUCT, config)
         index.train(vectors)
         return index
 
-
-def _searching(index: faiss.Index) -> Callable[[Vectors, int], tuple[Vectors, Rows]]:
-    def search(vectors: Vectors, k: int) -> tuple[npt.NDArray[np.float32], Rows]:
-        scores, rows = index.search(vectors, k)
-        return scores, rows
-
-    return search
+    def _resources(self) -> object:
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(SCRATCH_BYTES)
+        return resources
 
 
 def _exact(index: faiss.Index) -> faiss.Index:

@@ -26,6 +26,7 @@ from rag_stack.index.format import (
     PASSAGES_FILE,
     IndexMetadata,
 )
+from rag_stack.index.gpu_memory import GpuMemory, Placement
 from rag_stack.index.lexical import LexicalIndex
 from rag_stack.index.passages import PassageTable, open_table
 from rag_stack.index.probe import Probe, head_bytes
@@ -81,6 +82,7 @@ class IndexVersion:
         self._index: faiss.Index | None = index
         self._passages: PassageTable | None = passages
         self._lexical = lexical
+        self._placement: Placement | None = None
         self._path = path
         self._probe = Probe.of(index)
         self._undisturbed = Event()
@@ -145,11 +147,22 @@ class IndexVersion:
 
         Takes milliseconds a gigabyte that was read, without the interpreter's lock.
         """
+        if self._placement is not None:
+            self._placement.close()
+            self._placement = None
         # The mappings end with the last reference: the kernel's part is done in FAISS's destructor, and in Arrow's.
         self._probe = None
         self._index = None
         self._passages = None
         self._lexical = None
+
+    def place(self, gpu: GpuMemory, *, beside: "IndexVersion | None" = None) -> None:
+        """Copy the vectors to a device, which then answers what has no filter; where it refuses, the host. Blocking.
+
+        `beside` is the version that serves now, whose hot lists are hot in this one too where both have the same lists.
+        """
+        if self.ntotal and self._placement is None:
+            self._placement = gpu.place(self._opened(), like=beside._placement if beside else None)
 
     def prefault(self, *, budget_bytes: int | None = None, undisturbed_s: float = _UNDISTURBED_S) -> Prefault:
         """Read index, passages and words into memory, so that no search waits for the disk. Blocking; searches may run.
@@ -204,6 +217,10 @@ class IndexVersion:
         if self.ntotal == 0 or (allowed is not None and not allowed.any()):
             return np.zeros((len(vectors), k), np.float32), np.full((len(vectors), k), -1, np.int64)
         index = self._opened()
+        if (placement := self._placement) is not None:
+            placed = placement.answer(vectors, k, filtered=allowed is not None)
+            if placed is not None:
+                return placed
         self._undisturbed.wait(max(0.0, self._wait_until_s - time.monotonic()))
         with self._probe.around(vectors) if self._probe else nullcontext():
             if allowed is None:

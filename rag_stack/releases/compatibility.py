@@ -46,6 +46,7 @@ def check_change(old: PinnedRelease, new: PinnedRelease) -> None:
         )
     changed = [f"engine.{key}" for key in PLACEMENT_SETTINGS if _placement(old, key) != _placement(new, key)]
     changed += ["engine_env"] if old.release.engine_env != new.release.engine_env else []
+    changed += ["gpu_index.enabled"] if old.release.gpu_index.enabled != new.release.gpu_index.enabled else []
     if changed:
         raise IncompatibleReleaseError(
             f"{', '.join(changed)} cannot change replica by replica: one deployment has one placement and one "

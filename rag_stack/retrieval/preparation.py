@@ -11,6 +11,7 @@ from rag_stack.artifacts.pin import Pin
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.errors import IndexTooLargeError
 from rag_stack.index.format import INDEX_FILE, LEXICAL_MAPPED_FILES, PASSAGES_FILE
+from rag_stack.index.gpu_memory import GpuMemory
 from rag_stack.index.reader import IndexVersion, copied_bytes
 from rag_stack.metrics import SWAP_SECONDS, Recorder
 
@@ -31,7 +32,8 @@ class Preparation:
 
     With `both_resident` a version is refused unless all of it and of the one it replaces fit in memory; without it, as
     much is prefaulted as there is room for, and only what a process has to copy must fit. `fetch_beside` has another
-    process bring a version's files to this node; what it does not bring is fetched here.
+    process bring a version's files to this node; what it does not bring is fetched here. With a `gpu` a version is
+    copied there too, beside the one that serves.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class Preparation:
         embedder_digest: str,
         both_resident: bool = False,
         fetch_beside: Callable[[Manifest], None] = lambda _: None,
+        gpu: GpuMemory | None = None,
     ) -> None:
         self.tiers = tiers
         self._fetch_beside = fetch_beside
         self._recorder = recorder
         self._embedder_digest = embedder_digest
         self._both_resident = both_resident
+        self._gpu = gpu
 
     def prepare(self, manifest: Manifest, *, beside: IndexVersion | None = None) -> Ready:
         """Bring a version here, open it, read it into memory and try it out, `beside` the one that serves. Blocking.
@@ -67,7 +71,10 @@ class Preparation:
                 index.prefault()
                 began_s = self._lap("prefault", began_s)
                 index.try_out()
-                self._lap("try out", began_s)
+                began_s = self._lap("try out", began_s)
+                if self._gpu is not None:
+                    index.place(self._gpu, beside=beside)
+                    self._lap("place", began_s)
             except BaseException:
                 index.close()
                 raise

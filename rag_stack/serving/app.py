@@ -12,8 +12,8 @@ from rag_stack.serving.control_apps import control_targets
 from rag_stack.serving.deployment import engine_options, recorded_load_s, with_router
 from rag_stack.serving.prefixes import ENGINE_APP
 from rag_stack.serving.rag_server import RELEASE_KEY, SIZE_KEY, LocalWeights, RagServer
-from rag_stack.serving.size import UNSIZED, WorkerSize, placed, sized, worker_size
-from rag_stack.serving.wake.runtime import replica_runtime
+from rag_stack.serving.size import ACTOR_GPUS, UNSIZED, WorkerSize, gpu_bundles, placed, sized, worker_size
+from rag_stack.serving.wake.runtime import platform, replica_runtime
 
 
 def build_targets(pinned: PinnedRelease) -> list[serve.RunTarget]:
@@ -41,9 +41,19 @@ def engine_config(pinned: PinnedRelease) -> LLMConfig:
         runtime_env=replica_runtime(release, size),
         experimental_configs={RELEASE_KEY: pinned.model_dump(mode="json"), SIZE_KEY: asdict(size)},
         # Starts are on record under the release as it was published, without what follows from the size.
-        deployment_config=engine_options(release, load_s=recorded_load_s(pinned.release)),
+        deployment_config={
+            **engine_options(release, load_s=recorded_load_s(pinned.release)),
+            **actor_share(release, size),
+        },
         **hardware(release, size),
     )
+
+
+def actor_share(release: Release, size: WorkerSize = UNSIZED) -> dict[str, Any]:
+    """What of a GPU a replica's actor takes, as Serve's option; nothing on CPUs, or where no index lies on a GPU."""
+    if not release.gpu_index.enabled or platform(size) != "gpu":
+        return {}
+    return {"ray_actor_options": {"num_gpus": ACTOR_GPUS}}
 
 
 def hardware(release: Release, size: WorkerSize = UNSIZED) -> dict[str, Any]:
@@ -56,6 +66,6 @@ def hardware(release: Release, size: WorkerSize = UNSIZED) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return {}
+        return {"placement_group_config": {"bundles": gpu_bundles(release)}} if release.gpu_index.enabled else {}
     workers = release.engine.get("tensor_parallel_size", 1) * release.engine.get("pipeline_parallel_size", 1)
     return {"accelerator_config": {"kind": "cpu"}, "placement_group_config": {"bundles": [{"CPU": 1}] * workers}}

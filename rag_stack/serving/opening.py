@@ -21,6 +21,7 @@ from rag_stack.config import ArtifactChoice, Release, StoreConfig
 from rag_stack.errors import IndexVersionError, NotFoundError
 from rag_stack.generation.engine_settings import context_tokens
 from rag_stack.generation.tokenizer import GeneratorTokenizer
+from rag_stack.index.gpu_memory import GpuMemory
 from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import Recorder, record_load
 from rag_stack.rag.cache_mirror import UNKNOWN_CACHE, CacheShape
@@ -63,6 +64,7 @@ class OpenRetrieval:
     tiers: Tiers
     cards: Callable[[], Sequence[StoreCard]]
     following: Mapping[FollowedStore, Target]
+    gpu: GpuMemory | None = None
 
 
 def fetch_model(
@@ -85,6 +87,7 @@ def open_retrieval(
     recorder: Recorder,
     fetch_beside: Callable[[Manifest], None],
     tracer: Tracer = UNTRACED,
+    gpu: GpuMemory | None = None,
 ) -> OpenRetrieval:
     """Embedder, reranker and indexes, mapped and ready to search. Blocking: seconds.
 
@@ -93,8 +96,9 @@ def open_retrieval(
     questions for the seconds to minutes that a large index takes, and would never be as ready as it waits to be with
     one that is larger than its memory.
 
-    `fetch_beside` is for later versions of the indexes, see Preparation. Raises EmbedderMismatchError,
-    IndexVersionError or an ArtifactError, each with what to do.
+    `fetch_beside` is for later versions of the indexes, see Preparation. To a `gpu` the indexes are copied once they
+    are prefaulted; until then the host answers. Raises EmbedderMismatchError, IndexVersionError or an ArtifactError,
+    each with what to do.
     """
     release = pinned.release
     local = fetch_model(tiers, release.embedder, timeline=timeline)
@@ -111,12 +115,13 @@ def open_retrieval(
         embedder_digest=embedder.digest,
         both_resident=release.swap.both_resident,
         fetch_beside=fetch_beside,
+        gpu=gpu,
     )
     shelf = Shelf(preparation, max_stores=release.swap.max_stores)
     indexes = open_indexes(release, tiers, embedder_digest=embedder.digest, timeline=timeline, recorder=recorder)
     for name, ready in indexes.items():
         shelf.add(name, ready.index, pin=ready.pin)
-    beside = {"shelf": shelf, "timeline": timeline, "recorder": recorder}
+    beside = {"shelf": shelf, "timeline": timeline, "recorder": recorder, "gpu": gpu}
     Thread(target=prefault, kwargs=beside, name="prefault", daemon=True).start()
     reranker = open_reranker(release, tiers, timeline=timeline, recorder=recorder)
     retriever = Retriever(
@@ -131,7 +136,9 @@ def open_retrieval(
         cache=QueryCache(recorder, entries=release.retrieval.query_cache) if release.retrieval.query_cache else None,
         tracer=tracer,
     )
-    return OpenRetrieval(embedder, retriever, reranker, shelf, tiers, lambda: _cards(pinned, shelf), following(pinned))
+    return OpenRetrieval(
+        embedder, retriever, reranker, shelf, tiers, lambda: _cards(pinned, shelf), following(pinned), gpu
+    )
 
 
 def open_reranker(release: Release, tiers: Tiers, *, timeline: Timeline, recorder: Recorder) -> "CrossEncoder | None":
@@ -172,8 +179,10 @@ def open_indexes(
     return indexes
 
 
-def prefault(shelf: Shelf, *, timeline: Timeline, recorder: Recorder) -> None:
+def prefault(shelf: Shelf, *, timeline: Timeline, recorder: Recorder, gpu: GpuMemory | None = None) -> None:
     """Read the indexes ahead of their queries, one after another, each as it is when its turn comes. Blocking.
+
+    With a `gpu` each is copied there, too.
 
     The source is `cache` for one that was in memory already, as a second replica's on a node, else `disk`.
     """
@@ -184,6 +193,8 @@ def prefault(shelf: Shelf, *, timeline: Timeline, recorder: Recorder) -> None:
                 if opened.index is None:
                     continue
                 done = opened.index.prefault()
+                if gpu is not None:
+                    opened.index.place(gpu)
         except NotFoundError:
             continue
         except IndexVersionError:

@@ -25,6 +25,7 @@ from rag_stack.generation.memory_budget import cache_setting
 from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
 from rag_stack.metrics import Recorder
 from rag_stack.rag.cache_mirror import CacheShape
+from rag_stack.serving.device import check_same_device, device_uuid
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.opening import fetch_model
 from rag_stack.releases.compatibility import check_change
@@ -32,7 +33,7 @@ from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.ray_recorder import RayRecorder
 from rag_stack.serving.rollout.member import member_of_this_replica, telling_failure
 from rag_stack.serving.replica import Replica
-from rag_stack.serving.replica_memory import gpu_budget, gpu_memory, replica_budget
+from rag_stack.serving.replica_memory import gpu_budget, gpu_memory, gpu_share, replica_budget
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.size import WorkerSize, on_workers
 from rag_stack.tracing.tracer import open_tracer
@@ -163,6 +164,8 @@ class RagServer(LLMServer):  # type: ignore[misc]
             self._replica.admission.set_slots(slots)
         self._replica.prefix_cache = engine_prefix_cache(self.engine)
         timed = times_its_start(self._pinned.release.engine)
+        if self._pinned.release.gpu_index.enabled and (own := device_uuid()):
+            check_same_device(own, await self.collective_rpc("device_uuid") if timed else [])
         self._start.engine_ready(await self.collective_rpc("start_report") if timed else [], ready_s=ready_s)
         await self._weights.loaded(self._recorder)
 
@@ -183,22 +186,25 @@ def engine_prefix_cache(engine: object) -> CacheShape | None:
     return CacheShape(block_tokens, blocks if isinstance(blocks, int) and blocks > 0 else None)
 
 
-def _cache_on_this_node(config: LLMConfig, taken: PinnedRelease, tiers: Tiers) -> dict[str, int]:
-    """The engine setting that gives its cache what this replica's memory has left; blocking, and before any load.
+def _cache_on_this_node(config: LLMConfig, taken: PinnedRelease, tiers: Tiers) -> dict[str, float]:
+    """The engine settings that give it what this replica's memory has left; blocking, and before any load.
 
     Raises MemoryBudgetError where not everything fits.
     """
     release, size = taken.release, WorkerSize(**config.experimental_configs[SIZE_KEY])
     budget = replica_budget(release, tiers, size, compute=on_this_node(release.engine).get("dtype"))
     budget.check()
+    share: dict[str, float] = {}
     if (gpu := gpu_memory()) is not None:
-        gpu_budget(release, tiers, size, gpu).check()
+        index_bytes = release.gpu_index.memory_bytes if release.gpu_index.enabled else 0
+        gpu_budget(release, tiers, size, gpu, index_bytes=index_bytes).check()
+        share = gpu_share(release, gpu, index_bytes=index_bytes)
     logging.getLogger(__name__).info("%s", budget)
-    return cache_setting(budget, on_workers(release, size).engine)
+    return {**cache_setting(budget, on_workers(release, size).engine), **share}
 
 
 def as_released(
-    config: LLMConfig, deployed: PinnedRelease, taken: PinnedRelease, *, cache: Mapping[str, int] | None = None
+    config: LLMConfig, deployed: PinnedRelease, taken: PinnedRelease, *, cache: Mapping[str, float] | None = None
 ) -> LLMConfig:
     """The deployment's settings, with those of the release that this replica has taken, and its cache's size.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rag_stack.generation.kv_settings import KvCapacity
+from rag_stack.index.gpu_memory import GpuMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,11 @@ def store_parts(stores: Iterable[StoreTold]) -> dict[str, str]:
 def cache_part(capacity: KvCapacity | None) -> dict[str, str]:
     """How many tokens' keys and values fit in the engine's memory; nothing where the engine does not tell."""
     return {} if capacity is None else {"kv cache": str(capacity)}
+
+
+def gpu_part(gpu: GpuMemory | None) -> dict[str, str]:
+    """How many indexes are on the device, and their bytes; nothing where the release wants none there."""
+    return {} if gpu is None else {"gpu index": str(gpu)}
 
 
 def _with_lag(version: str, lagging: int) -> str:

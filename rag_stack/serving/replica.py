@@ -21,6 +21,7 @@ from rag_stack.config import Release
 from rag_stack.generation.engine_load import Held
 from rag_stack.generation.engine_settings import max_sequences
 from rag_stack.generation.kv_settings import KvCapacity
+from rag_stack.index.gpu_memory import GpuMemory
 from rag_stack.metrics import KV_CACHE_TOKENS, KV_CACHE_USAGE, MemoryRecorder, Recorder
 from rag_stack.rag.cache_mirror import UNKNOWN_CACHE, CacheShape
 from rag_stack.releases.pinned import PinnedRelease
@@ -32,7 +33,7 @@ from rag_stack.serving.following.follow import Follower
 from rag_stack.serving.following.membership import follow, leave
 from rag_stack.serving.node_fetch import NodeFetch
 from rag_stack.serving.opening import OpenRetrieval, build_layer, close_retrieval, open_retrieval
-from rag_stack.serving.readiness import StoreTold, cache_part, store_parts
+from rag_stack.serving.readiness import StoreTold, cache_part, gpu_part, store_parts
 from rag_stack.serving.replica_start import ReplicaStart
 from rag_stack.serving.request_id import NamedByServe
 from rag_stack.serving.rollout.member import ReleaseMember
@@ -85,6 +86,8 @@ class Replica:
 
     async def open(self, tiers: Tiers) -> None:
         """Open the pinned versions, then whatever has been promoted since; from then on, follow."""
+        release = self.pinned.release
+        gpu = GpuMemory.open(release.gpu_index, stores=len(release.stores), recorder=self._recorder)
         self._retrieval = await asyncio.to_thread(
             open_retrieval,
             self.pinned,
@@ -93,6 +96,7 @@ class Replica:
             recorder=self._recorder,
             fetch_beside=NodeFetch(self.pinned.release.artifacts),
             tracer=self._tracer,
+            gpu=gpu,
         )
         self._tasks.append(asyncio.create_task(keep_telling(tiers.cache, self._recorder)))
         self._follower = await follow(self._retrieval, self._recorder)
@@ -175,6 +179,8 @@ class Replica:
         self._recorder.record(KV_CACHE_USAGE, kv_usage)
         if self.kv_capacity is not None:
             self._recorder.record(KV_CACHE_TOKENS, self.kv_capacity.tokens)
+        if self._retrieval is not None and self._retrieval.gpu is not None:
+            self._retrieval.gpu.tell()
         return {
             "running": running,
             "waiting": seen.under_way - running,
@@ -197,7 +203,8 @@ class Replica:
             StoreTold(name, state.version, int(name in lagging), of_release=name in of_release)
             for name, state in self._retrieval.shelf.state().items()
         )
-        return Readiness(ready=True, parts={"engine": "open", **cache_part(self.kv_capacity), **stores})
+        parts = {"engine": "open", **cache_part(self.kv_capacity), **gpu_part(self._retrieval.gpu), **stores}
+        return Readiness(ready=True, parts=parts)
 
 
 def limits(release: Release, *, slots: int | None = None) -> Limits:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rag_stack.artifacts.memory import available_bytes, limit_bytes
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.config import Release
-from rag_stack.generation.memory_budget import Memory, MemoryBudget, device_budget, host_budget
+from rag_stack.generation.memory_budget import Memory, MemoryBudget, device_budget, engine_share, host_budget
 from rag_stack.generation.replica_parts import replica_parts
 from rag_stack.serving.size import MEMORY, WorkerSize, on_workers
 from rag_stack.serving.wake.runtime import platform
@@ -41,11 +41,26 @@ def replica_budget(
 def gpu_budget(
     release: Release, tiers: Tiers, size: WorkerSize, memory: Memory, *, index_bytes: int = 0
 ) -> MemoryBudget:
-    """What an engine's worker holds of one GPU, as above; `index_bytes` are of an index that lies there too."""
+    """What an engine's worker holds of one GPU, as above, in the share that `gpu_share` leaves it beside an index.
+
+    Raises MemoryBudgetError where there is no such share.
+    """
     on_worker = on_workers(release, size)
     parts = replica_parts(on_worker, tiers)
-    name = f"an engine's worker of {release.name!r}"
-    return device_budget(name, parts, memory, engine=on_worker.engine, index_bytes=index_bytes)
+    engine = {**on_worker.engine, **gpu_share(on_worker, memory, index_bytes=index_bytes)}
+    return device_budget(_worker_of(release), parts, memory, engine=engine)
+
+
+def gpu_share(release: Release, memory: Memory, *, index_bytes: int) -> dict[str, float]:
+    """The engine setting by which its workers leave `index_bytes` of a GPU; none where there is no index."""
+    if not index_bytes:
+        return {}
+    share = engine_share(_worker_of(release), memory, engine=release.engine, index_bytes=index_bytes)
+    return {"gpu_memory_utilization": share}
+
+
+def _worker_of(release: Release) -> str:
+    return f"an engine's worker of {release.name!r}"
 
 
 def gpu_memory() -> Memory | None:

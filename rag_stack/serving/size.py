@@ -32,6 +32,9 @@ CPUS: Final = "RAG_STACK_WORKER_CPUS"
 MEMORY: Final = "RAG_STACK_WORKER_MEMORY"
 MIN_REPLICAS: Final = "RAG_STACK_MIN_REPLICAS"
 MAX_REPLICAS: Final = "RAG_STACK_MAX_REPLICAS"
+# Of its first worker's GPU, what the replica's own actor takes where it searches an index there. The worker takes the
+# rest, so that nobody else fits, and Ray shows both the same device.
+ACTOR_GPUS: Final = 0.1
 _PARALLEL: Final = ("tensor_parallel_size", "pipeline_parallel_size")
 _QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
 _DECIMAL: Final = {"m": 0.001, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
@@ -90,15 +93,25 @@ def placed(release: Release, size: WorkerSize) -> dict[str, Any] | None:
     """Where a replica goes: Ray Serve LLM's `placement_group_config`, or None where nobody has said a worker's size.
 
     One replica fills one worker: its bundles take all CPUs and all GPUs, on one node. Ray Serve LLM adds the one CPU of
-    the replica's actor to the first. That actor holds no GPU, so it sees every device of its worker.
+    the replica's actor to the first, and whatever GPUs it takes (llm/_internal/serve/core/server/llm_server.py). It
+    takes none by default, and then sees every device of its worker. With `gpu_index` it has a share of the first
+    bundle's, which is rank 0's; what the first has of a GPU is what vLLM's Ray executor asks for, for each worker.
     """
     if size.cpus is None or size.gpus is None:
         return None
     others = float(max(size.cpus - 1, 0))
     if not size.gpus:
         return {"bundles": [{"CPU": others}], "strategy": "STRICT_PACK"}
-    workers = _parallel(release.engine)
-    return {"bundles": [{"GPU": 1, "CPU": others}, *[{"GPU": 1}] * (workers - 1)], "strategy": "STRICT_PACK"}
+    first, *rest = gpu_bundles(release)
+    return {"bundles": [{**first, "CPU": others}, *rest], "strategy": "STRICT_PACK"}
+
+
+def gpu_bundles(release: Release) -> list[dict[str, float]]:
+    """A bundle for each of an engine's workers; the first leaves room for the actor where that takes a share."""
+    bundles: list[dict[str, float]] = [{"GPU": 1} for _ in range(_parallel(release.engine))]
+    if release.gpu_index.enabled:
+        bundles[0]["GPU"] = 1 - ACTOR_GPUS
+    return bundles
 
 
 def _engine(release: Release, size: WorkerSize) -> dict[str, Any]:

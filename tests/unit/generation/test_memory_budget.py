@@ -10,7 +10,14 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import ArtifactsConfig, Release
 from rag_stack.errors import ConfigError, MemoryBudgetError
 from rag_stack.generation.kv_settings import GIB, TokenBytes
-from rag_stack.generation.memory_budget import Memory, MemoryBudget, cache_setting, device_budget, host_budget
+from rag_stack.generation.memory_budget import (
+    Memory,
+    MemoryBudget,
+    cache_setting,
+    device_budget,
+    engine_share,
+    host_budget,
+)
 from rag_stack.generation.replica_parts import IndexPart, ReplicaParts, replica_parts
 from rag_stack.metrics import MemoryRecorder
 from tests.pinnable import publish_docs, publish_model
@@ -137,6 +144,17 @@ def test_a_gpu_holds_weights_an_index_and_one_context() -> None:
     with pytest.raises(MemoryBudgetError, match=r"0\.5 of 80\.00 GiB"):
         device_budget("r", parts(weights=60), gpu, engine={"gpu_memory_utilization": 0.5}).check()
     device_budget("r", parts(weights=140), gpu, engine={"quantization": "fp8"}).check()
+
+
+def test_an_index_on_a_gpu_takes_its_share_from_the_engines() -> None:
+    gpu = Memory(80 * GIB, "one H100")
+    # vLLM's 0.92 less 8 GiB and a context of half a one, of 80.
+    assert engine_share("r", gpu, engine={}, index_bytes=8 * GIB) == pytest.approx(0.813, abs=0.001)
+    assert engine_share("r", gpu, engine={"gpu_memory_utilization": 0.89}, index_bytes=8 * GIB) == 0.89
+    with pytest.raises(MemoryBudgetError, match=r"leaves 0\.893, and engine\.gpu_memory_utilization is 0\.9;"):
+        engine_share("r", gpu, engine={"gpu_memory_utilization": 0.9}, index_bytes=8 * GIB)
+    with pytest.raises(MemoryBudgetError, match="nothing would be left for the engine"):
+        engine_share("r", gpu, engine={}, index_bytes=79 * GIB)
 
 
 def test_parts_are_read_from_the_manifests(tmp_path: Path) -> None:

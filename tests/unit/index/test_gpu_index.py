@@ -7,36 +7,13 @@ import numpy as np
 import pytest
 
 from rag_stack.index.gpu_index import SCRATCH_BYTES, OnDevice, gpu_device, place, plan
-from rag_stack.index.gpu_placement import Vectors, VisitCounts
+from rag_stack.index.gpu_placement import VisitCounts
+from tests.host_device import FullDevice, HostDevice
 from tests.vectors import clustered
 
 D = 32
 ROWS = 6_000
 VECTORS = ROWS * D * 4
-
-
-class HostDevice:
-    """Indexes stay where they are; `cloned` keeps what would be on the device."""
-
-    def __init__(self) -> None:
-        self.cloned: list[faiss.Index] = []
-
-    def clone(self, index: faiss.Index) -> faiss.Index:
-        self.cloned.append(index)
-        return index
-
-    def cagra(self, vectors: Vectors) -> faiss.Index:
-        index = faiss.IndexHNSWFlat(vectors.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
-        index.add(vectors)
-        index.hnsw.efSearch = 200
-        return self.clone(index)
-
-
-class FullDevice(HostDevice):
-    """Has no memory left."""
-
-    def clone(self, index: faiss.Index) -> faiss.Index:
-        raise RuntimeError("StandardGpuResources: alloc fail type FlatData: cudaMalloc error out of memory [2]")
 
 
 def _index(recipe: str) -> faiss.Index:

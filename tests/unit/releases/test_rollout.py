@@ -248,6 +248,7 @@ def test_an_index_of_another_embedder_is_refused(
     [
         ({"engine": {"tensor_parallel_size": 2}}, "engine.tensor_parallel_size cannot change replica by replica"),
         ({"engine_env": {"A": "1"}}, "engine_env cannot change"),
+        ({"gpu_index": {"enabled": True}}, "gpu_index.enabled cannot change"),
         ({"model": {"name": "words"}}, "clients that ask for the old one would get 404"),
     ],
 )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rag_stack.artifacts.manifest import Manifest
@@ -21,10 +22,12 @@ from rag_stack.errors import (
     UnavailableError,
 )
 from rag_stack.index.documents import Document
-from rag_stack.metrics import SWAP_SECONDS, MemoryRecorder
+from rag_stack.index.gpu_memory import GpuMemory
+from rag_stack.metrics import INDEX_SEARCHES, SWAP_SECONDS, MemoryRecorder
 from rag_stack.retrieval.preparation import Preparation, check_room
 from rag_stack.retrieval.shelf import Shelf
 from tests.embedder import WordEmbedder
+from tests.host_device import FullDevice, HostDevice
 from tests.layer import TOWN, publish_index
 
 WAIT_S = 30.0
@@ -274,3 +277,48 @@ def test_what_fastscan_copies_must_fit(tiers: Tiers, tmp_path: Path) -> None:
     check_room(packed, beside=None, free_bytes=2 * size)
     with pytest.raises(IndexTooLargeError, match=r"80% of"):
         check_room(packed, beside=None, free_bytes=size)
+
+
+def test_a_swap_copies_to_the_device_and_frees_the_old_after_its_last_reader(
+    tiers: Tiers, recorder: MemoryRecorder, tmp_path: Path
+) -> None:
+    gpu = GpuMemory(HostDevice(), budget_bytes=1 << 30, stores=1, recorder=recorder)
+    shelf = Shelf(Preparation(tiers, recorder, embedder_digest=EMBEDDER.digest, gpu=gpu))
+    first, second = version(tiers, tmp_path, "first"), version(tiers, tmp_path, "second")
+    question = EMBEDDER.encode(["tower"])
+    shelf.add("town")
+    swap(shelf, first)
+    assert str(gpu).startswith("1 on the device")
+    with shelf.lease("town") as old:
+        swap(shelf, second)
+        assert str(gpu).startswith("2 on the device")
+        assert old.index is not None
+        old.index.search(question, 2)
+        with shelf.lease("town") as new:
+            assert new.index is not None
+            found = new.index.search(question, 2)
+            some = np.ones(new.index.ntotal, np.bool_)
+            assert found[1].tolist() == new.index.search(question, 2, allowed=some)[1].tolist()
+        # Two without a filter, one with.
+        assert len(recorder.values(INDEX_SEARCHES, {"place": "device"})) == 2
+        assert len(recorder.values(INDEX_SEARCHES, {"place": "host"})) == 1
+    assert shelf.wait_unmapped(WAIT_S)
+    assert str(gpu).startswith("1 on the device")
+    assert recorder.values(SWAP_SECONDS, {"stage": "place"})
+    shelf.drop("town")
+    assert shelf.wait_unmapped(WAIT_S)
+    assert str(gpu).startswith("0 on the device, 0.000")
+
+
+def test_a_device_that_refuses_keeps_no_version_from_serving(
+    tiers: Tiers, recorder: MemoryRecorder, tmp_path: Path
+) -> None:
+    gpu = GpuMemory(FullDevice(), budget_bytes=1 << 30, stores=1, recorder=recorder)
+    shelf = Shelf(Preparation(tiers, recorder, embedder_digest=EMBEDDER.digest, gpu=gpu))
+    shelf.add("town")
+    swap(shelf, version(tiers, tmp_path, "first"))
+    with shelf.lease("town") as opened:
+        assert opened.index is not None
+        assert opened.index.search(EMBEDDER.encode(["tower"]), 2)[1].shape == (1, 2)
+    shelf.drop("town")
+    assert shelf.wait_unmapped(WAIT_S)

@@ -9,6 +9,7 @@ import pytest
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import ArtifactsConfig, Release
 from rag_stack.generation.kv_settings import KvCapacity
+from rag_stack.index.gpu_memory import GpuMemory
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import pin
 from rag_stack.retrieval.rollout import FollowedStore, Lag, StoreView, Target
@@ -16,9 +17,10 @@ from rag_stack.serving.control import AdminServer, SearchServer, _swap_row
 from rag_stack.serving.environment import go_offline, offline_environment
 from rag_stack.serving.following.index_watch import IndexWatch
 from rag_stack.serving.opening import following
-from rag_stack.serving.readiness import StoreTold, cache_part, store_parts
+from rag_stack.serving.readiness import StoreTold, cache_part, gpu_part, store_parts
 from rag_stack.serving.rollout.searched_release import SearchedRelease
 from tests.embedder import WordEmbedder
+from tests.host_device import HostDevice
 from tests.layer import TOWN, publish_index
 
 STORE = FollowedStore("town", "town", of_release=True)
@@ -135,3 +137,9 @@ def test_what_a_search_imports_finds_no_model_hub() -> None:
 def test_ready_tells_how_many_tokens_fit() -> None:
     assert cache_part(KvCapacity(5120, 40, 128)) == {"kv cache": "5120 tokens (40 blocks of 128)"}
     assert cache_part(None) == {}, "a scripted engine has no cache"
+
+
+def test_ready_tells_of_indexes_on_a_device() -> None:
+    assert gpu_part(None) == {}
+    gpu = GpuMemory(HostDevice(), budget_bytes=2_000_000_000, stores=1, recorder=MemoryRecorder())
+    assert gpu_part(gpu) == {"gpu index": "0 on the device, 0.000 of 2.000 GB"}

@@ -6,7 +6,7 @@ import pytest
 
 from rag_stack.config import Release
 from rag_stack.errors import ConfigError
-from rag_stack.serving.app import hardware
+from rag_stack.serving.app import actor_share, hardware
 from rag_stack.serving.size import WorkerSize, placed, quantity, sized, worker_size
 from rag_stack.serving.wake.runtime import engine_environment, platform, standby_name
 
@@ -145,3 +145,28 @@ def test_ray_serve_llm_takes_the_placement(gpus: int, kind: str) -> None:
     bundles = _merge_replica_actor_and_child_actor_bundles(config.placement_bundles, {"CPU": 1, "GPU": 0})
     assert sum(each.get("CPU", 0) for each in bundles) == 8
     assert sum(each.get("GPU", 0) for each in bundles) == gpus
+
+
+def test_a_replica_that_searches_on_a_gpu_shares_its_first_workers() -> None:
+    from ray.llm._internal.serve.core.server.llm_server import _merge_replica_actor_and_child_actor_bundles
+    from ray.serve.llm import LLMConfig
+
+    size = WorkerSize(cpus=32, gpus=2, memory_bytes=256 * GIB)
+    chosen = sized(release(gpu_index={"enabled": True}), size)
+    place = placed(chosen, size)
+    assert place is not None
+    assert place["bundles"] == [{"GPU": 0.9, "CPU": 31.0}, {"GPU": 1}]
+    assert actor_share(chosen, size) == {"ray_actor_options": {"num_gpus": 0.1}}
+    config = LLMConfig(
+        model_loading_config={"model_id": "m"}, engine_kwargs=chosen.engine, **hardware(chosen, size)
+    ).get_engine_config()
+    bundles = _merge_replica_actor_and_child_actor_bundles(config.placement_bundles, {"CPU": 1, "GPU": 0.1})
+    assert [each["GPU"] for each in bundles] == [1.0, 1], "whole devices, both"
+    assert config._detect_fractional_gpu_from_pg(place) == 0.9, "what each worker asks for"
+
+
+def test_without_an_index_there_or_without_gpus_the_actor_takes_none() -> None:
+    assert actor_share(release(), WorkerSize(gpus=1)) == {}
+    on_cpus = WorkerSize(cpus=4, gpus=0)
+    assert actor_share(release(gpu_index={"enabled": True}), on_cpus) == {}
+    assert placed(release(gpu_index={"enabled": True}), on_cpus) == placed(release(), on_cpus)
