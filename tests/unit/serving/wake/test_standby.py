@@ -31,14 +31,16 @@ async def standby(tmp_path: Path) -> AsyncIterator[Standby]:
     model.mkdir()
     (model / "model.safetensors").write_bytes(WEIGHTS)
     (model / "config.json").write_text("{}")
-    # An embedder that needs no torch.
-    (model / "onnx").mkdir()
-    (model / ONNX_FILE).write_bytes(b"graph")
     artifacts = ArtifactsConfig(root=f"file://{tmp_path}/store", cache=tmp_path / "cache")
     catalog = Catalog(open_store(artifacts.root))
     catalog.promote(catalog.publish(model, kind="models", name="llm", metadata={}).ref)
-    choice = ArtifactChoice(name="llm")
-    release = Release(name="town", artifacts=artifacts, model=choice, embedder=choice)
+    # One that needs no torch.
+    graph = tmp_path / "model-e-with" / ONNX_FILE
+    graph.parent.mkdir(parents=True)
+    graph.write_bytes(b"graph")
+    publish_model(catalog, tmp_path, "e", "with")
+    embedder = ArtifactChoice(name="e")
+    release = Release(name="town", artifacts=artifacts, model=ArtifactChoice(name="llm"), embedder=embedder)
     made = Standby(f"rag-stack-test-{uuid.uuid4().hex}", release, modules=("colorsys",))
     running = asyncio.create_task(made.run())
     yield made
