@@ -28,7 +28,6 @@ from rich.console import Console
 
 from loadtests import ordering_figures, report
 from loadtests.arms import ArmStarter
-from loadtests.block_cache import BlockCache
 from loadtests.closed_loop import LoadError
 from loadtests.ordering_engine import Asked, Engine, Orders, cache_shape
 from loadtests.ordering_figures import ARMS, Measured
@@ -39,6 +38,7 @@ from loadtests.ordering_simulation import AROUND, best_order, microseconds, numb
 from loadtests.ordering_trace import Ranked, TraceShape, unshared_trace, zipf_trace
 from loadtests.peer_environment import PeerError
 from loadtests.plain_app import model_directory
+from loadtests.prompt_cache import PromptCache
 from rag_stack.config import Release, load_release
 from rag_stack.errors import RagStackError
 from rag_stack.rag.cache_mirror import CacheShape
@@ -113,7 +113,7 @@ def decide(
     trace: Sequence[Ranked], peer: Sequence[Ranked], prompts: Prompts, shape: CacheShape, *, tries: int
 ) -> Mapping[str, Orders]:
     """What each arm sends. Ours alone decides while it is asked; the oracle starts from what it would do, too."""
-    simulated = Synthetic(BlockCache(shape.blocks or 2, shape.block_tokens), prompts.sizes)
+    simulated = Synthetic(PromptCache(shape), prompts.sizes)
     hits = numbered_hits(prompts.sizes)
     ours = our_order(trace, hits, DocumentOrder(shape), around=AROUND, ask=simulated.ask)
     known = [list(trace), reading_order(trace), list(peer), ours]

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 import httpx
 
 from loadtests.arms import RunningArm
-from loadtests.block_cache import BlockCache
 from loadtests.closed_loop import Answer, LoadError, ask_all, request_body
 from loadtests.ordering_orders import Order
 from loadtests.ordering_prompts import ANSWER_TOKENS, Arranged, Prompts
 from loadtests.ordering_trace import Ranked
+from loadtests.prompt_cache import PromptCache
 from rag_stack.rag.cache_mirror import CacheShape
 from rag_stack.rag.ordering import DocumentOrder, Ordering, Served
 
@@ -51,7 +51,7 @@ class Engine:
 
     def __init__(self, running: RunningArm, *, model: str, shape: CacheShape) -> None:
         self.running, self.model, self.shape = running, model, shape
-        self._simulated = BlockCache(shape.blocks or 2, shape.block_tokens)
+        self._simulated = PromptCache(shape)
 
     def visit(
         self, trace: Sequence[Ranked], orders: Orders, prompts: Prompts, *, arm: str, round_number: int

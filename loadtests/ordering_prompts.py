@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from loadtests.block_cache import BlockCache
 from loadtests.ordering_orders import Order
 from loadtests.ordering_trace import Ranked
+from loadtests.prompt_cache import PromptCache
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import Release
 from rag_stack.index.reader import IndexVersion
@@ -105,7 +105,7 @@ def open_prompts(release: Release, model_directory: Path, *, documents: int) -> 
 class Synthetic:
     """A simulated engine that is asked prompts made of numbers: as long as real ones, and shared as they would be."""
 
-    cache: BlockCache
+    cache: PromptCache
     sizes: Mapping[int, int]
     asked: int = 0
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loadtests.block_cache import BlockCache
 from loadtests.ordering_orders import Order, bound, oracle, our_order, popular_order, reading_order
 from loadtests.ordering_prompts import BEFORE_TOKENS, Synthetic
 from loadtests.ordering_trace import Ranked, TraceShape, zipf_trace
 from loadtests.peer_environment import peer_python
+from loadtests.prompt_cache import PromptCache
 from rag_stack.rag.cache_mirror import CacheShape
 from rag_stack.rag.ordering import DocumentOrder, Served, Surroundings
 from rag_stack.types import Hit, Passage
@@ -42,7 +42,7 @@ def peer_orders(traces: Sequence[Sequence[Ranked]]) -> list[tuple[list[Order], l
 
 def saved_tokens(orders: Sequence[Order], sizes: Mapping[int, int], shape: CacheShape) -> list[int]:
     """What each prompt found, one after another, in a cache that is empty at first."""
-    engine = Synthetic(BlockCache(shape.blocks or 2, shape.block_tokens), sizes)
+    engine = Synthetic(PromptCache(shape), sizes)
     return [engine.ask(order)[1] for order in orders]
 
 
@@ -60,7 +60,7 @@ def best_order(
 
 def simulate(trace: Sequence[Ranked], sizes: Mapping[int, int], shape: CacheShape, peer: Sequence[Order]) -> Simulated:
     """All arms on one trace."""
-    engine = Synthetic(BlockCache(shape.blocks or 2, shape.block_tokens), sizes)
+    engine = Synthetic(PromptCache(shape), sizes)
     ordering = DocumentOrder(shape)
     ours = our_order(trace, numbered_hits(sizes), ordering, around=AROUND, ask=engine.ask)
     known = {

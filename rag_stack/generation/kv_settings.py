@@ -52,11 +52,15 @@ class KvNames:
 
 @dataclass(frozen=True, slots=True)
 class KvCapacity:
-    """What the engine's cache holds after its start: tokens, and the blocks of so many tokens that they lie in."""
+    """What the engine's cache holds after its start: tokens, and the blocks of so many tokens that they lie in.
+
+    `prefixes` says whether later prompts find there what earlier ones began with.
+    """
 
     tokens: int
     blocks: int
     block_tokens: int
+    prefixes: bool = True
 
     def __str__(self) -> str:
         return f"{self.tokens} tokens ({self.blocks} blocks of {self.block_tokens})"
@@ -122,7 +126,12 @@ def kv_capacity(engine_client: object) -> KvCapacity | None:
         return None
     # By vLLM's own count, where layers of several kinds share the blocks.
     tokens = getattr(config, "kv_cache_size_tokens", None)
-    return KvCapacity(tokens if isinstance(tokens, int) else blocks * block_tokens, blocks, block_tokens)
+    return KvCapacity(
+        tokens if isinstance(tokens, int) else blocks * block_tokens,
+        blocks,
+        block_tokens,
+        prefixes=bool(getattr(config, "enable_prefix_caching", False)),
+    )
 
 
 def token_bytes(

@@ -48,7 +48,7 @@ def replica_parts(release: Release, tiers: Tiers, *, compute: str | None = None)
     """
     model = _resolve(tiers, release.model)
     embedder = _resolve(tiers, release.embedder)
-    reranker: ArtifactChoice | None = getattr(release, "reranker", None)
+    reranker = release.reranker
     config = model_config(model, tiers)
     dtype = _dtype(release.engine, compute)
     kept = token_bytes(config, release.engine, compute_bytes=_NUMBER_BYTES.get(dtype or ""))

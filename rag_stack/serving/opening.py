@@ -20,6 +20,7 @@ from rag_stack.artifacts.tiers import LocalArtifact, Tiers
 from rag_stack.config import ArtifactChoice, Release, StoreConfig
 from rag_stack.errors import IndexVersionError, NotFoundError
 from rag_stack.generation.engine_settings import context_tokens
+from rag_stack.generation.kv_settings import KvCapacity
 from rag_stack.generation.tokenizer import GeneratorTokenizer
 from rag_stack.index.gpu_memory import GpuMemory
 from rag_stack.index.reader import IndexVersion
@@ -214,9 +215,9 @@ def build_layer(
     readiness: Callable[[], Awaitable[Readiness]],
     recorder: Recorder,
     tracer: Tracer = UNTRACED,
-    prefix_cache: CacheShape | None = UNKNOWN_CACHE,
+    kv_capacity: KvCapacity | None = None,
 ) -> RagLayer:
-    """The layer that goes around an engine's app, whose `prefix_cache` is None when it has none."""
+    """The layer that goes around an engine's app, with what that has told of its cache."""
     release = pinned.release
     stores = retrieval.shelf.names
     tokenizer = GeneratorTokenizer(model_directory)
@@ -226,7 +227,7 @@ def build_layer(
         reserve_tokens=release.prompt.reserve_tokens,
         tokenizer=tokenizer,
         special_tokens=tokenizer.special_tokens,
-        ordering=document_order(release.prompt.order, prefix_cache),
+        ordering=document_order(release.prompt.order, _cache_shape(kv_capacity)),
     )
     return RagLayer(
         pipeline=Pipeline(
@@ -251,6 +252,13 @@ def build_layer(
         prefill=prefill_settings(release),
         usage_forced=bool(release.engine.get("enable_force_include_usage")),
     )
+
+
+def _cache_shape(capacity: KvCapacity | None) -> CacheShape | None:
+    """The prefix cache that documents are ordered for; of an engine that tells nothing, what most engines have."""
+    if capacity is None:
+        return UNKNOWN_CACHE
+    return CacheShape(capacity.block_tokens, capacity.blocks) if capacity.prefixes else None
 
 
 def prefill_settings(release: Release) -> PrefillSettings | None:

@@ -24,7 +24,6 @@ from rag_stack.generation.kv_settings import kv_capacity
 from rag_stack.generation.memory_budget import cache_setting
 from rag_stack.generation.weights import ReadAhead, check_files, read_ahead
 from rag_stack.metrics import Recorder
-from rag_stack.rag.cache_mirror import CacheShape
 from rag_stack.serving.device import check_same_device, device_uuid
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.opening import fetch_model
@@ -162,7 +161,6 @@ class RagServer(LLMServer):  # type: ignore[misc]
         slots = engine_slots(self.engine)
         if slots is not None:
             self._replica.admission.set_slots(slots)
-        self._replica.prefix_cache = engine_prefix_cache(self.engine)
         timed = times_its_start(self._pinned.release.engine)
         if self._pinned.release.gpu_index.enabled and (own := device_uuid()):
             check_same_device(own, await self.collective_rpc("device_uuid") if timed else [])
@@ -175,15 +173,6 @@ def engine_slots(engine: object) -> int | None:
     config = getattr(getattr(engine, "_engine_client", None), "vllm_config", None)
     slots = getattr(getattr(config, "scheduler_config", None), "max_num_seqs", None)
     return slots if isinstance(slots, int) else None
-
-
-def engine_prefix_cache(engine: object) -> CacheShape | None:
-    """The size of the prefix cache that vLLM has come up with; None where it has none, or does not tell."""
-    config = getattr(getattr(getattr(engine, "_engine_client", None), "vllm_config", None), "cache_config", None)
-    block_tokens, blocks = getattr(config, "block_size", None), getattr(config, "num_gpu_blocks", None)
-    if not getattr(config, "enable_prefix_caching", False) or not isinstance(block_tokens, int) or block_tokens < 1:
-        return None
-    return CacheShape(block_tokens, blocks if isinstance(blocks, int) and blocks > 0 else None)
 
 
 def _cache_on_this_node(config: LLMConfig, taken: PinnedRelease, tiers: Tiers) -> dict[str, float]:

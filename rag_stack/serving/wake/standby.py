@@ -23,13 +23,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rag_stack.artifacts.memory import available_bytes
 from rag_stack.artifacts.residency import resident_bytes
-from rag_stack.artifacts.tiers import open_tiers
+from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.config import Release
 from rag_stack.errors import ArtifactError
 from rag_stack.generation.fork_start import ENGINE_MODULES, ForkServerProcess, platform_environment
 from rag_stack.generation.weights import WEIGHTS, check_files, read_ahead
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease
+from rag_stack.retrieval.onnx_session import ONNX_FILE
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.size import UNSIZED, WorkerSize
 from rag_stack.serving.wake.runtime import engine_environment, platform, standby_name
@@ -43,8 +44,9 @@ REPLICA_MODULES: Final = (
     "vllm.entrypoints.openai.api_server",
     "vllm.renderers.hf",
     "vllm.v1.engine.async_llm",
-    "sentence_transformers",
 )
+# What an embedder brings with it that has no graph.
+TORCH_ENCODER: Final = "rag_stack.retrieval.torch_encoder"
 # What the parked process takes before anything is forked from it, with room for its imports to peak.
 PROCESS_BYTES: Final = 1_500_000_000
 _READY_S: Final = 300.0
@@ -76,7 +78,9 @@ class Standby:
 
     async def run(self) -> None:
         """Until cancelled, or the actor ends."""
-        await asyncio.to_thread(self._hold_weights)
+        tiers = open_tiers(self._release.artifacts, MemoryRecorder(), peers=cluster_peers(self._release.artifacts))
+        await asyncio.to_thread(self._hold_weights, tiers)
+        self._modules = (*self._modules, *await asyncio.to_thread(embedder_modules, self._release, tiers))
         while True:
             if self._server is None or self._server.ended():
                 self._ready = False
@@ -113,10 +117,9 @@ class Standby:
         self._starts += 1
         return self._server.wait_ready(timeout_s=_READY_S)
 
-    def _hold_weights(self) -> None:
+    def _hold_weights(self, tiers: Tiers) -> None:
         """Read the files, and map them: pages that a process maps are the last that the kernel lets go."""
         release, model = self._release, self._release.model
-        tiers = open_tiers(release.artifacts, MemoryRecorder(), peers=cluster_peers(release.artifacts))
         try:
             manifest = tiers.resolve("models", model.name, model.version, digest=model.digest)
             check_files(manifest)
@@ -131,6 +134,17 @@ class Standby:
                 if resident_bytes(path) == path.stat().st_size:
                     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
                     self._maps.append(mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ))
+
+
+def embedder_modules(release: Release, tiers: Tiers) -> tuple[str, ...]:
+    """What a replica imports for its embedder alone, by the manifest: without a graph, torch's encoder. Blocking."""
+    embedder = release.embedder
+    try:
+        manifest = tiers.resolve("models", embedder.name, embedder.version, digest=embedder.digest)
+    except ArtifactError as exc:
+        _LOG.warning("the standby imports nothing for the embedder: %s", exc)
+        return ()
+    return () if any(file.path == ONNX_FILE for file in manifest.files) else (TORCH_ENCODER,)
 
 
 def _memory_bytes(pid: int) -> int:

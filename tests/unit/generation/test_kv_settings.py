@@ -127,6 +127,10 @@ def test_the_capacity_is_the_engines_own() -> None:
     hybrid = kv_capacity(client(num_gpu_blocks=10, block_size=128, kv_cache_size_tokens=900))
     assert hybrid is not None
     assert hybrid.tokens == 900
+    assert not told.prefixes
+    cached = kv_capacity(client(num_gpu_blocks=10, block_size=128, enable_prefix_caching=True))
+    assert cached is not None
+    assert cached.prefixes
     assert kv_capacity(client(num_gpu_blocks=None, block_size=128)) is None
     assert kv_capacity(object()) is None, "an engine that is none of vLLM's"
 

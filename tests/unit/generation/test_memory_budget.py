@@ -178,6 +178,11 @@ def test_parts_are_read_from_the_manifests(tmp_path: Path) -> None:
     assert found.token_bytes.value == 2 * 2 * 64 * 2
     assert found.context_bytes == 100 * 2 * 2 * 64 * 2
     assert found.indexes == (IndexPart("docs", 0, docs.size_bytes),), "two stores share one version"
+    assert (found.reranker, found.reranker_bytes) == ("", 0)
+    judge = publish_model(catalog, tmp_path, "judge", "reranker")
+    reranked = Release.model_validate({**release.model_dump(mode="json"), "reranker": {"name": "judge"}})
+    counted = replica_parts(reranked, tiers)
+    assert (counted.reranker, counted.reranker_bytes) == ("judge", judge.size_bytes)
     wide = replica_parts(release, tiers, compute="float32")
     assert (wide.weight_bytes, wide.context_bytes) == (2000, 2 * found.context_bytes)
 

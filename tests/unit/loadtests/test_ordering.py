@@ -5,7 +5,6 @@ from collections import Counter
 
 import pytest
 
-from loadtests.block_cache import BlockCache
 from loadtests.closed_loop import Answer
 from loadtests.ordering import same_questions
 from loadtests.ordering_engine import Asked
@@ -14,6 +13,7 @@ from loadtests.ordering_orders import bound, our_order, popular_order, reading_o
 from loadtests.ordering_prompts import Synthetic
 from loadtests.ordering_simulation import AROUND, best_order, microseconds, numbered_hits, saved_tokens
 from loadtests.ordering_trace import TraceShape, unshared_trace, zipf_trace
+from loadtests.prompt_cache import PromptCache
 from rag_stack.rag.cache_mirror import CacheShape
 from rag_stack.rag.ordering import DocumentOrder
 
@@ -37,7 +37,7 @@ def test_a_trace_that_shares_nothing() -> None:
 
 def test_every_order_is_one_of_the_same_documents_and_the_oracle_is_best() -> None:
     trace = zipf_trace(SHAPE, seed=3)
-    engine = Synthetic(BlockCache(2000, 16), SIZES)
+    engine = Synthetic(PromptCache(CACHE), SIZES)
     ours = our_order(trace, numbered_hits(SIZES), DocumentOrder(CACHE), around=AROUND, ask=engine.ask)
     orders = [list(trace), reading_order(trace), popular_order(trace), smallest_tree(trace), ours]
     best = best_order(trace, orders, SIZES, CACHE, tries=20)

@@ -34,6 +34,6 @@ async def test_a_start_is_told_with_the_label_of_the_release_that_was_taken(monk
     cache = KvCapacity(1280, 10, 128)
     announcing = asyncio.create_task(keep_announcing(report, MemoryRecorder(), release, kv_cache=cache))
     async with asyncio.timeout(10):
-        card = {**report.to_card(), "kv_cache": {"tokens": 1280, "blocks": 10, "block_tokens": 128}}
+        card = {**report.to_card(), "kv_cache": {"tokens": 1280, "blocks": 10, "block_tokens": 128, "prefixes": True}}
         assert await models.told == ("replica", card, label_of(release))
     announcing.cancel()

@@ -25,7 +25,7 @@ from rag_stack.index.format import EmbedderRef
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.releases.rollout import Rollout
-from rag_stack.serving.startup import make_current, preflight, require_port
+from rag_stack.serving.startup import make_current, preflight, require_port, without_words
 from rag_stack.timeline import Timeline
 from tests.embedder import WordEmbedder
 from tests.layer import TOWN
@@ -180,3 +180,10 @@ def _write_index(folder: Path, *, embedder_digest: str, documents: Sequence[Docu
     cut = cut_documents(documents, tokenizer=embedder.tokenizer, max_tokens=embedder.max_tokens, chunking=None)
     ref = EmbedderRef(name="words", digest=embedder_digest)
     return write_index(folder, cut, embedder.encode(cut.inputs), embedder=ref).to_json()
+
+
+def test_it_says_which_indexes_have_no_words(tiers: Tiers, tmp_path: Path) -> None:
+    told = without_words(pin(release(tmp_path), tiers).release, tiers)
+    assert told.startswith("town has no words")
+    assert "rag-stack index build" in told
+    assert not without_words(pin(release(tmp_path, retrieval={"mode": "dense"}), tiers).release, tiers)

@@ -14,8 +14,12 @@ import pytest
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.object_store import open_store
+from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import ArtifactChoice, ArtifactsConfig, Release
-from rag_stack.serving.wake.standby import Standby
+from rag_stack.metrics import MemoryRecorder
+from rag_stack.retrieval.onnx_session import ONNX_FILE
+from rag_stack.serving.wake.standby import TORCH_ENCODER, Standby, embedder_modules
+from tests.pinnable import publish_model
 
 WEIGHTS = b"w" * 100_000
 WAIT_S = 60.0
@@ -30,8 +34,13 @@ async def standby(tmp_path: Path) -> AsyncIterator[Standby]:
     artifacts = ArtifactsConfig(root=f"file://{tmp_path}/store", cache=tmp_path / "cache")
     catalog = Catalog(open_store(artifacts.root))
     catalog.promote(catalog.publish(model, kind="models", name="llm", metadata={}).ref)
-    choice = ArtifactChoice(name="llm")
-    release = Release(name="town", artifacts=artifacts, model=choice, embedder=choice)
+    # One that needs no torch.
+    graph = tmp_path / "model-e-with" / ONNX_FILE
+    graph.parent.mkdir(parents=True)
+    graph.write_bytes(b"graph")
+    publish_model(catalog, tmp_path, "e", "with")
+    embedder = ArtifactChoice(name="e")
+    release = Release(name="town", artifacts=artifacts, model=ArtifactChoice(name="llm"), embedder=embedder)
     made = Standby(f"rag-stack-test-{uuid.uuid4().hex}", release, modules=("colorsys",))
     running = asyncio.create_task(made.run())
     yield made
@@ -67,3 +76,17 @@ async def test_it_ends_with_its_holder(standby: Standby) -> None:
     parked = psutil.Process((await ready(standby, starts=1))["pid"])
     standby.stop()
     assert not parked.is_running()
+
+
+def test_torch_is_imported_for_an_embedder_without_a_graph_alone(tmp_path: Path) -> None:
+    artifacts = ArtifactsConfig(root=f"file://{tmp_path}/store", cache=tmp_path / "cache")
+    tiers = open_tiers(artifacts, MemoryRecorder())
+    release = Release(name="r", artifacts=artifacts, model=ArtifactChoice(name="m"), embedder=ArtifactChoice(name="e"))
+    assert embedder_modules(release, tiers) == (), "not published: what is wrong is said by who needs it"
+    publish_model(tiers.catalog, tmp_path, "e", "without")
+    assert embedder_modules(release, tiers) == (TORCH_ENCODER,)
+    graph = tmp_path / "model-e-with" / ONNX_FILE
+    graph.parent.mkdir(parents=True)
+    graph.write_bytes(b"graph")
+    publish_model(tiers.catalog, tmp_path, "e", "with")
+    assert embedder_modules(release, tiers) == ()

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from loadtests.block_cache import BlockCache
 from loadtests.ordering_prompts import Synthetic
 from loadtests.ordering_simulation import numbered_hits
 from loadtests.ordering_trace import TraceShape, zipf_trace
+from loadtests.prompt_cache import PromptCache
 from rag_stack.rag.cache_mirror import CacheShape
 from rag_stack.rag.ordering import DocumentOrder, Served, Surroundings
 
@@ -62,7 +62,7 @@ class VllmCache:
 @pytest.mark.parametrize(("blocks", "block_tokens"), [(40, 4), (25, 16), (12, 32)])
 def test_random_prompts_find_the_same(blocks: int, block_tokens: int) -> None:
     draw = random.Random(blocks)
-    ours, theirs = BlockCache(blocks, block_tokens), VllmCache(blocks=blocks, block_tokens=block_tokens)
+    ours, theirs = PromptCache(CacheShape(block_tokens, blocks)), VllmCache(blocks=blocks, block_tokens=block_tokens)
     room = (blocks - 1) * block_tokens
     found = 0
     for n in range(400):
@@ -80,14 +80,14 @@ def test_random_prompts_find_the_same(blocks: int, block_tokens: int) -> None:
 def test_our_order_predicts_what_vllm_has_under_eviction(blocks: int, block_tokens: int) -> None:
     theirs = VllmCache(blocks=blocks, block_tokens=block_tokens)
 
-    class Both(BlockCache):
+    class Both(PromptCache):
         def serve(self, prompt: Any, *, answer: Any = (), salt: str = "") -> int:
             cached = super().serve(prompt, answer=answer, salt=salt)
             assert theirs.serve(list(prompt), list(answer), salt) == cached
             return cached
 
     sizes = {n: 215 + n * 7 % 31 for n in range(300)}
-    engine = Synthetic(Both(blocks, block_tokens), sizes)
+    engine = Synthetic(Both(CacheShape(block_tokens, blocks)), sizes)
     hits = numbered_hits(sizes)
     number = {id(hit): n for n, hit in hits.items()}
     ordering = DocumentOrder(CacheShape(block_tokens, blocks))
