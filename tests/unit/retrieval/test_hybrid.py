@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,9 @@ class ShortestFirst:
     def __init__(self) -> None:
         self.threads: list[str] = []
 
-    def scores(self, query: str, passages: Sequence[Passage]) -> npt.NDArray[np.float32]:
+    def scores(
+        self, query: str, passages: Sequence[Passage], *, stopped: Callable[[], bool]
+    ) -> npt.NDArray[np.float32]:
         self.threads.append(threading.current_thread().name)
         return np.array([1 / (1 + len(passage.text)) for passage in passages], np.float32)
 
