@@ -36,12 +36,12 @@ class ResultKey:
 
 
 class QueryCache:
-    """At most `entries` vectors and as many results, each in half of `limit_bytes`. Safe to use from threads."""
+    """At most `entries` vectors and as many results, each in `limit_bytes`. Safe to use from several threads."""
 
-    def __init__(self, recorder: Recorder, *, entries: int, limit_bytes: int = QUERY_CACHE_BYTES) -> None:
+    def __init__(self, recorder: Recorder, *, entries: int, limit_bytes: int = QUERY_CACHE_BYTES // 2) -> None:
         self._recorder = recorder
-        self._vectors: Recent[tuple[str, str], Vector] = Recent(entries, limit_bytes // 2, _vector_bytes)
-        self._results: Recent[ResultKey, tuple[Hit, ...]] = Recent(entries, limit_bytes // 2, _result_bytes)
+        self._vectors: Recent[tuple[str, str], Vector] = Recent(entries, limit_bytes, _vector_bytes)
+        self._results: Recent[ResultKey, tuple[Hit, ...]] = Recent(entries, limit_bytes, _result_bytes)
 
     def vector(self, embedder: str, text: str) -> Vector | None:
         """The vector of a text by an embedder's digest; it is shared, so nobody may change it."""

@@ -160,6 +160,10 @@ def test_parts_are_read_from_the_manifests(tmp_path: Path) -> None:
     assert found.token_bytes.value == 2 * 2 * 64 * 2
     assert found.context_bytes == 100 * 2 * 2 * 64 * 2
     assert found.indexes == (IndexPart("docs", 0, docs.size_bytes),), "two stores share one version"
+    assert "query cache, at most               " in str(on_cpu(16, found))
+    alone = release.model_copy(update={"retrieval": release.retrieval.model_copy(update={"query_cache": 0})})
+    assert found.query_cache_bytes == 128 << 20
+    assert "query cache" not in str(on_cpu(16, replica_parts(alone, tiers)))
     wide = replica_parts(release, tiers, compute="float32")
     assert (wide.weight_bytes, wide.context_bytes) == (2000, 2 * found.context_bytes)
 
