@@ -68,7 +68,7 @@ class CrossEncoder:
         scores: Scores = (0.5 * (1.0 + np.tanh(0.5 * logits))).astype(np.float32)
         return scores
 
-    def _pairs(self, query: str, texts: Sequence[str], stopped: Stopped | None) -> Iterator[Encoding]:
+    def _pairs(self, query: str, texts: Sequence[str], stopped: Stopped | None = None) -> Iterator[Encoding]:
         """Each text beside the query. Of a pair that is too long, the longer of the two loses its end."""
         most = self.max_tokens * _CHARS_PER_TOKEN
         for text in texts:
