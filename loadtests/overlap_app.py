@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -40,7 +40,13 @@ class TimedReranker:
     seconds: float
     stay: int
 
-    def scores(self, query: str, passages: Sequence[Passage]) -> npt.NDArray[np.float32]:  # noqa: ARG002
+    def scores(
+        self,
+        query: str,  # noqa: ARG002
+        passages: Sequence[Passage],
+        *,
+        stopped: Callable[[], bool] | None = None,  # noqa: ARG002
+    ) -> npt.NDArray[np.float32]:
         """From 1 to 0.5, in the order in which they are to be."""
         time.sleep(self.seconds)
         count = len(passages)

@@ -7,7 +7,7 @@ RAG_STACK_ADMIN_KEYS, or in the files of RAG_STACK_KEYS_DIRECTORY.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -58,6 +58,10 @@ class StoreConfig(_Frozen):
     description: str = ""
 
 
+# What the query cache of a replica holds at most.
+QUERY_CACHE_BYTES: Final = 128 << 20
+
+
 class RetrievalConfig(_Frozen):
     """How a question is searched, and how much of a node that may take."""
 
@@ -67,7 +71,9 @@ class RetrievalConfig(_Frozen):
     fusion: Literal["share", "reciprocal_rank"] = Field("share", description="how vectors and words make one score")
     text_weight: float = Field(0.5, ge=0.0, le=1.0, description="how much of that score words are")
     candidates: int = Field(100, ge=1, le=10_000, description="passages that vectors and words give, each")
-    rerank_candidates: int = Field(20, ge=1, le=200, description="passages that a reranker looks at")
+    rerank_candidates: int = Field(
+        20, ge=1, le=200, description="passages that a reranker looks at; of several queries, pairs"
+    )
     duplicates: float = Field(
         1.0, ge=0.0, le=1.0, description="a passage that shares more of its text with a better one is left out"
     )

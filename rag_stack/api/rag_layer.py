@@ -1,9 +1,10 @@
 """Our layer around an engine's app. Clients reach the routes that stand here; the rest of the engine is a 404."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_stack.api.admission import Admission
 from rag_stack.api.ahead import has_room
@@ -79,11 +80,12 @@ class RagLayer:
     def around(self, engine: ASGIApp) -> ASGIApp:
         """The engine's app with retrieval, citations, keys and the allow-list around it."""
         prefiller = self._prefiller()
+        rerank = RerankEndpoint(self.reranker, self.max_body_bytes)
         routes: list[BaseRoute] = [
             Route("/v1/chat/completions", self._grounded(engine, "chat", prefiller), methods=["POST"]),
             Route("/v1/completions", self._grounded(engine, "completion", prefiller), methods=["POST"]),
             *self.vector_stores.routes(),
-            *RerankEndpoint(self.reranker, self.max_body_bytes).routes(),
+            *rerank.routes(),
             *self.models.routes(),
             *self.health.routes(),
             *self._passed(engine),
@@ -93,7 +95,7 @@ class RagLayer:
             keys=self.keys,
             open_paths=OPEN_PATHS,
             recorder=self.recorder,
-            lifespan=engine,
+            lifespan=_closing(engine, rerank.close),
             release=release_header(self.release, self.release_version),
             tracer=self.tracer,
         )
@@ -121,6 +123,21 @@ class RagLayer:
     def _passed(self, engine: ASGIApp) -> list[BaseRoute]:
         endpoint = PassThrough(engine, admission=self.admission, max_body_bytes=self.max_body_bytes, tracer=self.tracer)
         return [Route(path, endpoint, methods=[method]) for method, path in PASSED]
+
+
+def _closing(engine: ASGIApp, close: Callable[[], None]) -> ASGIApp:
+    """The engine's start and end, and with its end ours: whoever ends it without saying so leaves that to `gc`."""
+
+    async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+        async def told() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                close()
+            return message
+
+        await engine(scope, told, send)
+
+    return lifespan
 
 
 def release_header(name: str, version: str) -> str:

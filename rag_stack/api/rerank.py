@@ -6,8 +6,10 @@ The body is Cohere's and Jina's: `model`, `query`, `documents` (texts, or object
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Event, Lock
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -19,14 +21,13 @@ from starlette.routing import Route
 
 from rag_stack.api.http import read_json, while_connected
 from rag_stack.api.validation import validated
-from rag_stack.errors import InvalidRequestError, NotFoundError, OverloadedError
+from rag_stack.errors import InvalidRequestError, NotFoundError, OverloadedError, UnavailableError
 from rag_stack.protocol import MAX_QUERY_CHARS, Wire
 
 PATHS: Final = ("/v1/rerank", "/v2/rerank")
 _MAX_DOCUMENTS: Final = 1000
-# Documents between two looks at whether the client is still there.
-_STEP: Final = 32
-# Requests that may be here at once: one is computed, the others wait for it.
+# Requests that may be here at once: one is computed, the others wait for it. One whose client has gone counts until its
+# thread has noticed.
 _AT_ONCE: Final = 16
 
 
@@ -35,8 +36,8 @@ class TextReranker(Protocol):
 
     name: str
 
-    def text_scores(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Float32 [n], 0..1. Blocking."""
+    def text_scores(self, query: str, texts: Sequence[str], *, stopped: Callable[[], bool]) -> npt.NDArray[np.float32]:
+        """Float32 [n], 0..1. Blocking. Once `stopped` is true it may raise concurrent.futures.CancelledError."""
         ...
 
 
@@ -54,12 +55,15 @@ class _RerankRequest(Wire):
 
 @dataclass(slots=True)
 class RerankEndpoint:
-    """The handler; without a reranker it says what to do. One request is computed at a time, in a thread."""
+    """The handler; without a reranker it says what to do. One request is computed at a time, in a thread of its own."""
 
     reranker: TextReranker | None
     max_body_bytes: int
     _here: int = field(default=0, init=False)
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _lock: Lock = field(default_factory=Lock, init=False)
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="rerank"), init=False
+    )
 
     def routes(self) -> list[Route]:
         """What this owns."""
@@ -89,23 +93,41 @@ class RerankEndpoint:
         took_ms = round((time.perf_counter() - began) * 1e3, 1)
         return JSONResponse({"model": self.reranker.name, "results": results, "timings_ms": {"rerank": took_ms}})
 
+    def close(self) -> None:
+        """Drop what waits; what runs ends by itself. Does not block."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     async def _scores(
         self, reranker: TextReranker, query: str, texts: Sequence[str], request: Request
     ) -> npt.NDArray[np.float32]:
-        if self._here >= _AT_ONCE:
-            raise OverloadedError(
-                f"{self._here} requests to rerank run or wait, no more can; try again", retry_after_s=1
-            )
-        self._here += 1
+        gone = Event()
+        self._enter()
         try:
-            return await while_connected(self._computed(reranker, query, texts), request.receive)
+            future = self._thread.submit(reranker.text_scores, query, texts, stopped=gone.is_set)
+        except RuntimeError as exc:
+            self._leave()
+            raise UnavailableError("this server is shutting down; try again", retry_after_s=1) from exc
+        future.add_done_callback(lambda _: self._leave())
+        try:
+            return await while_connected(_result(future), request.receive)
         finally:
+            gone.set()
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._here >= _AT_ONCE:
+                raise OverloadedError(
+                    f"{self._here} requests to rerank run or wait, no more can; try again", retry_after_s=1
+                )
+            self._here += 1
+
+    def _leave(self) -> None:
+        with self._lock:
             self._here -= 1
 
-    async def _computed(self, reranker: TextReranker, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        async with self._turn:
-            steps = [texts[start : start + _STEP] for start in range(0, len(texts), _STEP)]
-            return np.concatenate([await asyncio.to_thread(reranker.text_scores, query, step) for step in steps])
+
+async def _result(future: "Future[npt.NDArray[np.float32]]") -> npt.NDArray[np.float32]:
+    return await asyncio.wrap_future(future)
 
 
 def _results(

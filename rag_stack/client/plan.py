@@ -132,6 +132,8 @@ class Plans:
         include_text: bool = False,
     ) -> Plan[Body]:
         stores = [store] if isinstance(store, str) else None if store is None else list(store)
+        if stores == []:
+            raise InvalidRequestError("`store` is an empty list; name a store, or leave it out", param="store")
         searches = store is not None or top_k is not None or filters is not None
         if documents is not None and searches:
             raise InvalidRequestError("give `documents`, or a store to search with top_k and filters; not both")

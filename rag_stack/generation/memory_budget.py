@@ -177,6 +177,8 @@ def _retrieval(parts: ReplicaParts) -> list[Need]:
     needs = [Need(f"embedder {parts.embedder}", parts.embedder_bytes, "its manifest")]
     if parts.reranker:
         needs.append(Need(f"reranker {parts.reranker}", parts.reranker_bytes, "its manifest"))
+    if parts.query_cache_bytes:
+        needs.append(Need("query cache, at most", parts.query_cache_bytes, "retrieval.query_cache; 0: none"))
     for index in parts.indexes:
         if index.copied_bytes:
             needs.append(Need(f"index {index.name}, copied", index.copied_bytes, "its manifest, lists of FastScan"))

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import Tiers
-from rag_stack.config import ArtifactChoice, Release
+from rag_stack.config import QUERY_CACHE_BYTES, ArtifactChoice, Release
 from rag_stack.errors import ArtifactError, IndexVersionError
 from rag_stack.generation.kv_settings import TokenBytes, token_bytes
 from rag_stack.index.reader import copied_bytes
@@ -39,6 +39,7 @@ class ReplicaParts:
     indexes: tuple[IndexPart, ...] = ()
     reranker: str = ""
     reranker_bytes: int = 0
+    query_cache_bytes: int = 0
 
 
 def replica_parts(release: Release, tiers: Tiers, *, compute: str | None = None) -> ReplicaParts:
@@ -63,6 +64,7 @@ def replica_parts(release: Release, tiers: Tiers, *, compute: str | None = None)
         indexes=_indexes(release, tiers),
         reranker=reranker.name if reranker else "",
         reranker_bytes=_loaded(_resolve(tiers, reranker)) if reranker else 0,
+        query_cache_bytes=QUERY_CACHE_BYTES if release.retrieval.query_cache else 0,
     )
 
 

@@ -5,13 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
-from typing import TypeAlias
+from sys import getsizeof
+from typing import Final, TypeAlias
 
 from rag_stack.rag.sentences import Span
 from rag_stack.rag.subjects import headed_sentences, last_named, points_back, title_words
 from rag_stack.rag.words import Word, content_words, qualifiers, read_words
+from rag_stack.retrieval.recent import Recent
 from rag_stack.types import Passage
 
 _IDENTIFIER_WEIGHT = 1.5  # `__enter__` says more about what a sentence is about than "method" does
@@ -107,8 +108,26 @@ class PassageOverlap:
         return best
 
 
-@lru_cache(maxsize=256)  # reading passages is most of a citer's time, and some are the source of many answers
+def _read_bytes(texts: tuple[str, str], windows: Sequence[_Window]) -> int:
+    """Measured: about 200 bytes a word and 512 a window, and up to a fifth more than there are."""
+    return sum(map(getsizeof, texts)) + sum(512 + 200 * len(window.words) for window in windows)
+
+
+# Reading passages is most of a citer's time, and some are the source of many answers. Callers bring their own, too.
+_READ: Final[Recent[tuple[str, str], tuple[_Window, ...]]] = Recent(1024, 32 << 20, _read_bytes)
+
+
 def _read(title_text: str, passage_text: str) -> tuple[_Window, ...]:
+    """The windows of a passage, from those that were read a moment ago if they are there."""
+    key = title_text, passage_text
+    windows = _READ.get(key)
+    if windows is None:
+        windows = _windows(title_text, passage_text)
+        _READ.put(key, windows)
+    return windows
+
+
+def _windows(title_text: str, passage_text: str) -> tuple[_Window, ...]:
     """Every sentence of a passage, and then every two that follow each other under one heading, as windows."""
     title = title_words(title_text)
     singles = []

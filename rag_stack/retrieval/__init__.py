@@ -10,6 +10,7 @@ torch_encoder  through sentence-transformers
 onnx_session  a transformer in ONNX Runtime: tokens -> what its graph puts out
 onnx_export   a torch module -> such a graph, with the weights left where they are
 embedder_export  an embedder's graph, made at its import and checked
+recent     the latest used values, bounded by their number and memory
 reranker   a question and passages -> how well each answers it
 reranker_import  a cross-encoder from elsewhere, as a reranker's artifact
 mapped_weights  which of an embedder's weights all processes share

@@ -41,7 +41,7 @@ class Ranking:
     text_weight  how much of that the words are, 0..1
     candidates   passages that each of the two gives, at least
     rerank       whether the reranker, if there is one, has the last word
-    rerank_candidates  passages that it looks at, at most
+    rerank_candidates  passages that it looks at, at most; of several queries, pairs of a query and a passage
     duplicates   a passage that shares so much with a better one is left out, 0..1; 1: only equal texts are
     """
 

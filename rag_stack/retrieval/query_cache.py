@@ -4,25 +4,23 @@ An entry is reached only by the very versions that it was found in, so a swap ma
 they leave as newer ones come.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from threading import Lock
-from typing import Final, Generic, TypeVar
+from sys import getsizeof
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from rag_stack.config import QUERY_CACHE_BYTES
 from rag_stack.metrics import QUERY_CACHE, Recorder
 from rag_stack.retrieval.fusion import Ranking
-from rag_stack.types import Hit
+from rag_stack.retrieval.recent import Recent
+from rag_stack.types import Hit, Passage
 
 Vector = npt.NDArray[np.float32]
-KeyT = TypeVar("KeyT", bound=Hashable)
 ValueT = TypeVar("ValueT")
 
-_LIMIT_BYTES: Final = 64 << 20
-# About what the objects around a passage's text take.
+# About what the objects around a passage's texts take.
 _HIT_BYTES: Final = 1024
 
 
@@ -38,12 +36,12 @@ class ResultKey:
 
 
 class QueryCache:
-    """At most `entries` vectors and as many results, each in 64 MiB. Safe to use from several threads."""
+    """At most `entries` vectors and as many results, each in `limit_bytes`. Safe to use from several threads."""
 
-    def __init__(self, recorder: Recorder, *, entries: int, limit_bytes: int = _LIMIT_BYTES) -> None:
+    def __init__(self, recorder: Recorder, *, entries: int, limit_bytes: int = QUERY_CACHE_BYTES // 2) -> None:
         self._recorder = recorder
-        self._vectors: _Recent[tuple[str, str], Vector] = _Recent(entries, limit_bytes, _vector_bytes)
-        self._results: _Recent[ResultKey, tuple[Hit, ...]] = _Recent(entries, limit_bytes, _result_bytes)
+        self._vectors: Recent[tuple[str, str], Vector] = Recent(entries, limit_bytes, _vector_bytes)
+        self._results: Recent[ResultKey, tuple[Hit, ...]] = Recent(entries, limit_bytes, _result_bytes)
 
     def vector(self, embedder: str, text: str) -> Vector | None:
         """The vector of a text by an embedder's digest; it is shared, so nobody may change it."""
@@ -68,37 +66,17 @@ class QueryCache:
         return found
 
 
-class _Recent(Generic[KeyT, ValueT]):
-    """The latest used values, bounded by their number and by their size."""
-
-    def __init__(self, entries: int, limit_bytes: int, size_of: Callable[[KeyT, ValueT], int]) -> None:
-        self._entries = entries
-        self._limit_bytes = limit_bytes
-        self._size_of = size_of
-        self._values: OrderedDict[KeyT, ValueT] = OrderedDict()
-        self._size_bytes = 0
-        self._lock = Lock()
-
-    def get(self, key: KeyT) -> ValueT | None:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
-
-    def put(self, key: KeyT, value: ValueT) -> None:
-        with self._lock:
-            if key in self._values:
-                self._size_bytes -= self._size_of(key, self._values.pop(key))
-            self._values[key] = value
-            self._size_bytes += self._size_of(key, value)
-            while len(self._values) > self._entries or self._size_bytes > self._limit_bytes:
-                self._size_bytes -= self._size_of(*self._values.popitem(last=False))
-
-
 def _vector_bytes(key: tuple[str, str], vector: Vector) -> int:
-    return vector.nbytes + len(key[1]) + _HIT_BYTES
+    return vector.nbytes + getsizeof(key[1]) + _HIT_BYTES
 
 
 def _result_bytes(key: ResultKey, hits: tuple[Hit, ...]) -> int:
-    asked = sum(map(len, key.queries)) + len(key.filters)
-    return asked + sum(len(hit.passage.text) + _HIT_BYTES for hit in hits) + _HIT_BYTES
+    asked = sum(map(getsizeof, key.queries)) + getsizeof(key.filters)
+    return asked + sum(_passage_bytes(hit.passage) for hit in hits) + _HIT_BYTES
+
+
+def _passage_bytes(passage: Passage) -> int:
+    """As it lies in memory, where a character has up to four bytes, with all that the documents' owner has given."""
+    texts = (passage.passage_id, passage.document_id, passage.text, passage.title, passage.uri)
+    attributes = sum(getsizeof(key) + getsizeof(value) for key, value in passage.attributes.items())
+    return sum(map(getsizeof, texts)) + attributes + getsizeof(passage.attributes) + _HIT_BYTES

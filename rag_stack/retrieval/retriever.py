@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from threading import Lock
+from threading import Event, Lock
 from typing import Final, Protocol
 
 import numpy as np
@@ -34,9 +34,14 @@ OnProvisional = Callable[[tuple[Hit, ...]], None]
 
 
 class Reranker(Protocol):
-    """Says how well passages answer a query: float32 [n], 0..1. Blocking; called from several threads at once."""
+    """Says how well passages answer a query: float32 [n], 0..1. Blocking; called from several threads at once.
 
-    def scores(self, query: str, passages: Sequence[Passage]) -> npt.NDArray[np.float32]: ...
+    Once `stopped` is true nobody waits for the scores, and it may raise concurrent.futures.CancelledError.
+    """
+
+    def scores(
+        self, query: str, passages: Sequence[Passage], *, stopped: Callable[[], bool]
+    ) -> npt.NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class _Asked:
     score_threshold: float
     ranking: Ranking
     on_provisional: OnProvisional | None
+    # The caller has gone: what has not begun need not.
+    gone: Event = field(default_factory=Event, compare=False)
 
 
 class Retriever:
@@ -131,9 +138,14 @@ class Retriever:
         except RuntimeError as exc:
             self._leave()
             raise UnavailableError("this server is shutting down; try again", retry_after_s=1) from exc
-        # A caller that goes away frees its place in the queue at once; a search that runs keeps it until it ends.
+        # A caller that goes away frees its place in the queue at once; a search that runs keeps it until it ends, which
+        # a rerank does before its next passage.
         future.add_done_callback(lambda _: self._leave())
-        found = await asyncio.wrap_future(future)
+        try:
+            found = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            asked.gone.set()
+            raise
         self._tell(found.timings, began_s=queued_s)
         return found
 
@@ -167,66 +179,81 @@ class Retriever:
             # Leased here and not while it waited, so that every search is in the newest versions, and in one of each.
             opened = [leases.enter_context(self._shelf.lease(store)) for store in asked.stores]
             versions = {each.name: each.version for each in opened}
+            # One that is not open yet has no digest, as one that is empty: what is remembered of that is not its.
+            searched = {each.name: each for each in opened if _searchable(each)}
             key = _key(asked, opened)
+            timings = Timings(queue_ms=(started - queued) * 1e3)
             hits = self._cache.result(key) if self._cache else None
-            embedded = found = ended = time.perf_counter()
             if hits is None:
-                vectors = self._embedded(asked.queries)
-                embedded = time.perf_counter()
-                hits = _found(opened, asked, vectors, wanted=self._wanted(asked))
-                found = ended = time.perf_counter()
-                # What was found are copies: nobody waits for a reranker to unmap a version.
-                leases.close()
-                if self._reranks(asked) and hits:
-                    hits = self._reranked(asked, hits)
-                    ended = time.perf_counter()
-                hits = hits[: asked.top_k]
+                hits, timings = self._looked_up(asked, searched, leases, timings)
                 if self._cache:
                     self._cache.keep_result(key, hits)
-        timings = Timings(
-            queue_ms=(started - queued) * 1e3,
-            embed_ms=(embedded - started) * 1e3,
-            search_ms=(found - embedded) * 1e3,
-            rerank_ms=(ended - found) * 1e3,
-        )
         kept = tuple(hit for hit in hits if hit.score >= asked.score_threshold)
         return Retrieval(hits=kept, index_versions=versions, timings=timings)
 
-    def _embedded(self, queries: Sequence[str]) -> Vectors:
-        if self._cache is None:
-            return self._embedder.encode(queries)
+    def _looked_up(
+        self, asked: _Asked, stores: Mapping[str, OpenStore], leases: ExitStack, timings: Timings
+    ) -> tuple[tuple[Hit, ...], Timings]:
+        """What no cache knows, and how long each stage took; one that did not run took nothing."""
+        began = time.perf_counter()
+        vectors, embed_ms = self._embedded(asked.queries)
+        reranked = self._reranked_passages(asked)
+        hits = _found(stores, asked, vectors, wanted=max(asked.top_k, reranked))
+        found = ended = time.perf_counter()
+        # What was found are copies: nobody waits for a reranker to unmap a version.
+        leases.close()
+        if reranked and hits:
+            hits = self._reranked(asked, hits, reranked)
+            ended = time.perf_counter()
+        search_ms, rerank_ms = (found - began) * 1e3 - embed_ms, (ended - found) * 1e3
+        return hits[: asked.top_k], replace(timings, embed_ms=embed_ms, search_ms=search_ms, rerank_ms=rerank_ms)
+
+    def _embedded(self, queries: Sequence[str]) -> tuple[Vectors, float]:
+        """The vectors of queries, and the milliseconds that the embedder took for those that were not remembered."""
         cache, digest = self._cache, self._embedder.digest
-        known = {text: cache.vector(digest, text) for text in dict.fromkeys(queries)}
+        known = {text: cache.vector(digest, text) if cache else None for text in dict.fromkeys(queries)}
         missing = [text for text, vector in known.items() if vector is None]
+        embed_ms = 0.0
         if missing:
-            for text, vector in zip(missing, self._embedder.encode(missing), strict=True):
-                cache.keep_vector(digest, text, vector)
+            began = time.perf_counter()
+            encoded = self._embedder.encode(missing)
+            embed_ms = (time.perf_counter() - began) * 1e3
+            for text, vector in zip(missing, encoded, strict=True):
                 known[text] = vector
-        return np.stack([vector for text in queries if (vector := known[text]) is not None])
+                if cache:
+                    cache.keep_vector(digest, text, vector)
+        return np.stack([vector for text in queries if (vector := known[text]) is not None]), embed_ms
 
-    def _reranks(self, asked: _Asked) -> bool:
-        return self._reranker is not None and asked.ranking.rerank
+    def _reranked_passages(self, asked: _Asked) -> int:
+        """How many passages are reranked: as many as leave no more than `rerank_candidates` pairs with the queries."""
+        if self._reranker is None or not asked.ranking.rerank:
+            return 0
+        return asked.ranking.rerank_candidates // max(1, len(asked.queries))
 
-    def _wanted(self, asked: _Asked) -> int:
-        return max(asked.top_k, asked.ranking.rerank_candidates if self._reranks(asked) else 0)
+    def _reranked(self, asked: _Asked, hits: tuple[Hit, ...], count: int) -> tuple[Hit, ...]:
+        """The first `count` ordered by the reranker's scores; of several queries each passage's best counts.
 
-    def _reranked(self, asked: _Asked, hits: tuple[Hit, ...]) -> tuple[Hit, ...]:
-        """Ordered by the reranker's scores; of several queries each passage's best counts."""
+        Those that it does not look at stay behind, with scores that are no higher.
+        """
         if asked.on_provisional is not None:
             asked.on_provisional(hits[: asked.top_k])
         if self._reranker is None:
             return hits
-        passages = [hit.passage for hit in hits]
-        scores = np.max([self._reranker.scores(query, passages) for query in asked.queries], axis=0)
-        scored = [replace(hit, score=score) for hit, score in zip(hits, scores.tolist(), strict=True)]
-        return tuple(sorted(scored, key=lambda hit: -hit.score))
+        passages = [hit.passage for hit in hits[:count]]
+        gone = asked.gone.is_set
+        scores = np.max([self._reranker.scores(query, passages, stopped=gone) for query in asked.queries], axis=0)
+        if gone():
+            raise CancelledError("nobody waits for this search any more")
+        scored = [replace(hit, score=score) for hit, score in zip(hits, scores.tolist(), strict=False)]
+        lowest = min(hit.score for hit in scored)
+        rest = [replace(hit, score=min(hit.score, lowest)) for hit in hits[count:]]
+        return (*sorted(scored, key=lambda hit: -hit.score), *rest)
 
 
-def _found(opened: Sequence[OpenStore], asked: _Asked, vectors: Vectors, *, wanted: int) -> tuple[Hit, ...]:
+def _found(stores: Mapping[str, OpenStore], asked: _Asked, vectors: Vectors, *, wanted: int) -> tuple[Hit, ...]:
     """The best passages with different texts; looks further where equal texts leave places empty."""
     ranking = asked.ranking
     k = 2 * wanted if ranking.mode == "dense" else max(ranking.candidates, 2 * wanted)
-    stores = {store.name: store for store in opened if _searchable(store)}
     while True:
         found = {name: _candidates(store, asked, vectors, k=k) for name, store in stores.items()}
         hits = tuple(islice(distinct(_merged(found, stores), duplicates=ranking.duplicates), wanted))

@@ -1,7 +1,7 @@
 """A real layer reads a prompt ahead of a rerank: what the engine sees of it, and that the client sees nothing."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ class WaitingReranker:
         self.engine = engine
         self.waits = self.turns = False
 
-    def scores(self, query: str, passages: Sequence[Passage]) -> npt.NDArray[np.float32]:
+    def scores(
+        self, query: str, passages: Sequence[Passage], *, stopped: Callable[[], bool]
+    ) -> npt.NDArray[np.float32]:
         before, tick = len(self.engine.state.requests), threading.Event()
         for _ in range(1000 if self.waits else 0):
             if len(self.engine.state.requests) > before:

@@ -76,6 +76,12 @@ def test_documents_and_a_search_exclude_each_other(call: Call, layer_url: str) -
         call(layer_url, "ask", QUESTION, documents=[{"text": "x"}], store="town")
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"filters": {"type": "eq", "key": "year", "value": 1911}}])
+def test_no_store_of_a_list_is_none_to_guess(call: Call, layer_url: str, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="`store` is an empty list"):
+        call(layer_url, "ask", QUESTION, store=[], **options)
+
+
 def test_without_retrieval_there_are_no_sources(call: Call, engine: Starlette, tmp_path: Path) -> None:
     with serve(build_layer(engine, tmp_path, default_store=None)) as url:
         answer = call(url, "ask", "say: Hello.")

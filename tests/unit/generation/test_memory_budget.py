@@ -183,6 +183,10 @@ def test_parts_are_read_from_the_manifests(tmp_path: Path) -> None:
     reranked = Release.model_validate({**release.model_dump(mode="json"), "reranker": {"name": "judge"}})
     counted = replica_parts(reranked, tiers)
     assert (counted.reranker, counted.reranker_bytes) == ("judge", judge.size_bytes)
+    assert "query cache, at most               " in str(on_cpu(16, found))
+    alone = release.model_copy(update={"retrieval": release.retrieval.model_copy(update={"query_cache": 0})})
+    assert found.query_cache_bytes == 128 << 20
+    assert "query cache" not in str(on_cpu(16, replica_parts(alone, tiers)))
     wide = replica_parts(release, tiers, compute="float32")
     assert (wide.weight_bytes, wide.context_bytes) == (2000, 2 * found.context_bytes)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,13 @@ import numpy.typing as npt
 import pytest
 
 from rag_stack.artifacts.manifest import Manifest, describe_files
-from rag_stack.errors import NotFoundError
+from rag_stack.errors import NotFoundError, UnavailableError
 from rag_stack.index.builder import write_index
 from rag_stack.index.cutting import cut_documents
 from rag_stack.index.documents import Document
 from rag_stack.index.format import EmbedderRef, Lexical
 from rag_stack.index.reader import IndexVersion
-from rag_stack.metrics import QUERY_CACHE, MemoryRecorder
+from rag_stack.metrics import QUERY_CACHE, RETRIEVAL_MS, MemoryRecorder
 from rag_stack.protocol import ComparisonFilter
 from rag_stack.retrieval.candidates import candidates
 from rag_stack.retrieval.fusion import Ranking
@@ -47,10 +47,32 @@ class ShortestFirst:
 
     def __init__(self) -> None:
         self.threads: list[str] = []
+        self.pairs = 0
 
-    def scores(self, query: str, passages: Sequence[Passage]) -> npt.NDArray[np.float32]:
+    def scores(
+        self, query: str, passages: Sequence[Passage], *, stopped: Callable[[], bool]
+    ) -> npt.NDArray[np.float32]:
         self.threads.append(threading.current_thread().name)
+        self.pairs += len(passages)
         return np.array([1 / (1 + len(passage.text)) for passage in passages], np.float32)
+
+
+class NeverDone:
+    """A reranker that goes on until nobody waits for it; tells that it has begun."""
+
+    def __init__(self) -> None:
+        self.began, self.ended = threading.Event(), threading.Event()
+
+    def scores(
+        self, query: str, passages: Sequence[Passage], *, stopped: Callable[[], bool]
+    ) -> npt.NDArray[np.float32]:
+        self.began.set()
+        for _ in range(3000):
+            if stopped():
+                self.ended.set()
+                break
+            threading.Event().wait(0.01)
+        return np.ones(len(passages), np.float32)
 
 
 def _index(
@@ -240,3 +262,63 @@ async def test_a_swap_is_never_answered_from_the_version_before(tmp_path: Path, 
         for found in (*await asyncio.gather(*running), after):
             assert found.hits[0].passage.text == texts[found.index_versions["town"]]
         assert after.index_versions == {"town": version}
+
+
+@pytest.mark.parametrize(("queries", "pairs"), [(1, 20), (3, 18), (16, 16), (21, 0)])
+async def test_no_more_pairs_are_reranked_than_is_said(
+    tmp_path: Path, open_retriever: type, queries: int, pairs: int
+) -> None:
+    many = [Document(f"n{n}", f"filler sentence {n} about things {n * 7}", "", "") for n in range(60)]
+    reranker, told = ShortestFirst(), []
+    retriever = open_retriever(shelf_of({"town": _index(tmp_path / "town", many)}), reranker=reranker)
+    asked = [f"filler sentence {n}" for n in range(queries)]
+    found = await retriever.retrieve(asked, stores=["town"], top_k=50, on_provisional=told.append)
+    assert reranker.pairs == pairs
+    assert len(found.hits) == 50
+    scores = [hit.score for hit in found.hits]
+    assert scores == sorted(scores, reverse=True)
+    assert bool(told) == bool(found.timings.rerank_ms) == bool(pairs)
+    if pairs:
+        looked_at = pairs // queries
+        assert set(_ids(found)[:looked_at]) == {hit.passage.document_id for hit in told[0][:looked_at]}
+        assert found.hits[looked_at:] == told[0][looked_at:] or scores[looked_at] <= scores[looked_at - 1]
+
+
+async def test_a_rerank_that_nobody_waits_for_ends_and_is_not_remembered(shelf: Shelf, open_retriever: type) -> None:
+    reranker, recorder = NeverDone(), MemoryRecorder()
+    retriever = open_retriever(shelf, reranker=reranker, cache=QueryCache(recorder, entries=8))
+    running = asyncio.create_task(retriever.retrieve("whale oil", stores=["town"], top_k=2))
+    assert await asyncio.to_thread(reranker.began.wait, 30)
+    running.cancel()
+    await asyncio.wait({running})
+    plain = await retriever.retrieve("rye bread", stores=["town"], top_k=2, ranking=Ranking(rerank=False))
+    assert reranker.ended.is_set()
+    assert _ids(plain)[0] == "bakery"
+    await retriever.retrieve("rye bread", stores=["town"], top_k=2, ranking=Ranking(rerank=False))
+    assert recorder.values(QUERY_CACHE, {"cache": "result", "outcome": "hit"}) == [1]
+
+
+async def test_what_did_not_run_took_no_time_and_is_not_recorded(shelf: Shelf) -> None:
+    recorder = MemoryRecorder()
+    cache = QueryCache(recorder, entries=8)
+    retriever = Retriever(WordEmbedder(), shelf, threads=1, queue=8, recorder=recorder, cache=cache)
+    await retriever.retrieve("whale oil", stores=["town"], top_k=2)
+    hit = (await retriever.retrieve("whale oil", stores=["town"], top_k=2)).timings
+    assert (hit.embed_ms, hit.search_ms, hit.rerank_ms) == (0, 0, 0)
+    searched = (await retriever.retrieve("whale oil", stores=["town"], top_k=3)).timings
+    assert searched.embed_ms == 0, "the vector was remembered"
+    assert searched.search_ms > 0
+    retriever.close()
+    assert [len(recorder.values(RETRIEVAL_MS, {"stage": stage})) for stage in ("queue", "embed", "search")] == [3, 1, 2]
+
+
+async def test_a_store_that_is_not_open_yet_is_not_taken_for_the_empty_one_before(open_retriever: type) -> None:
+    shelf = Shelf()
+    shelf.add("town")
+    shelf.flip(shelf.prepare_empty("town"))
+    retriever = open_retriever(shelf, cache=QueryCache(MemoryRecorder(), entries=8))
+    assert (await retriever.retrieve("whale oil", stores=["town"], top_k=2)).hits == ()
+    shelf.drop("town")
+    shelf.add("town")
+    with pytest.raises(UnavailableError, match="is being opened"):
+        await retriever.retrieve("whale oil", stores=["town"], top_k=2)

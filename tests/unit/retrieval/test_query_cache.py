@@ -1,6 +1,7 @@
 """What is remembered, for whom, and how much of it."""
 
 from dataclasses import replace
+from sys import getsizeof
 
 import numpy as np
 import pytest
@@ -83,3 +84,22 @@ def test_hits_and_misses_are_counted() -> None:
     cache.result(KEY)
     assert recorder.values(QUERY_CACHE, {"cache": "result", "outcome": "miss"}) == [1]
     assert recorder.values(QUERY_CACHE, {"cache": "result", "outcome": "hit"}) == [1, 1]
+
+
+def test_all_that_a_passage_holds_counts_as_it_lies_in_memory() -> None:
+    text, attributes = "漢字" * 400, {f"k{n}": "é" * 500 + f"€{n}" for n in range(16)}
+    hit = Hit(Passage("p", "d", text, "題" * 500, "u" * 2000, 0, len(text), attributes), 0.5, "town")
+    passage = hit.passage
+    held = sum(map(getsizeof, (text, passage.title, passage.uri, *attributes.values())))
+    cache = QueryCache(MemoryRecorder(), entries=100, limit_bytes=10 * held)
+    for k in range(1, 21):
+        cache.keep_result(replace(KEY, top_k=k), (hit,))
+    kept = sum(cache.result(replace(KEY, top_k=k)) is not None for k in range(1, 21))
+    assert 5 <= kept <= 10
+
+
+def test_one_that_is_too_large_drives_no_others_out() -> None:
+    cache = QueryCache(MemoryRecorder(), entries=100, limit_bytes=100_000)
+    cache.keep_result(KEY, _hit())
+    cache.keep_result(replace(KEY, top_k=5), _hit("x" * 200_000))
+    assert cache.result(KEY) == _hit()

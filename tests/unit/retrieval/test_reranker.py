@@ -1,7 +1,7 @@
 """Scores of a tiny cross-encoder: their order, their bounds, and what is refused."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +89,10 @@ def test_what_a_release_names_must_be_a_reranker(files: Path) -> None:
         check_reranker(manifest("embed", 2))
     with pytest.raises(ArtifactError, match="is no reranker"):
         check_reranker(manifest("rerank", 1))
+
+
+def test_it_stops_before_the_next_pair(files: Path) -> None:
+    looks = iter([False, False, True])
+    with pytest.raises(CancelledError):
+        load(files).text_scores("which", ["oil"] * 9, stopped=lambda: next(looks))
+    assert list(looks) == []
