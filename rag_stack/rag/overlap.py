@@ -107,6 +107,27 @@ class PassageOverlap:
         return best
 
 
+def is_foreign(sentence: str, said: str, *, threshold: float) -> bool:
+    """Whether no passage can support a sentence, told without reading them: `said` are all their texts, in lower case.
+
+    A stretch must hold the first and the last word of a claim, and its share of what all words weigh. What nobody says
+    weighs most of all words of its kind, and no heading speaks for it.
+    """
+    words = [word for word in content_words(sentence) if not word.neutral]
+    foreign = [not word.kind and _is_unsaid(word.stem, said) for word in words]
+    if not words or foreign[0] or foreign[-1]:
+        return True
+    unsaid = sum(foreign)
+    return (1 - threshold) * _IDENTIFIER_WEIGHT * (len(words) - unsaid) < threshold * unsaid
+
+
+def _is_unsaid(stem: str, said: str) -> bool:
+    """Whether no word has that stem: a stem is how its words begin, but for what "ies" makes of a y, and for numbers."""
+    if not stem.isascii() or not stem.isalpha():
+        return False
+    return stem.removesuffix("y") not in said
+
+
 @lru_cache(maxsize=256)  # reading passages is most of a citer's time, and some are the source of many answers
 def _read(title_text: str, passage_text: str) -> tuple[_Window, ...]:
     """Every sentence of a passage, and then every two that follow each other under one heading, as windows."""
