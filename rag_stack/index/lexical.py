@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -74,7 +74,7 @@ def tokens_of(text: str, settings: Lexical) -> list[str]:
     return Stemmer.Stemmer(settings.stemmer).stemWords(kept) if settings.stemmer else kept
 
 
-@lru_cache(maxsize=None)
+@cache
 def _stop_words(language: str | None) -> frozenset[str]:
     from bm25s.tokenization import _infer_stopwords
 

@@ -97,9 +97,9 @@ class CacheMirror:
                 continue
             # No document stands twice on a path, so whatever is wanted here is not on the way here.
             if len(children) == 1:  # as most have
-                (child,) = children.values()
-                if child.key in wanted:
-                    stack.append(child)
+                (only,) = children.values()
+                if only.key in wanted:
+                    stack.append(only)
                     looks -= 1
                 continue
             known = [child for key in popular_last if (child := children.get(key)) is not None]

@@ -122,7 +122,7 @@ def is_foreign(sentence: str, said: str, *, threshold: float) -> bool:
 
 
 def _is_unsaid(stem: str, said: str) -> bool:
-    """Whether no word has that stem: a stem is how its words begin, but for what "ies" makes of a y, and for numbers."""
+    """Whether no word has that stem: a stem is how its words begin, but for the y of "ies" and for numbers."""
     if not stem.isascii() or not stem.isalpha():
         return False
     return stem.removesuffix("y") not in said
