@@ -1,14 +1,10 @@
 """From the nouns to the wire: sources, citations and annotations as clients read them."""
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rag_stack.protocol import (
-    RagBlock,
-    RagCitation,
-    RagSource,
     ReplayPassage,
     ReplayRecord,
     SearchResult,
@@ -40,35 +36,35 @@ def search_result(hit: Hit) -> SearchResult:
     )
 
 
-def rag_source(source: Source, *, with_text: bool) -> RagSource:
-    """A source for the `rag` block; the text only on request."""
+def rag_source(source: Source, *, with_text: bool) -> dict[str, Any]:
+    """A source for the `rag` block, as `RagSource` has it; the text only on request."""
     hit, passage = source.hit, source.hit.passage
-    return RagSource(
-        number=source.number,
-        store=hit.store or None,
-        file_id=passage.document_id,
-        filename=filename(hit),
-        passage_id=passage.passage_id,
-        title=passage.title,
-        url=passage.uri,
-        score=round(hit.score, 6),
-        start=passage.start,
-        end=passage.end,
-        text=passage.text if with_text else None,
-    )
+    return {
+        "number": source.number,
+        **({"store": hit.store} if hit.store else {}),
+        "file_id": passage.document_id,
+        "filename": filename(hit),
+        "passage_id": passage.passage_id,
+        "title": passage.title,
+        "url": passage.uri,
+        "score": round(hit.score, 6),
+        "start": passage.start,
+        "end": passage.end,
+        **({"text": passage.text} if with_text else {}),
+    }
 
 
-def rag_citation(citation: Citation) -> RagCitation:
-    """A citation for the `rag` block."""
-    return RagCitation(
-        method=citation.method,
-        source=citation.source,
-        start_index=citation.answer_start,
-        end_index=citation.answer_end,
-        quote=citation.quote,
-        quote_start=citation.quote_start,
-        quote_end=citation.quote_end,
-    )
+def rag_citation(citation: Citation) -> dict[str, Any]:
+    """A citation for the `rag` block, as `RagCitation` has it."""
+    return {
+        "method": citation.method,
+        "source": citation.source,
+        "start_index": citation.answer_start,
+        "end_index": citation.answer_end,
+        "quote": citation.quote,
+        "quote_start": citation.quote_start,
+        "quote_end": citation.quote_end,
+    }
 
 
 def annotations(citations: Sequence[Citation], sources: Sequence[Source]) -> list[dict[str, Any]]:
@@ -108,19 +104,19 @@ def rag_block(
     replay: ReplayRecord | None = None,
     cached_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """The `rag` object of an answer."""
-    block = RagBlock(
-        release=release,
-        release_version=release_version or None,
+    """The `rag` object of an answer: what `RagBlock` says of it, put together here, since no input is to be checked."""
+    block = {
+        "release": release,
+        "release_version": release_version or None,
         **_searched(grounding.index_versions),
-        timings_ms=timings_ms(grounding.timings),
-        sources=[rag_source(source, with_text=with_text) for source in grounding.sources],
-        citations=[rag_citation(citation) for citation in citations],
-        cached_tokens=cached_tokens,
-        messages=[dict(message) for message in grounding.messages] if with_messages else None,
-        replay=replay,
-    )
-    return block.model_dump(exclude_none=True)
+        "timings_ms": timings_ms(grounding.timings),
+        "sources": [rag_source(source, with_text=with_text) for source in grounding.sources],
+        "citations": [rag_citation(citation) for citation in citations],
+        "cached_tokens": cached_tokens,
+        "messages": [dict(message) for message in grounding.messages] if with_messages else None,
+        "replay": None if replay is None else replay.model_dump(exclude_none=True),
+    }
+    return {name: value for name, value in block.items() if value is not None}
 
 
 def replay_record(
@@ -158,5 +154,10 @@ def _searched(index_versions: Mapping[str, str]) -> dict[str, Any]:
 
 def timings_ms(timings: Timings) -> dict[str, float]:
     """`{"embed": 8.1, ...}`, milliseconds; `rerank` only where that was done."""
-    took = {name.removesuffix("_ms"): round(value, 3) for name, value in dataclasses.asdict(timings).items()}
-    return took if timings.rerank_ms else {name: value for name, value in took.items() if name != "rerank"}
+    return {
+        "queue": round(timings.queue_ms, 3),
+        "embed": round(timings.embed_ms, 3),
+        "search": round(timings.search_ms, 3),
+        **({"rerank": round(timings.rerank_ms, 3)} if timings.rerank_ms else {}),
+        "prompt": round(timings.prompt_ms, 3),
+    }

@@ -234,6 +234,9 @@ class IndexVersion:
 
         -inf for a row that it does not find. `rows` are different ones.
         """
+        index = self._opened()
+        if type(index) is faiss.IndexFlat or type(index) is faiss.IndexFlatIP:
+            return _flat_similarities(index, np.ascontiguousarray(vectors, np.float32), rows)
         allowed = np.zeros(self.ntotal, np.bool_)
         allowed[rows] = True
         scores, found = self.search(vectors, len(rows), allowed=allowed)
@@ -278,6 +281,16 @@ class IndexVersion:
             f"{self.name}/{self.version} opens, but {what}; it is damaged: `rag-stack cache verify` tells whether the "
             "cached copy is, else build the index again"
         )
+
+
+def _flat_similarities(index: faiss.Index, vectors: Vectors, rows: Rows) -> Vectors:
+    """Of the rows alone: a search that may find no others looks at each row of the index to see that it may not."""
+    labels = np.ascontiguousarray(np.broadcast_to(rows.astype(np.int64), (len(vectors), len(rows))))
+    scores = np.empty(labels.shape, np.float32)
+    index.compute_distance_subset(
+        len(vectors), faiss.swig_ptr(vectors), len(rows), faiss.swig_ptr(scores), faiss.swig_ptr(labels)
+    )
+    return scores
 
 
 def _budget_bytes() -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rag_stack.errors import ConfigError
 from rag_stack.rag.markers import Marker, blank_markers, find_markers
-from rag_stack.rag.overlap import PassageOverlap
+from rag_stack.rag.overlap import PassageOverlap, is_foreign
 from rag_stack.rag.sentences import Span, mask_fences, split_sentences
 from rag_stack.types import Citation, Source
 
@@ -65,6 +65,10 @@ class Citer:
         self, prose: str, marked: Mapping[Span, set[int]], sentences: Sequence[Span], sources: Sequence[Source]
     ) -> Iterator[Citation]:
         passages = [source.hit.passage for source in sources]
+        said = "\n".join(f"{passage.title}\n{passage.text}" for passage in passages).lower()
+        sentences = [span for span in sentences if not is_foreign(prose[slice(*span)], said, threshold=self.threshold)]
+        if not sentences:
+            return  # passages are read where there is something to find: that takes milliseconds
         overlap = PassageOverlap(passages, threshold=self.threshold, min_words=self.min_words)
         for start, end in sentences:
             for source, support in zip(sources, overlap.supports(prose[start:end], before=prose[:start]), strict=True):

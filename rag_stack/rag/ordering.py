@@ -124,7 +124,7 @@ class DocumentOrder:
             ordered,
             around,
             keys,
-            tuple([len(hit.passage.title) + len(hit.passage.text) + _MARKUP_CHARS for hit in ordered]),
+            tuple([len((of := hit.passage).title) + len(of.text) + _MARKUP_CHARS for hit in ordered]),
             predicted,
             expected,
         )
@@ -134,8 +134,8 @@ class DocumentOrder:
         if not plan.keys:
             return
         with self._lock:
-            self._ledger.use(plan.keys, plan.chars)
-            self._mirror.serve(plan.around.key, plan.keys, self._ends(plan))
+            ends = self._ledger.use(plan.around.before_chars, plan.keys, plan.chars)
+            self._mirror.serve(plan.around.key, plan.keys, ends)
 
     def observe(self, plan: Plan | None, served: Served) -> None:
         """Correct token counts, and forget what the engine has evicted earlier than was thought."""

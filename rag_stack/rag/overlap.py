@@ -117,6 +117,27 @@ def _read_bytes(texts: tuple[str, str], windows: Sequence[_Window]) -> int:
 _READ: Final[Recent[tuple[str, str], tuple[_Window, ...]]] = Recent(1024, 32 << 20, _read_bytes)
 
 
+def is_foreign(sentence: str, said: str, *, threshold: float) -> bool:
+    """Whether no passage can support a sentence, told without reading them: `said` are all their texts, in lower case.
+
+    A stretch must hold the first and the last word of a claim, and its share of what all words weigh. What nobody says
+    weighs most of all words of its kind, and no heading speaks for it.
+    """
+    words = [word for word in content_words(sentence) if not word.neutral]
+    foreign = [not word.kind and _is_unsaid(word.stem, said) for word in words]
+    if not words or foreign[0] or foreign[-1]:
+        return True
+    unsaid = sum(foreign)
+    return (1 - threshold) * _IDENTIFIER_WEIGHT * (len(words) - unsaid) < threshold * unsaid
+
+
+def _is_unsaid(stem: str, said: str) -> bool:
+    """Whether no word has that stem: a stem is how its words begin, but for the y of "ies" and for numbers."""
+    if not stem.isascii() or not stem.isalpha():
+        return False
+    return stem.removesuffix("y") not in said
+
+
 def _read(title_text: str, passage_text: str) -> tuple[_Window, ...]:
     """The windows of a passage, from those that were read a moment ago if they are there."""
     key = title_text, passage_text

@@ -42,24 +42,30 @@ class PassageLedger:
 
     def popular_first(self, keys: Iterable[Key]) -> list[Key]:
         """By how often each was used, lately more than before; those never used come last, as they were given."""
-        accounts = self._accounts
-        uses = {key: accounts[key].uses if key in accounts else 0.0 for key in keys}
+        account = self._accounts.get
+        uses = {key: 0.0 if (known := account(key)) is None else known.uses for key in keys}
         return sorted(uses, key=uses.__getitem__, reverse=True)
 
-    def use(self, keys: Sequence[Key], chars: Sequence[int]) -> None:
-        """A prompt holds these, each of so many characters."""
-        self._weight *= _GROWTH
-        accounts = self._accounts
+    def use(self, start_chars: int, keys: Sequence[Key], chars: Sequence[int]) -> list[int]:
+        """A prompt holds these, each of so many characters. `ends` of it, in one go: each prompt waits for both."""
+        self._weight = weight = self._weight * _GROWTH
+        accounts, a_char = self._accounts, self._tokens_a_char
+        end = start_chars * a_char
+        ends = [int(end)]
         for key, size in zip(keys, chars, strict=True):
             account = accounts.get(key)
             if account is None:
-                account = accounts[key] = Account(size * self._tokens_a_char)
-            account.uses += self._weight
-            accounts.move_to_end(key)
+                account = accounts[key] = Account(size * a_char)
+            else:
+                accounts.move_to_end(key)
+            account.uses += weight
+            end += account.tokens
+            ends.append(int(end))
         while len(accounts) > self._max_passages:
             accounts.popitem(last=False)
-        if self._weight > _HEAVIEST:
+        if weight > _HEAVIEST:
             self._weigh_anew()
+        return ends
 
     def estimate(self, chars: int) -> float:
         """Tokens of a text of so many characters."""

@@ -99,8 +99,10 @@ class Pipeline:
         elif not hits:
             return Grounding(messages=question.messages)
         began_s, started = time.time(), time.perf_counter()
-        # A long prompt takes its tokenizer many milliseconds: off the event loop, as below.
-        prompt = await asyncio.to_thread(build, hits)
+        if self._prompt.is_quick(question.messages, hits, max_tokens=question.max_tokens, tools=question.tools):
+            prompt = build(hits)
+        else:  # a long prompt takes its tokenizer many milliseconds: off the event loop, as below
+            prompt = await asyncio.to_thread(build, hits)
         if prefill:
             prefill.settle(prompt)
         prompt_ms = (time.perf_counter() - started) * 1e3

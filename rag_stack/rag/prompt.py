@@ -23,6 +23,10 @@ _TAG_CHARS = 64
 # What a chat template may add around messages, in tokens, on top of their text; checked exactly when it matters.
 _TEMPLATE_TOKENS_PER_MESSAGE = 16
 _TEMPLATE_TOKENS = 64
+# Of a prompt: up to so many bytes are put together at once, and what surrounds a document and a message in them.
+_QUICK_BYTES = 32_768
+_DOCUMENT_BYTES = 64
+_BYTES_PER_MESSAGE = 64
 _AS_GIVEN = FixedOrder("rank")
 _NO_PLAN = Plan((), Surroundings(0))
 
@@ -79,6 +83,20 @@ class PromptBuilder:
         prompt = self._fitting(messages, hits, ordering, max_tokens=max_tokens, tools=tools, beside=beside)
         ordering.commit(prompt.plan)
         return prompt
+
+    def is_quick(
+        self, messages: Sequence[Message], hits: Sequence[Hit], *, max_tokens: int | None, tools: str = ""
+    ) -> bool:
+        """Whether `build` takes microseconds, as what is short and surely fits does: then no thread is worth its hop.
+
+        Told by sizes alone. What they do not see, a tag to escape or a tool call, costs a tokenizer's time at worst.
+        """
+        size = sum(_most_bytes(text_of(message)) for message in messages) + 6 * len(tools) + len(self.system)
+        for hit in hits:
+            passage = hit.passage
+            size += _most_bytes(passage.title) + _most_bytes(passage.text) + _DOCUMENT_BYTES
+        bound = size + _TEMPLATE_TOKENS + _BYTES_PER_MESSAGE * (len(messages) + 1)
+        return bound <= min(_QUICK_BYTES, self.context_tokens - (max_tokens or self.reserve_tokens))
 
     def _fitting(
         self,
@@ -199,6 +217,11 @@ def text_of(message: Message) -> str:
             part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str)
         )
     return ""
+
+
+def _most_bytes(text: str) -> int:
+    """Bytes in UTF-8 at most, without encoding it."""
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 def _data(text: str, special_tokens: Sequence[str]) -> str:

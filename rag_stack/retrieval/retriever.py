@@ -279,7 +279,7 @@ def _candidates(store: OpenStore, asked: _Asked, vectors: Vectors, *, k: int) ->
 def _merged(found: Mapping[str, Candidates], stores: Mapping[str, OpenStore]) -> Iterator[Hit]:
     """The passages of all stores, best first; equal scores in the order of stores, then of rows."""
     ranked = [(-score, place, row, name) for place, name in enumerate(found) for row, score in found[name].ranked]
-    for score, _, row, name in sorted(ranked):
+    for score, _, row, name in sorted(ranked) if len(found) > 1 else ranked:
         index = stores[name].index
         if index is not None:
             yield Hit(index.passages.get(row), min(1.0, max(0.0, -score)), store=name)

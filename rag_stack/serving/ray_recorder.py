@@ -32,6 +32,8 @@ class RayRecorder:
 
     def record(self, metric: Metric, value: float, labels: Mapping[str, str] | None = None) -> None:
         """Add, set or observe, as the metric's kind says."""
+        if metric.kind == "gauge" and not metric.labels and self._gauges.get(metric.name) == value:
+            return  # it stands at that, and is kept there
         tags = dict(labels or {})
         match self._metrics[metric.name]:
             case ray_metrics.Counter() as counter:
