@@ -46,15 +46,17 @@ class PassageLedger:
         uses = {key: accounts[key].uses if key in accounts else 0.0 for key in keys}
         return sorted(uses, key=uses.__getitem__, reverse=True)
 
-    def use(self, keys: Sequence[Key], chars: Sequence[int]) -> None:
-        """A prompt holds these, each of so many characters."""
-        self._weight *= _GROWTH
+    def use(self, keys: Sequence[Key], chars: Sequence[int], *, counts: bool = True) -> None:
+        """A prompt holds these, each of so many characters; where it does not count, nothing gets more popular."""
+        weight = 0.0
+        if counts:
+            self._weight = weight = self._weight * _GROWTH
         accounts = self._accounts
         for key, size in zip(keys, chars, strict=True):
             account = accounts.get(key)
             if account is None:
                 account = accounts[key] = Account(size * self._tokens_a_char)
-            account.uses += self._weight
+            account.uses += weight
             accounts.move_to_end(key)
         while len(accounts) > self._max_passages:
             accounts.popitem(last=False)
