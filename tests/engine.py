@@ -156,6 +156,8 @@ class _Answer(Response):
             if gone.done():
                 state.aborted.set()
                 return
+        if sent == state.crash_after_chunks:
+            raise RuntimeError("the engine crashed behind its answer")
         if self._include_usage:
             await self._send_frame(send, json.dumps(self._completion.usage_chunk()))
         await self._send_frame(send, "[DONE]", more=False)
