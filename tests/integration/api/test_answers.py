@@ -307,3 +307,24 @@ def test_an_engine_that_did_not_look_into_its_cache_has_forgotten_nothing(layere
     first, second, third = layered.recorder.values(PROMPT_TOKENS, {"part": "predicted"})
     assert (first, second > 0) == (0, True)
     assert third == second
+
+
+@pytest.mark.parametrize("field", [{"reasoning_effort": "low"}, {"truncation_side": "left"}, {"cache_salt": "s"}])
+def test_prompts_that_begin_otherwise_are_not_taken_for_cached(layered: Layered, field: dict[str, str]) -> None:
+    body = {"model": "tiny@atlas", "messages": _ask("cable")}
+    for each in ({}, field, {}, field):
+        layered.chat({**body, **each})
+    predicted = layered.recorder.values(PROMPT_TOKENS, {"part": "predicted"})
+    assert [tokens > 0 for tokens in predicted] == [False, False, True, True]
+
+
+def test_with_a_salt_the_order_shows_nothing_of_what_others_ask_for(open_layer: OpenLayer) -> None:
+    layered = open_layer(top_k=8)
+    tool = {"type": "file_search", "vector_store_ids": ["atlas"], "max_num_results": 1}
+    popular = {"tools": [tool], "messages": _ask("Which ship laid the cable?")}
+    other = {"model": "tiny@atlas", "messages": _ask("How many hearts has an octopus?")}
+    [cable] = [source["file_id"] for source in layered.chat(popular).json()["rag"]["sources"]]
+    salted = layered.chat({**other, "cache_salt": "mine"}).json()["rag"]["sources"]
+    assert [source["score"] for source in salted] == sorted((source["score"] for source in salted), reverse=True)
+    assert salted[0]["file_id"] != cable
+    assert layered.chat(other).json()["rag"]["sources"][0]["file_id"] == cable
