@@ -70,7 +70,8 @@ def test_a_stream_records_with_its_last_block_alone(layered: Layered) -> None:
     chunks = Streamed.of(layered.chat({**BODY, "stream": True})).chunks
     blocks = [chunk["rag"] for chunk in chunks if "rag" in chunk]
     assert ["replay" in block for block in blocks] == [False, True]
-    assert blocks[-1]["replay"]["request"] == {k: v for k, v in layered.asked.items() if k not in ("stream", "stream_options")}
+    asked = {k: v for k, v in layered.asked.items() if k not in ("stream", "stream_options")}
+    assert blocks[-1]["replay"]["request"] == asked
 
 
 def test_an_answer_is_reproduced_without_retrieval(layered: Layered, saved: Path) -> None:
