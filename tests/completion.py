@@ -67,8 +67,16 @@ class Completion:
         call_id = f"call_{self.id[-8:]}"
         return {"id": call_id, "type": "function", "function": {"name": self.tool, "arguments": "{}"}}
 
-    def chunks(self, *, chunk_chars: int) -> Iterator[tuple[bool, Json]]:
-        """The stream's chunks; True marks those that carry content."""
+    def chunks(self, *, chunk_chars: int, include_usage: bool = False) -> Iterator[tuple[bool, Json]]:
+        """The stream's chunks; True marks those that carry content.
+
+        vLLM puts its fingerprint on those that end a choice, but where a frame of usage follows, on that one alone.
+        """
+        for is_content, chunk in self._unstamped(chunk_chars):
+            ends = any(choice["finish_reason"] is not None for choice in chunk["choices"])
+            yield is_content, {**chunk, "system_fingerprint": FINGERPRINT} if ends and not include_usage else chunk
+
+    def _unstamped(self, chunk_chars: int) -> Iterator[tuple[bool, Json]]:
         if self.kind == "chat":
             for i in range(self.n):
                 yield False, self.chunk(i, {"delta": {"role": "assistant", "content": ""}})

@@ -139,7 +139,9 @@ class _Answer(Response):
         if state.fail_after_chunks == 0:
             await self._send_failure(send)
             return
-        for is_content, chunk in self._completion.chunks(chunk_chars=state.chunk_chars):
+        for is_content, chunk in self._completion.chunks(
+            chunk_chars=state.chunk_chars, include_usage=self._include_usage
+        ):
             if is_content:
                 if sent == state.stall_after_chunks:
                     await self._stall(gone)
@@ -154,6 +156,8 @@ class _Answer(Response):
             if gone.done():
                 state.aborted.set()
                 return
+        if sent == state.crash_after_chunks:
+            raise RuntimeError("the engine crashed behind its answer")
         if self._include_usage:
             await self._send_frame(send, json.dumps(self._completion.usage_chunk()))
         await self._send_frame(send, "[DONE]", more=False)

@@ -12,6 +12,8 @@ from rag_stack.rag.prefill import Ask, Prefill
 
 _FAILED: Final = 400
 _REQUEST_ID: Final = b"x-request-id"
+# Stands in the scope of what is read ahead, for who counts requests before the engine; the engine does not mind.
+AHEAD: Final = "ahead"
 
 
 def ahead_of(engine: ASGIApp, scope: Scope) -> Ask:
@@ -30,7 +32,7 @@ def ahead_of(engine: ASGIApp, scope: Scope) -> Ask:
             nonlocal status
             status = message.get("status", status)
 
-        await forward(engine, {**scope, "headers": headers}, closed, unheard, body=body)
+        await forward(engine, {**scope, "headers": headers, AHEAD: True}, closed, unheard, body=body)
         return over.is_set() or 0 < status < _FAILED
 
     return ask

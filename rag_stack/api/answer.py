@@ -140,15 +140,17 @@ class AnswerSender:
         await self._send({"type": "http.response.body", "body": frames, "more_body": more})
 
     async def fail(self, error: EngineError) -> None:
-        """End a stream that broke with an error frame, as clients expect it."""
-        await self._send({"type": "http.response.body", "body": sse.encode(error_body(error))})
+        """End a stream that broke with an error frame, as clients expect it; first comes the chunk that waits."""
+        waiting = b"" if self._stream is None else self._stream.end()
+        await self._send({"type": "http.response.body", "body": waiting + sse.encode(error_body(error))})
 
 
 class _Stream:
     """Dresses a stream of chunks. Chunks with nothing to add pass through byte for byte.
 
-    The chunk that ends the first choice waits for the next one, which brings the usage: both come at once, and so the
-    answer's `rag` tells what was cached.
+    A chunk that ends a choice waits for the next one, which brings the usage if it was the last choice: both come at
+    once, and so the `rag` of the last such chunk tells what was cached. From a frame of usage that the client did not
+    ask for it takes the engine's fingerprint, too, which vLLM puts on that frame and nowhere else.
     """
 
     def __init__(self, dressing: Dressing) -> None:
@@ -157,6 +159,7 @@ class _Stream:
         self._texts: dict[int, list[str]] = {}
         self._annotated: dict[int, int] = {}
         self._ending: dict[str, Any] | None = None
+        self._ends_first = False
         self._citations: tuple[Citation, ...] = ()
         self.failed_first: dict[str, Any] | None = None
         self.closed = False
@@ -167,7 +170,7 @@ class _Stream:
             return data
         out = [await self._frame(frame) for frame in self._splitter.feed(data)]
         if last:
-            out += [self._end(), self._splitter.rest()]
+            out += [self.end(), self._splitter.rest()]
         return b"".join(out)
 
     def _passes(self, data: bytes) -> bool:
@@ -195,18 +198,28 @@ class _Stream:
         texts.append(self._text(choice))
         return True
 
+    def end(self, served: Served | None = None) -> bytes:
+        """The chunk that waits, if one does."""
+        chunk, self._ending = self._ending, None
+        first, self._ends_first = self._ends_first, False
+        if chunk is None:
+            return b""
+        if first or (served is not None and served.cached_tokens is not None):
+            chunk["rag"] = self._dressing.rag(self._citations, last=True, served=served)
+        return sse.encode(chunk)
+
     async def _frame(self, frame: bytes) -> bytes:
         data = sse.data_of(frame)
         if data is None or data == sse.DONE:
-            return self._end() + frame
+            return self.end() + frame
         chunk = _json_object(data, what="stream")
         if "error" in chunk:
             if not self._texts:
                 self.failed_first = chunk
-            return self._end() + sse.encode(shape_error(data, status=_status_of(chunk)))
+            return self.end() + sse.encode(shape_error(data, status=_status_of(chunk)))
         if is_usage_frame(chunk):
             return self._use(chunk) + (b"" if self._dressing.takes_out_usage else frame)
-        before = self._end()
+        before = self.end()
         changed = await self._dress(chunk)
         if self._ending is chunk:
             return before
@@ -217,15 +230,10 @@ class _Stream:
         served = read_usage(chunk)
         if served is not None:
             self._dressing.tell(served)
-        return self._end(served)
-
-    def _end(self, served: Served | None = None) -> bytes:
-        """The chunk that waits, if one does."""
-        chunk, self._ending = self._ending, None
-        if chunk is None:
-            return b""
-        chunk["rag"] = self._dressing.rag(self._citations, last=True, served=served)
-        return sse.encode(chunk)
+        fingerprint = chunk.get("system_fingerprint")
+        if self._dressing.takes_out_usage and self._ending is not None and fingerprint is not None:
+            self._ending["system_fingerprint"] = fingerprint
+        return self.end(served)
 
     async def _dress(self, chunk: dict[str, Any]) -> bool:
         """Add to a chunk what it is the right one for; say whether it was changed."""
@@ -260,8 +268,9 @@ class _Stream:
     async def _finish(self, chunk: dict[str, Any], choice: dict[str, Any], index: int) -> None:
         citations = await self._dressing.cite("".join(self._texts[index]))
         self._annotate(choice, index, self._dressing.annotations(citations))
+        self._ending = chunk
         if index == 0:
-            self._ending, self._citations = chunk, citations
+            self._ends_first, self._citations = True, citations
 
     def _annotate(self, choice: dict[str, Any], index: int, entries: list[dict[str, Any]]) -> None:
         """Add to `delta.annotations`. Clients merge lists of deltas by `index`, so it counts on over all chunks."""

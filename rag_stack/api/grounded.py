@@ -22,7 +22,7 @@ from rag_stack.api.retrieval_request import (
     RetrievalRequest,
 )
 from rag_stack.api.traced_engine import forward_traced
-from rag_stack.api.usage import takes_out_usage, with_usage
+from rag_stack.api.usage import reads_cache, takes_out_usage, with_usage
 from rag_stack.errors import EngineError, InvalidRequestError, RagStackError
 from rag_stack.protocol import MAX_QUERY_CHARS
 from rag_stack.rag.pipeline import Grounding, Pipeline, Question
@@ -33,7 +33,22 @@ from rag_stack.tracing.tracer import UNTRACED, Tracer
 # What a search finds, about, where the request does not say.
 _PASSAGES: Final = 4
 # Of a body: what makes prompts with the same messages begin in different ways, or share nothing though they do not.
-_BESIDE: Final = ("cache_salt", "chat_template", "chat_template_kwargs")
+_BESIDE: Final = (
+    "add_generation_prompt",
+    "add_special_tokens",
+    "cache_salt",
+    "chat_template",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "media_io_kwargs",
+    "mm_processor_kwargs",
+    "prompt_embeds",
+    "reasoning_effort",
+    "response_format",
+    "tool_choice",
+    "truncate_prompt_tokens",
+    "truncation_side",
+)
 
 
 class GroundedEndpoint:
@@ -131,7 +146,7 @@ class GroundedEndpoint:
             cite=lambda text: self._pipeline.cite(text, grounding),
             with_text=INCLUDE_TEXT in request.include,
             with_messages=INCLUDE_MESSAGES in request.include,
-            tell=lambda served: self._pipeline.served(grounding, served),
+            tell=lambda served: self._pipeline.served(grounding, served, reads_cache=reads_cache(engine_body)),
             takes_out_usage=takes_out_usage(request.engine_body) and not self._usage_forced,
         )
 
@@ -150,6 +165,7 @@ class GroundedEndpoint:
             max_tokens=_max_tokens(body),
             tools=json.dumps(body["tools"], ensure_ascii=False) if body.get("tools") else "",
             beside=json.dumps([self._kind, *(body.get(key) for key in _BESIDE)]),
+            is_private=body.get("cache_salt") is not None,
         )
 
     def _engine_body(self, request: RetrievalRequest, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A line holds lengths, times, and hashes of the prompt's beginnings, no text (releases/kv_trace.py has the fields). The
 prompts are tokenized again in a thread of their own, after the answer: about a millisecond of CPU for 1,000 tokens.
 Nothing waits for that: what the thread cannot keep up with is left out and counted, and where the file cannot be
-written, or is full, the recording ends.
+written, or is full, the recording ends. What is read ahead of a request is no request, and not in it.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_stack.api import sse
+from rag_stack.api.ahead import AHEAD
 from rag_stack.generation.tokenizer import GeneratorTokenizer
 from rag_stack.releases.kv_trace import to_line
 
@@ -31,6 +32,7 @@ VARIABLE: Final = "RAG_STACK_KV_TRACE"
 BLOCK_TOKENS: Final = 16
 _LIMIT_BYTES: Final = 256 * 1024 * 1024
 _WAITING: Final = 1024
+_WAITING_BYTES: Final = 64 * 1024 * 1024
 # Of an answer that is read for its `usage`; one that is longer is counted by its frames, or not at all.
 _ANSWER_BYTES: Final = 4 * 1024 * 1024
 _PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -55,12 +57,18 @@ class _Exchange:
 class KvTraceRecorder:
     """Writes one file. `encode` gives the tokens of a request's prompt, as the engine sees them."""
 
-    def __init__(self, path: Path, encode: Encode, *, limit_bytes: int = _LIMIT_BYTES) -> None:
+    def __init__(
+        self, path: Path, encode: Encode, *, limit_bytes: int = _LIMIT_BYTES, waiting_bytes: int = _WAITING_BYTES
+    ) -> None:
         self.path = path
         self.left_out = 0
         self._encode = encode
         self._limit_bytes = limit_bytes
-        self._waiting: queue.Queue[_Exchange | None] = queue.Queue(_WAITING)
+        self._waiting_bytes = waiting_bytes
+        # Bounded by `_take`, so that the end never has to wait for room.
+        self._waiting: queue.SimpleQueue[_Exchange | None] = queue.SimpleQueue()
+        self._held_bytes = 0
+        self._lock = threading.Lock()
         self._ended = False
         self._thread = threading.Thread(target=self._write_all, name="kv-trace", daemon=True)
         self._thread.start()
@@ -69,7 +77,7 @@ class KvTraceRecorder:
         """The engine's app, whose completions are recorded."""
 
         async def recorded(scope: Scope, receive: Receive, send: Send) -> None:
-            if self._ended or scope["type"] != "http" or scope["path"] not in _PATHS:
+            if self._ended or scope["type"] != "http" or scope["path"] not in _PATHS or scope.get(AHEAD):
                 await engine(scope, receive, send)
                 return
             exchange = _Exchange(b"", time.time())
@@ -79,23 +87,32 @@ class KvTraceRecorder:
 
     def close(self) -> None:
         """Write what waits, and end. Blocking."""
-        if self._thread.is_alive():
-            self._waiting.put(None)
-            self._thread.join()
+        self._waiting.put(None)
+        self._thread.join()
 
     def _take(self, exchange: _Exchange) -> None:
-        if exchange.status != 200 or self._ended:
-            return
-        try:
-            self._waiting.put_nowait(exchange)
-        except queue.Full:
-            self.left_out += 1
+        size = len(exchange.body)
+        with self._lock:
+            if exchange.status != 200 or self._ended:
+                return
+            if self._waiting.qsize() >= _WAITING or self._held_bytes + size > self._waiting_bytes:
+                self.left_out += 1
+                return
+            self._held_bytes += size
+            self._waiting.put(exchange)
+
+    def _next(self) -> _Exchange | None:
+        exchange = self._waiting.get()
+        if exchange is not None:
+            with self._lock:
+                self._held_bytes -= len(exchange.body)
+        return exchange
 
     def _write_all(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                while (exchange := self._waiting.get()) is not None:
+                while (exchange := self._next()) is not None:
                     if (line := self._line(exchange)) is not None:
                         file.write(line + "\n")
                         # A process that is killed loses what it has not handed over.
@@ -105,17 +122,29 @@ class KvTraceRecorder:
                         break
         except OSError as exc:
             _LOG.warning("no more requests are recorded to %s: %s", self.path, exc)
-        self._ended = True
+        except Exception:
+            _LOG.exception("no more requests are recorded to %s", self.path)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+            # What still waits would only be held.
+            while not self._waiting.empty():
+                self._waiting.get()
         if self.left_out:
             _LOG.warning("%d requests came too fast and are not in the trace %s", self.left_out, self.path)
 
     def _line(self, exchange: _Exchange) -> str | None:
         try:
             body = json.loads(exchange.body)
-            tokens = self._encode(body)
+            return self._told(exchange, body, self._encode(body))
         except Exception:  # whatever a tokenizer or a template refuses: the engine has answered it all the same
-            _LOG.debug("a request is not in the trace: its prompt is not to be tokenized", exc_info=True)
+            _LOG.debug("a request is not in the trace: it cannot be put into a line", exc_info=True)
             return None
+
+    def _told(self, exchange: _Exchange, body: Mapping[str, Any], tokens: Sequence[int]) -> str:
         usage = exchange.usage
         details = usage.get("prompt_tokens_details") or {}
         first_s = exchange.first_s if body.get("stream") is True else None
@@ -225,9 +254,10 @@ class _Answered:
         try:
             body = json.loads(data)
             choices = body.get("choices") or []
-        except (ValueError, AttributeError):
+            spoken = any(each.get("text") or (each.get("delta") or {}).get("content") for each in choices)
+        except (ValueError, AttributeError, TypeError):
             return
-        if any(each.get("text") or (each.get("delta") or {}).get("content") for each in choices):
+        if spoken:
             self.exchange.frames += 1
             if self.exchange.first_s is None:
                 self.exchange.first_s = time.time()

@@ -22,6 +22,11 @@ def takes_out_usage(body: Mapping[str, Any]) -> bool:
     return options is None or (isinstance(options, dict) and not options.get("include_usage"))
 
 
+def reads_cache(body: Mapping[str, Any]) -> bool:
+    """Whether vLLM looks for a prompt in its prefix cache: not where it scores the prompt, as `echo` can ask, too."""
+    return body.get("prompt_logprobs") is None and not body.get("echo")
+
+
 def read_usage(body: Mapping[str, Any]) -> Served | None:
     """What a body or a frame says of tokens; None where it says nothing that can be used."""
     usage = body.get("usage")

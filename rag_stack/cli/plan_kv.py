@@ -57,7 +57,8 @@ def kv(
     """Say whether the prefixes of a workload fit in the engine's cache, and what offloading them would gain.
 
     From a trace: the working set, the hit rate by a simulation of vLLM's blocks, the time to a first token with no
-    offload, with one to memory and with one to disk, and one recommendation. From metrics alone a coarser answer.
+    offload, with one to memory and with one to disk, and one recommendation. From metrics alone a coarser answer,
+    with a hit rate that is too high where prompts are read ahead during a rerank: the engine counts those twice.
     RAG_STACK_KV_TRACE=DIRECTORY has a server write a trace. Rates that nobody gave or measured are assumed, and named.
     """
     with one_line_failures():

@@ -28,13 +28,15 @@ _ERROR: Final = 0.05
 class Surroundings:
     """What a prompt holds beside its documents. Prompts share a prefix with documents only when `key` is the same.
 
-    `is_conversation`: earlier turns stand before the documents.
+    `is_conversation`: earlier turns stand before the documents. `is_private`: not all callers share the prefix, so how
+    often others asked for a document may not show in its order, nor its own in theirs.
     """
 
     key: Key
     before_chars: int = 0
     after_chars: int = 0
     is_conversation: bool = False
+    is_private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,8 @@ class Ordering(Protocol):
         """An order for hits that come best first. Changes nothing."""
         ...
 
-    def commit(self, plan: Plan) -> None:
-        """The prompt with that order goes to the engine."""
+    def commit(self, plan: Plan, *, ahead: bool = False) -> None:
+        """The prompt with that order goes to the engine; `ahead` of the request that it is for, and counts once."""
         ...
 
     def observe(self, plan: Plan | None, served: Served) -> None:
@@ -87,7 +89,7 @@ class FixedOrder:
         """The same for the same hits."""
         return Plan(tuple(sorted(hits, key=_reading_order) if self._reads else hits), around)
 
-    def commit(self, plan: Plan) -> None:
+    def commit(self, plan: Plan, *, ahead: bool = False) -> None:
         """Nothing to remember."""
 
     def observe(self, plan: Plan | None, served: Served) -> None:
@@ -111,7 +113,7 @@ class DocumentOrder:
         if len(by_key) < len(hits):
             return Plan(tuple(hits), around)  # the same text twice: one place in the tree cannot be both
         with self._lock:
-            popular_first = self._ledger.popular_first(by_key)
+            popular_first = list(by_key) if around.is_private else self._ledger.popular_first(by_key)
             path = self._mirror.longest(around.key, popular_first, looks=_MAX_LOOKS)
             predicted = self._mirror.whole(path[-1].end) if path else 0
             expected = tuple([node.used for node in path if node.confirmed])
@@ -129,12 +131,16 @@ class DocumentOrder:
             expected,
         )
 
-    def commit(self, plan: Plan) -> None:
+    def commit(self, plan: Plan, *, ahead: bool = False) -> None:
         """From now on the engine is taken to have it: prompts that come before its answer can share it already."""
         if not plan.keys:
             return
         with self._lock:
-            ends = self._ledger.use(plan.around.before_chars, plan.keys, plan.chars)
+            if ahead:
+                ends = self._ends(plan)
+            else:
+                counts = not plan.around.is_private
+                ends = self._ledger.use(plan.around.before_chars, plan.keys, plan.chars, counts=counts)
             self._mirror.serve(plan.around.key, plan.keys, ends)
 
     def observe(self, plan: Plan | None, served: Served) -> None:

@@ -46,9 +46,14 @@ class PassageLedger:
         uses = {key: 0.0 if (known := account(key)) is None else known.uses for key in keys}
         return sorted(uses, key=uses.__getitem__, reverse=True)
 
-    def use(self, start_chars: int, keys: Sequence[Key], chars: Sequence[int]) -> list[int]:
-        """A prompt holds these, each of so many characters. `ends` of it, in one go: each prompt waits for both."""
-        self._weight = weight = self._weight * _GROWTH
+    def use(self, start_chars: int, keys: Sequence[Key], chars: Sequence[int], *, counts: bool = True) -> list[int]:
+        """A prompt holds these, each of so many characters. `ends` of it, in one go: each prompt waits for both.
+
+        Where it does not count, nothing gets more popular.
+        """
+        weight = 0.0
+        if counts:
+            self._weight = weight = self._weight * _GROWTH
         accounts, a_char = self._accounts, self._tokens_a_char
         end = start_chars * a_char
         ends = [int(end)]

@@ -12,7 +12,7 @@ from rag_stack.protocol import Filter, RankingOptions
 from rag_stack.rag.citations import Citer
 from rag_stack.rag.ordering import Plan, Served
 from rag_stack.rag.prefill import Prefill
-from rag_stack.rag.prompt import Message, PromptBuilder
+from rag_stack.rag.prompt import GroundedPrompt, Message, PromptBuilder
 from rag_stack.retrieval.retriever import Retriever
 from rag_stack.tracing.tracer import UNTRACED, Tracer
 from rag_stack.types import Citation, Hit, Source, Timings
@@ -33,6 +33,8 @@ class Question:
     tools: str = ""
     # What else of a request its prompt begins with: requests that differ in it share no prefix.
     beside: str = ""
+    # Its prefix is shared with some callers only, so the others' questions may not show in its documents' order.
+    is_private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Pipeline:
             beside=question.beside,
             # A caller's own documents keep the numbers that the caller knows them by.
             as_given=bool(question.hits),
+            is_private=question.is_private,
         )
         timings = Timings()
         index_versions: Mapping[str, str] = {}
@@ -93,7 +96,9 @@ class Pipeline:
                 filters=question.filters,
                 score_threshold=self._defaults.score_threshold if threshold is None else threshold,
                 ranking=self._retriever.ranking.asked(question.ranking),
-                on_provisional=prefill.provisional(build) if prefill else None,
+                on_provisional=prefill.provisional(partial(build, is_provisional=True), self._going)
+                if prefill
+                else None,
             )
             hits, timings, index_versions = found.hits, found.timings, found.index_versions
         elif not hits:
@@ -116,14 +121,21 @@ class Pipeline:
             plan=prompt.plan,
         )
 
-    def served(self, grounding: Grounding, served: Served) -> None:
-        """What the engine told of an answer: how many tokens its prompt took, and how many of them it had."""
+    def _going(self, provisional: GroundedPrompt) -> None:
+        """The engine reads it now: its cache will hold it, but nobody has asked for its documents once more."""
+        self._prompt.ordering.commit(provisional.plan, ahead=True)
+
+    def served(self, grounding: Grounding, served: Served, *, reads_cache: bool = True) -> None:
+        """What the engine told of an answer: how many tokens its prompt took, and how many of them it had.
+
+        Where it did not look (`reads_cache`), that it used none says nothing of what it has.
+        """
         plan = grounding.plan
-        self._prompt.ordering.observe(plan, served)
+        self._prompt.ordering.observe(plan, served if reads_cache else replace(served, cached_tokens=None))
         self._recorder.record(PROMPT_TOKENS, served.prompt_tokens, {"part": "all"})
         if served.cached_tokens is not None:
             self._recorder.record(PROMPT_TOKENS, served.cached_tokens, {"part": "cached"})
-        if plan is not None:
+        if plan is not None and reads_cache:
             self._recorder.record(PROMPT_TOKENS, plan.predicted_tokens, {"part": "predicted"})
 
     async def cite(self, answer: str, grounding: Grounding) -> tuple[Citation, ...]:

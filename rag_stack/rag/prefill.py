@@ -36,6 +36,7 @@ _PROMPT_FIELDS: Final = frozenset(
         "chat_template",
         "chat_template_kwargs",
         "continue_final_message",
+        "media_io_kwargs",
         "messages",
         "mm_processor_kwargs",
         "model",
@@ -43,6 +44,7 @@ _PROMPT_FIELDS: Final = frozenset(
         "reasoning_effort",
         "tools",
         "truncate_prompt_tokens",
+        "truncation_side",
     }
 )
 # With this the engine reads no prefix from its cache.
@@ -50,6 +52,7 @@ _UNCACHED: Final = "prompt_logprobs"
 _LOG: Final = logging.getLogger(__name__)
 
 Build = Callable[[Sequence[Hit]], GroundedPrompt]
+Going = Callable[[GroundedPrompt], None]
 BodyOf = Callable[[Sequence[Message]], Mapping[str, Any]]
 # Has the engine answer a body, and nobody hear it, until the event is set; whether it took it.
 Ask = Callable[[Mapping[str, Any], asyncio.Event], Awaitable[bool]]
@@ -133,13 +136,16 @@ class Prefill:
             self._settled = True
             self._owner.tell("cancelled")
 
-    def provisional(self, build: Build) -> Callable[[tuple[Hit, ...]], None]:
-        """What to call with the documents that a rerank is about to order. `build` makes the prompt, blocking."""
+    def provisional(self, build: Build, going: Going) -> Callable[[tuple[Hit, ...]], None]:
+        """What to call with the documents that a rerank is about to order.
+
+        `build` makes the prompt, blocking; `going` is told of it just before the engine is asked, if it is.
+        """
 
         def call(hits: tuple[Hit, ...]) -> None:
             self._provisional_s = time.perf_counter()
             with suppress(RuntimeError):  # a loop that is closed has nobody left who asks
-                self._loop.call_soon_threadsafe(self._begin, build, hits)
+                self._loop.call_soon_threadsafe(self._begin, build, going, hits)
 
         return call
 
@@ -163,12 +169,12 @@ class Prefill:
         ahead = self._read is not None
         self._owner.payoff.began(ttft_s=now_s - self._began_s, rest_s=now_s - self._provisional_s, ahead=ahead)
 
-    def _begin(self, build: Build, hits: tuple[Hit, ...]) -> None:
+    def _begin(self, build: Build, going: Going, hits: tuple[Hit, ...]) -> None:
         depth = 0 if self._over.is_set() else self._owner.depth(self._body_of(()), len(hits))
         if depth:
-            self._owner.start(self._run(build, hits[:depth]))
+            self._owner.start(self._run(build, going, hits[:depth]))
 
-    async def _run(self, build: Build, hits: tuple[Hit, ...]) -> None:
+    async def _run(self, build: Build, going: Going, hits: tuple[Hit, ...]) -> None:
         """Nothing that goes wrong here is the request's trouble: the final prompt will meet it again, and tell it."""
         try:
             prompt = await asyncio.to_thread(build, hits)
@@ -176,6 +182,7 @@ class Prefill:
                 return
             self._read = prompt
             self._owner.tell("started")
+            going(prompt)
             if await self._ask(self._owner.body(self._body_of(prompt.messages)), self._over):
                 return
             _LOG.info("the engine has refused a prompt that was to be read ahead")

@@ -6,7 +6,7 @@ How relevant they are the model reads behind them: inside of them it would make 
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,16 +72,24 @@ class PromptBuilder:
         tools: str = "",
         beside: str = "",
         as_given: bool = False,
+        is_private: bool = False,
+        is_provisional: bool = False,
     ) -> GroundedPrompt:
         """Ground `messages` in `hits` (best first), leaving `max_tokens` for the answer. Blocking: it may tokenize.
 
         `tools` is the JSON that the chat template puts into the prompt beside the messages; `beside` whatever else
-        keeps prompts with the same messages from sharing a prefix. `as_given`: the hits keep their order. Raises
-        ContextLengthError when messages and tools alone do not fit.
+        keeps prompts with the same messages from sharing a prefix. `as_given`: the hits keep their order.
+        `is_private`: see Surroundings. `is_provisional`: it may never reach the engine, so the order learns nothing.
+        Raises ContextLengthError when messages and tools alone do not fit.
         """
         ordering = _AS_GIVEN if as_given else self.ordering
-        prompt = self._fitting(messages, hits, ordering, max_tokens=max_tokens, tools=tools, beside=beside)
-        ordering.commit(prompt.plan)
+
+        def ground(kept: Sequence[Hit]) -> GroundedPrompt:
+            return self._ground(messages, kept, ordering, beside=tools + beside, is_private=is_private)
+
+        prompt = self._fitting(ground, hits, max_tokens=max_tokens, tools=tools)
+        if not is_provisional:
+            ordering.commit(prompt.plan)
         return prompt
 
     def is_quick(
@@ -100,17 +108,12 @@ class PromptBuilder:
 
     def _fitting(
         self,
-        messages: Sequence[Message],
+        ground: Callable[[Sequence[Hit]], GroundedPrompt],
         hits: Sequence[Hit],
-        ordering: Ordering,
         *,
         max_tokens: int | None,
         tools: str,
-        beside: str,
     ) -> GroundedPrompt:
-        def ground(kept: Sequence[Hit]) -> GroundedPrompt:
-            return self._ground(messages, kept, ordering, beside=tools + beside)
-
         budget = self.context_tokens - (max_tokens or self.reserve_tokens)
         prompt = ground(hits)
         if self._tokens(prompt.messages, tools, budget) <= budget:
@@ -135,13 +138,19 @@ class PromptBuilder:
         return prompt
 
     def _ground(
-        self, messages: Sequence[Message], hits: Sequence[Hit], ordering: Ordering, *, beside: str
+        self,
+        messages: Sequence[Message],
+        hits: Sequence[Hit],
+        ordering: Ordering,
+        *,
+        beside: str,
+        is_private: bool,
     ) -> GroundedPrompt:
         grounded = self._with_system(messages)
         if not hits:
             return GroundedPrompt(messages=tuple(grounded), sources=(), plan=_NO_PLAN)
         last = _last_user(grounded)
-        plan = ordering.plan(hits, _surroundings(grounded, last, beside=beside))
+        plan = ordering.plan(hits, _surroundings(grounded, last, beside=beside, is_private=is_private))
         sources = tuple(Source(number=n, hit=hit) for n, hit in enumerate(plan.hits, start=1))
         documents = render_documents(sources, special_tokens=self.special_tokens)
         grounded[last] = _prepend(grounded[last], f"{documents}\n{_ranks(hits, sources)}\n")
@@ -177,7 +186,7 @@ def _as_text(messages: Sequence[Message], tools: str) -> list[Message]:
     return [{**flat[0], "content": f"{text_of(flat[0])}\n{tools}"}, *flat[1:]] if tools else flat
 
 
-def _surroundings(messages: Sequence[Message], last: int, *, beside: str) -> Surroundings:
+def _surroundings(messages: Sequence[Message], last: int, *, beside: str, is_private: bool) -> Surroundings:
     """What stands before and behind the documents, which go in front of the message number `last`."""
     before, after = messages[:last], messages[last:]
     # A conversation's own turns are in it: all of a message, since templates render tool calls too.
@@ -187,6 +196,7 @@ def _surroundings(messages: Sequence[Message], last: int, *, beside: str) -> Sur
         before_chars=sum(len(text_of(message)) for message in before),
         after_chars=sum(len(text_of(message)) for message in after),
         is_conversation=last > 1,
+        is_private=is_private,
     )
 
 

@@ -1,4 +1,8 @@
-"""What a running server's metrics tell of its prefix caches: coarser than a trace, since they name no prefix."""
+"""What a running server's metrics tell of its prefix caches: coarser than a trace, since they name no prefix.
+
+And too good where prompts are read ahead of their requests: vLLM counts such a prompt twice, and finds it the second
+time. A trace counts it once, with what had been read ahead among its `cached_tokens`.
+"""
 
 import re
 from collections import defaultdict
@@ -32,6 +36,8 @@ class ServedTokens:
     capacity_sum: float
     block_tokens: int | None
     prefill: Figure | None
+    # Prompts that were read ahead of their requests.
+    read_ahead: float = 0.0
 
     @property
     def hit_rate(self) -> float:
@@ -49,9 +55,12 @@ def read_metrics(text: str) -> ServedTokens:
     totals: dict[str, float] = defaultdict(float)
     each: dict[str, list[float]] = defaultdict(list)
     blocks: list[tuple[int, int]] = []
+    read_ahead = 0.0
     for name, labels, value in _samples(text.splitlines()):
         totals[name] += value
         each[name].append(value)
+        if name == "rag_stack_prefills" and labels.get("outcome") == "started":
+            read_ahead += value
         if name == "vllm_cache_config_info" and labels.get("num_gpu_blocks", "").isdecimal():
             blocks.append((int(labels["num_gpu_blocks"]), int(labels["block_size"])))
     queries = totals["vllm_prefix_cache_queries"]
@@ -75,12 +84,15 @@ def read_metrics(text: str) -> ServedTokens:
         capacity_sum=sum(capacities),
         block_tokens=blocks[0][1] if blocks else None,
         prefill=Figure((queries - hits) / seconds, "measured", told) if seconds and queries > hits else None,
+        read_ahead=read_ahead,
     )
 
 
 def judge(served: ServedTokens) -> Verdict:
     """What can be said without a trace."""
     found = f"{served.hit_rate:.0%} of {served.query_tokens:.0f} tokens of prompts were found"
+    if served.read_ahead:
+        found += f" (too good: {served.read_ahead:.0f} prompts were read ahead, so that they count twice)"
     if served.capacity_sum and served.computed_tokens <= served.capacity_sum:
         filled = f"{served.computed_tokens:.0f} tokens were computed, and {served.capacity_sum:.0f} fit"
         return Verdict("keep", f"nothing has been driven out yet: {filled}. So no offload could have gained: {found}")

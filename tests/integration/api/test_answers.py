@@ -7,6 +7,7 @@ import pytest
 from openai import OpenAI
 
 from rag_stack.metrics import PROMPT_TOKENS
+from tests.completion import FINGERPRINT
 from tests.integration.api.conftest import OpenLayer
 from tests.integration.api.layered import Layered, Streamed
 from tests.integration.conftest import ATLAS, KITCHEN
@@ -271,6 +272,9 @@ def test_usage_is_asked_of_the_engine_and_kept_from_who_did_not_ask(
     frames, with_usage = (text.split("\n\n") for text in (stream, asked))
     assert len(with_usage) == len(frames) + 1
     assert '"usage"' in with_usage[-3]
+    # As vLLM has it: on the last frame that the client gets, and on that one alone.
+    assert [frame.count(FINGERPRINT) for frame in frames[-4:]] == [0, 1, 0, 0]
+    assert [frame.count(FINGERPRINT) for frame in with_usage[-5:]] == [0, 0, 1, 0, 0]
 
 
 def test_a_stream_without_retrieval_is_the_engines_own_but_for_rag(layered: Layered) -> None:
@@ -287,4 +291,40 @@ def test_two_choices_keep_their_chunks_in_order(layered: Layered) -> None:
     body = {"model": "tiny@atlas", "messages": _saying("One. Two."), "stream": True, "n": 2}
     stream = Streamed.of(layered.chat(body))
     assert stream.done
-    assert stream.text(0) == "One. Two."
+    assert stream.text(0) == stream.text(1) == "One. Two."
+    told = {chunk["choices"][0]["index"]: chunk["rag"] for chunk in stream.chunks if "rag" in chunk}
+    assert "cached_tokens" not in told[0], "it has ended before the engine tells"
+    assert told[1] == {**told[0], "cached_tokens": 3}
+    assert stream.chunks[-1]["rag"] == told[1]
+
+
+@pytest.mark.parametrize("field", ["prompt_logprobs", "echo"])
+def test_an_engine_that_did_not_look_into_its_cache_has_forgotten_nothing(layered: Layered, field: str) -> None:
+    body = {"model": "tiny@atlas", "messages": _ask("cable")}
+    for cached, scored in ((0, {}), (10_000, {}), (0, {field: 1}), (10_000, {})):
+        layered.engine.state.prompt_tokens_details = {"cached_tokens": cached}
+        layered.chat({**body, **scored})
+    first, second, third = layered.recorder.values(PROMPT_TOKENS, {"part": "predicted"})
+    assert (first, second > 0) == (0, True)
+    assert third == second
+
+
+@pytest.mark.parametrize("field", [{"reasoning_effort": "low"}, {"truncation_side": "left"}, {"cache_salt": "s"}])
+def test_prompts_that_begin_otherwise_are_not_taken_for_cached(layered: Layered, field: dict[str, str]) -> None:
+    body = {"model": "tiny@atlas", "messages": _ask("cable")}
+    for each in ({}, field, {}, field):
+        layered.chat({**body, **each})
+    predicted = layered.recorder.values(PROMPT_TOKENS, {"part": "predicted"})
+    assert [tokens > 0 for tokens in predicted] == [False, False, True, True]
+
+
+def test_with_a_salt_the_order_shows_nothing_of_what_others_ask_for(open_layer: OpenLayer) -> None:
+    layered = open_layer(top_k=8)
+    tool = {"type": "file_search", "vector_store_ids": ["atlas"], "max_num_results": 1}
+    popular = {"tools": [tool], "messages": _ask("Which ship laid the cable?")}
+    other = {"model": "tiny@atlas", "messages": _ask("How many hearts has an octopus?")}
+    [cable] = [source["file_id"] for source in layered.chat(popular).json()["rag"]["sources"]]
+    salted = layered.chat({**other, "cache_salt": "mine"}).json()["rag"]["sources"]
+    assert [source["score"] for source in salted] == sorted((source["score"] for source in salted), reverse=True)
+    assert salted[0]["file_id"] != cable
+    assert layered.chat(other).json()["rag"]["sources"][0]["file_id"] == cable

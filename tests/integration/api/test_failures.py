@@ -54,6 +54,15 @@ def test_a_crash_of_the_engine_in_the_middle(layered: Layered, model: str) -> No
     assert layered.chat(ASK).status_code == 200
 
 
+def test_a_crash_behind_the_answer_leaves_it_its_end(layered: Layered) -> None:
+    layered.engine.state.chunk_chars, layered.engine.state.crash_after_chunks = 10_000, 1
+    stream = Streamed.of(layered.chat({"model": "tiny@atlas", **ASK, "stream": True}))
+    end, error = stream.chunks[-2:]
+    assert end["choices"][0]["finish_reason"] == "stop"
+    assert end["rag"]["sources"]
+    assert "error" in error
+
+
 @pytest.mark.parametrize("model", ["tiny", "tiny@atlas"])
 def test_a_first_frame_that_is_an_error_keeps_its_status(layered: Layered, model: str) -> None:
     layered.engine.state.fail_after_chunks = 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rag_stack.api.ahead import ahead_of
 from rag_stack.api.kv_trace import BLOCK_TOKENS, KvTraceRecorder, block_hashes, open_kv_trace
 from rag_stack.releases.kv_trace import KvChains, read_trace
 
@@ -104,6 +106,73 @@ async def test_a_prompt_that_is_not_to_be_tokenized_is_left_out(tmp_path: Path) 
     await ask(app, prompt(end="good"))
     await asyncio.to_thread(recorder.close)
     assert len(read_trace(recorder.path)) == 1
+
+
+async def test_what_is_read_ahead_is_no_request(tmp_path: Path) -> None:
+    recorder = KvTraceRecorder(tmp_path / "t.jsonl", words)
+    app, asked = recorder.around(engine()), []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope["path"])
+        await app(scope, receive, send)
+
+    scope = {"type": "http", "path": "/v1/chat/completions", "headers": [(b"x-request-id", b"one")]}
+    body = {"messages": [{"role": "user", "content": prompt(end="one")}]}
+    assert await ahead_of(watched, scope)(body, asyncio.Event())
+    await asyncio.to_thread(recorder.close)
+    assert (len(asked), recorder.path.read_text()) == (1, "")
+
+
+async def test_what_waits_is_bounded_in_bytes(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(body: Mapping[str, Any]) -> Sequence[int]:
+        begun.set()
+        go_on.wait(30)
+        return words(body)
+
+    recorder = KvTraceRecorder(tmp_path / "t.jsonl", slow, waiting_bytes=3000)
+    app = recorder.around(engine())
+    await ask(app, prompt(end="x" * 1000))
+    await asyncio.to_thread(begun.wait, 30)
+    for _ in range(4):
+        await ask(app, prompt(end="x" * 1000))
+    assert recorder.left_out == 2, "two of more than 1,000 bytes wait, and a third is too much"
+    go_on.set()
+    await asyncio.to_thread(recorder.close)
+    assert len(read_trace(recorder.path)) == 3
+
+
+async def test_usage_of_another_shape_costs_its_line_alone(tmp_path: Path) -> None:
+    recorder = KvTraceRecorder(tmp_path / "t.jsonl", words)
+    for usage in ({"completion_tokens": "many"}, {"prompt_tokens_details": [1]}, USAGE):
+        await ask(recorder.around(engine(usage=usage)), prompt(end="one"))
+    await asyncio.to_thread(recorder.close)
+    assert len(read_trace(recorder.path)) == 1
+
+
+async def test_an_answer_of_another_shape_passes(tmp_path: Path) -> None:
+    async def odd(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"choices": [1]}'})
+
+    recorder = KvTraceRecorder(tmp_path / "t.jsonl", words)
+    assert (await ask(recorder.around(odd), prompt(end="one"))).text == '{"choices": [1]}'
+    await asyncio.to_thread(recorder.close)
+
+
+async def test_whatever_ends_the_thread_ends_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(KvTraceRecorder, "_line", lambda self, exchange: "\ud800")
+    recorder = KvTraceRecorder(tmp_path / "t.jsonl", words)
+    app = recorder.around(engine())
+    await ask(app, "one")
+    await asyncio.to_thread(recorder.close)
+    assert "no more requests are recorded" in caplog.text
+    await ask(app, "two")
+    await asyncio.to_thread(recorder.close)
 
 
 async def test_where_it_cannot_write_answers_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -85,6 +85,30 @@ def test_behind_a_conversation_of_ones_own_the_order_is_the_rank() -> None:
     assert again.predicted_tokens > 0
 
 
+def test_what_is_read_ahead_is_cached_but_asked_for_once() -> None:
+    ordering, other = _order(), Surroundings(key=2)
+    for _ in range(3):
+        ordering.commit(ordering.plan([_hit(1)], AROUND), ahead=True)
+    assert ordering.plan([_hit(1)], AROUND).predicted_tokens > 0
+    assert ordering.sizes()["passages"] == 0
+    _ask(ordering, 2)
+    assert _numbers(ordering.plan([_hit(1), _hit(2)], other)) == [2, 1]
+
+
+def test_a_private_order_shows_nothing_of_others_and_others_nothing_of_it() -> None:
+    ordering = _order()
+    private, also_private = (Surroundings(key=n, before_chars=BLOCK * 4, is_private=True) for n in (2, 3))
+    for _ in range(3):
+        _ask(ordering, 1)
+        _ask(ordering, 5, around=private)
+    assert _numbers(ordering.plan([_hit(2), _hit(1)], private)) == [2, 1]
+    assert _numbers(ordering.plan([_hit(2), _hit(5)], also_private)) == [2, 5]
+    assert _numbers(ordering.plan([_hit(2), _hit(5)], AROUND)) == [2, 5]
+    again = _ask(ordering, 2, 1, 5, around=private)
+    assert _numbers(again) == [5, 2, 1], "its own it finds again"
+    assert again.predicted_tokens > CHARS // 5, "and knows how long they are"
+
+
 def test_the_same_text_twice_keeps_its_rank() -> None:
     ordering = _order()
     hits = [_hit(2), _hit(1), _hit(2)]

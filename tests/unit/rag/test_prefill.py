@@ -9,7 +9,7 @@ import pytest
 
 from rag_stack.metrics import PREFILLS, MemoryRecorder
 from rag_stack.rag.ordering import FixedOrder, Surroundings
-from rag_stack.rag.prefill import Prefill, Prefiller, PrefillSettings
+from rag_stack.rag.prefill import Going, Prefill, Prefiller, PrefillSettings
 from rag_stack.rag.prompt import GroundedPrompt, Message
 from rag_stack.types import Hit, Passage, Source
 
@@ -77,9 +77,9 @@ def outcomes(recorder: MemoryRecorder) -> dict[str, int]:
     return {outcome: count for outcome, count in told.items() if count}
 
 
-async def begin(prefill: Prefill, found: tuple[Hit, ...]) -> None:
+async def begin(prefill: Prefill, found: tuple[Hit, ...], going: Going = lambda prompt: None) -> None:
     """As a search thread does it."""
-    thread = threading.Thread(target=prefill.provisional(build), args=(found,))
+    thread = threading.Thread(target=prefill.provisional(build, going), args=(found,))
     thread.start()
     await asyncio.to_thread(thread.join)
 
@@ -136,6 +136,36 @@ async def test_an_engine_that_does_not_take_it_is_told_and_the_request_goes_on(
         await settled()
         prefill.settle(build(hits("a")))
     assert outcomes(recorder) == {"started": 1, "failed": 1}
+
+
+async def test_it_is_told_before_the_engine_is_asked_and_not_where_it_is_not(
+    engine: Engine, recorder: MemoryRecorder
+) -> None:
+    told: list[tuple[str, bool]] = []
+
+    def going(prompt: GroundedPrompt) -> None:
+        told.append((str(prompt.messages[0]["content"]), engine.asked.is_set()))
+
+    with prefiller(recorder).prefill(engine, body_of) as prefill:
+        await begin(prefill, hits("a"), going)
+        await engine.asked.wait()
+    assert told == [("text of a question", False)]
+    late, built = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(found: Sequence[Hit]) -> GroundedPrompt:
+        loop.call_soon_threadsafe(built.set)
+        late.wait(30)
+        return build(found)
+
+    owner = prefiller(recorder)
+    with owner.prefill(engine, body_of) as prefill:
+        prefill.provisional(slow, going)(hits("b"))
+        await built.wait()
+        prefill.settle(build(hits("b")))
+        late.set()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+    assert len(told) == len(engine.bodies) == 1
 
 
 async def test_no_more_are_read_at_once_than_is_said(engine: Engine, recorder: MemoryRecorder) -> None:

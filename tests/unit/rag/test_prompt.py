@@ -119,6 +119,15 @@ def test_only_the_prompt_that_fits_counts_as_served(tokenizer: ByteLevelTokenize
     assert ordering.sizes()["passages"] == len(prompt.sources)
 
 
+def test_a_provisional_prompt_is_not_served(tokenizer: ByteLevelTokenizer) -> None:
+    ordering = DocumentOrder(CacheShape(16, 1000))
+    builder = _builder(tokenizer, ordering=ordering)
+    builder.build(USER, [_hit("a", "a passage")], max_tokens=None, is_provisional=True)
+    assert ordering.sizes() == {"nodes": 0, "passages": 0, "blocks": 0}
+    private = builder.build(USER, [_hit("a", "a passage")], max_tokens=None, is_private=True)
+    assert private.plan.around.is_private
+
+
 def test_questions_with_the_same_documents_share_a_prefix(tokenizer: ByteLevelTokenizer) -> None:
     hits = [_hit("a", "first passage"), _hit("b", "second passage")]
     ask = [[{"role": "user", "content": text}] for text in ("One?", "Another?")]

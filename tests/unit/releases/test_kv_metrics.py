@@ -48,3 +48,11 @@ def test_a_cache_that_finds_most_is_left_alone() -> None:
 def test_without_a_prompt_nothing_is_said(text: str) -> None:
     with pytest.raises(NotMeasuredError, match="count no prompt"):
         read_metrics(text)
+
+
+def test_prompts_that_were_read_ahead_are_told_since_they_count_twice() -> None:
+    rows = "".join(f'rag_stack_prefills_total{{outcome="{told}"}} 7.0\n' for told in ("started", "used"))
+    found = read_metrics(VLLM + rows)
+    assert found.read_ahead == 7
+    assert "7 prompts were read ahead" in judge(found).text
+    assert "read ahead" not in judge(read_metrics(VLLM)).text
