@@ -137,9 +137,7 @@ def _is_weights(path: str) -> bool:
     return path.endswith(_WEIGHTS) and "/" not in path
 
 
-def _weights(
-    size: int, config: Mapping[str, Any], engine: Mapping[str, Any], dtype: str | None
-) -> tuple[int, str]:
+def _weights(size: int, config: Mapping[str, Any], engine: Mapping[str, Any], dtype: str | None) -> tuple[int, str]:
     """As they lie in memory: in another precision than their files where the engine computes in one."""
     filed = str(config.get("dtype") or config.get("torch_dtype") or "")
     # vLLM computes in 16 bits what is filed in 32, unless told otherwise.

@@ -40,17 +40,20 @@ def replica_budget(
         engine=on_worker.engine,
         env={**environ, **on_worker.engine_env},
         on=on,
-        beside=_beside(release, size),
+        beside=beside(release, size, store_bytes=_object_store_bytes()),
     )
 
 
-def _beside(release: Release, size: WorkerSize) -> list[Need]:
-    """What else lives in a worker. Of a machine that is not the replica's alone, a part is left to others anyway."""
+def beside(release: Release, size: WorkerSize, *, store_bytes: int) -> list[Need]:
+    """What else lives in a worker; `store_bytes` is its Ray's object store, 0 where that is not known.
+
+    Of a machine that is not the replica's alone, a part is left to others anyway.
+    """
     needs = []
     if size.memory_bytes is not None:
         needs.append(Need("Ray of this node", RAY_BYTES, "raylet, agents, proxy, HAProxy"))
-        if store := _object_store_bytes():
-            needs.append(Need("Ray's object store", store, "as this node's Ray was told"))
+        if store_bytes:
+            needs.append(Need("Ray's object store", store_bytes, "object-store-memory, in /dev/shm"))
     if release.wake.standby:
         needs.append(Need("standby", STANDBY_BYTES, "wake.standby, its imports"))
     return needs

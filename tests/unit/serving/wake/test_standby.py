@@ -16,6 +16,7 @@ from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.config import ArtifactChoice, ArtifactsConfig, Release
 from rag_stack.serving.wake.standby import Standby
+from tests.forkable import why_not
 
 WEIGHTS = b"w" * 100_000
 WAIT_S = 60.0
@@ -67,3 +68,9 @@ async def test_it_ends_with_its_holder(standby: Standby) -> None:
     parked = psutil.Process((await ready(standby, starts=1))["pid"])
     standby.stop()
     assert not parked.is_running()
+
+
+# The rest of rag_stack's part imports vLLM: tests/integration/test_standby_imports.py.
+@pytest.mark.parametrize("module", ["rag_stack.serving.opening", "rag_stack.retrieval.reranker"])
+def test_what_a_replica_searches_with_leaves_a_process_that_can_be_forked(module: str) -> None:
+    assert why_not(module) == "None"
