@@ -27,6 +27,34 @@ def limit_bytes(*, root: Path = Path("/")) -> int:
     return min([total, *(limit for limit in limits if limit is not None)])
 
 
+def node_bytes(*, root: Path = Path("/")) -> int | None:
+    """The smallest NUMA node that this process may take memory of; None where the system tells of none."""
+    try:
+        status = (root / "proc/self/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    listed = next((line.split(":")[1] for line in status.splitlines() if line.startswith("Mems_allowed_list:")), "")
+    sizes = [_node_bytes(root / f"sys/devices/system/node/node{node}/meminfo") for node in _listed(listed)]
+    # A node of CPUs alone has none.
+    return min(filter(None, sizes), default=None)
+
+
+def _node_bytes(path: Path) -> int:
+    """Of lines like `Node 0 MemTotal: 97421888 kB`."""
+    try:
+        text = path.read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return 1024 * _fields("\n".join(line.split(maxsplit=2)[-1] for line in text.splitlines())).get("MemTotal", 0)
+
+
+def _listed(text: str) -> Iterator[int]:
+    """The numbers of a list like `0-1,4`."""
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
 def _machine(root: Path) -> int:
     fields = _fields((root / "proc/meminfo").read_text(encoding="ascii"))
     # Kernels before 3.14 have no MemAvailable.

@@ -3,10 +3,13 @@
 Two places of memory, two budgets: `host_budget`, which on CPUs holds the engine too, and `device_budget` of a GPU. What
 is mapped from files is wanted in memory, and is no reason to refuse: what does not fit is read from the disk. The cache
 for keys and values has what is left after all others, unless the release gives it a size.
+
+That is never more than half: vLLM's worker on CPUs refuses a cache that does not fit into what its NUMA node, and its
+cgroup, have free by then, and in a cgroup it takes the pages of files for used.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +22,9 @@ from rag_stack.generation.replica_parts import ReplicaParts
 REPLICA_BYTES: Final = int(0.7 * GIB)
 CORE_BYTES: Final = int(0.5 * GIB)
 WORKER_BYTES: Final = int(0.7 * GIB)
-# Of the memory, for what grows: requests, pages of files, Ray's object store.
+# Of a node's raylet, its agents, Serve's proxy and HAProxy.
+RAY_BYTES: Final = int(0.7 * GIB)
+# Of the memory, for what grows: requests, pages of files.
 _RESERVE: Final = 0.1
 # Of what is left, where an index would take it all: the rest of the index comes from the disk, as queries ask for it.
 _LEAST_SHARE: Final = 0.25
@@ -27,18 +32,25 @@ _LEAST_SHARE: Final = 0.25
 _UNSIZED_SHARE: Final = 0.5
 # Of CUDA's own, in a process that searches there beside the engine's worker: a guess, not run here.
 _CONTEXT_BYTES: Final = GIB // 2
+# The most that a cache gets of itself, of the memory and of a NUMA node's.
+_MOST_SHARE: Final = 0.5
+_BLOCKS: Final = "num_gpu_blocks_override"
 # vLLM 0.29's own.
 _UTILIZATION: Final = 0.92
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """How much there is, who says so, and whether it is the replica's alone; `free_bytes` is what of it is free now."""
+    """How much there is, who says so, and whether it is the replica's alone; `free_bytes` is what of it is free now.
+
+    `node_bytes` is the smallest of the NUMA nodes that it may lie on.
+    """
 
     size_bytes: int
     source: str
     own: bool = True
     free_bytes: int | None = None
+    node_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +117,33 @@ class MemoryBudget:
 
 
 def host_budget(
-    name: str, parts: ReplicaParts, memory: Memory, *, engine: Mapping[str, Any], env: Mapping[str, str], on: Platform
+    name: str,
+    parts: ReplicaParts,
+    memory: Memory,
+    *,
+    engine: Mapping[str, Any],
+    env: Mapping[str, str],
+    on: Platform,
+    beside: Sequence[Need] = (),
 ) -> MemoryBudget:
-    """Of the host's memory, where the engine runs on CPUs or on GPUs. Raises ConfigError for a size that is none."""
+    """Of the host's memory, where the engine runs on CPUs or on GPUs; `beside` is what others take of it.
+
+    Raises ConfigError for a size that is none.
+    """
     workers = _workers(engine)
     needs = [
         Need("replica's process", REPLICA_BYTES, "what its imports take"),
         Need("engine's processes", CORE_BYTES + workers * WORKER_BYTES, f"imports, of a core and workers: {workers}"),
         *_retrieval(parts),
+        *beside,
     ]
     if on == "gpu":
         if (offload := engine.get("kv_offloading_size")) is not None:
             needs.append(Need("KV offload", int(float(offload) * GIB), "engine.kv_offloading_size"))
         return MemoryBudget(name, memory, tuple(needs))
     needs.append(Need("engine's weights", parts.weight_bytes, parts.weight_source))
-    given = _given(engine, env, memory, workers=workers, token_bytes=parts.token_bytes.value)
+    needs.append(Need("files of the weights", parts.weight_bytes, "pages that are read ahead", mapped=True))
+    given = _given(engine, env, workers=workers, token_bytes=parts.token_bytes.value)
     if given is not None:
         return MemoryBudget(name, memory, tuple(needs), given[0], given[1], parts.context_bytes)
     cache = max(parts.context_bytes, _left(needs, memory))
@@ -130,7 +154,9 @@ def device_budget(
     name: str, parts: ReplicaParts, memory: Memory, *, engine: Mapping[str, Any], index_bytes: int = 0
 ) -> MemoryBudget:
     """Of one GPU, of which vLLM takes a share and fills it with its cache; `index_bytes` are of an index there."""
-    share = float(engine.get("gpu_memory_utilization", _UTILIZATION))
+    given = engine.get("kv_cache_memory_bytes")
+    # With a size for its cache, vLLM heeds no share.
+    share = 1.0 if given is not None else float(engine.get("gpu_memory_utilization", _UTILIZATION))
     usable = Memory(int(memory.size_bytes * share), f"{share:g} of {_gib(memory.size_bytes)} GiB, {memory.source}")
     workers = _workers(engine)
     needs = [Need("engine's weights", parts.weight_bytes // workers, f"{parts.weight_source}, over {workers} GPUs")]
@@ -139,7 +165,6 @@ def device_budget(
         needs = []
     if index_bytes:
         needs.append(Need("index on the GPU", index_bytes, "its placement"))
-    given = engine.get("kv_cache_memory_bytes")
     cache, source = (int(given), "engine.kv_cache_memory_bytes") if given is not None else (None, "")
     return MemoryBudget(name, usable, tuple(needs), cache, source, parts.context_bytes // workers)
 
@@ -167,8 +192,12 @@ def engine_share(name: str, memory: Memory, *, engine: Mapping[str, Any], index_
 
 
 def cache_setting(budget: MemoryBudget, engine: Mapping[str, Any]) -> dict[str, int]:
-    """The engine setting that gives the cache what is left, of each worker; none where the release has given a size."""
-    if budget.given or budget.cache_bytes is None:
+    """The engine setting that gives the cache what is left, of each worker; none where the release has given bytes.
+
+    A number of blocks is no size to vLLM's worker on CPUs: without one it asks for a share of the whole machine.
+    """
+    blocks = budget.given.startswith(f"engine.{_BLOCKS}") and engine.get("kv_cache_memory_bytes") is None
+    if budget.cache_bytes is None or (budget.given and not blocks):
         return {}
     return {"kv_cache_memory_bytes": budget.cache_bytes // _workers(engine)}
 
@@ -194,29 +223,27 @@ def _left(needs: list[Need], memory: Memory) -> int:
     if not memory.own:
         free = memory.size_bytes if memory.free_bytes is None else memory.free_bytes
         left = int(min(left, free - needed) * _UNSIZED_SHARE)
-    return max(0, left - mapped, int(left * _LEAST_SHARE))
+    most = int(min(memory.size_bytes, memory.node_bytes or memory.size_bytes) * _MOST_SHARE)
+    return min(max(0, left - mapped, int(left * _LEAST_SHARE)), most)
 
 
 def _given(
-    engine: Mapping[str, Any], env: Mapping[str, str], memory: Memory, *, workers: int, token_bytes: int | None
-) -> tuple[int | None, str] | None:
+    engine: Mapping[str, Any], env: Mapping[str, str], *, workers: int, token_bytes: int | None
+) -> tuple[int, str] | None:
     """What the release, or the environment, has set; in the order in which vLLM's CPU platform heeds it.
 
-    The size is None where it cannot be told.
+    A number of blocks whose size cannot be told is none. Nor is `gpu_memory_utilization`: a share of the machine, or of
+    the cgroup, which vLLM takes for the worker's own, whatever else lives there.
     """
-    if (blocks := engine.get("num_gpu_blocks_override")) is not None:
+    if (blocks := engine.get(_BLOCKS)) is not None and token_bytes is not None:
         tokens = int(blocks) * int(engine.get("block_size") or 128)
-        size = None if token_bytes is None else tokens * token_bytes
-        return size, f"engine.num_gpu_blocks_override ({tokens} tokens)"
+        return tokens * token_bytes, f"engine.{_BLOCKS} ({tokens} tokens)"
     if text := env.get(KV_VARIABLE):
         if not text.isdecimal():
             raise ConfigError(f"{KV_VARIABLE} is {text!r}; expected whole GiB, such as 4")
         return int(text) * GIB * workers, f"engine_env.{KV_VARIABLE}"
     if (size := engine.get("kv_cache_memory_bytes")) is not None:
         return int(size) * workers, "engine.kv_cache_memory_bytes"
-    if (share := engine.get("gpu_memory_utilization")) is not None:
-        # vLLM takes that of the machine, less what the worker has by then.
-        return None, f"engine.gpu_memory_utilization {share} of {_gib(memory.size_bytes)} GiB"
     return None
 
 

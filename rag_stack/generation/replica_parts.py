@@ -14,6 +14,10 @@ from rag_stack.index.reader import copied_bytes
 
 _CONFIG: Final = "config.json"
 _ONNX: Final = "onnx/model.onnx"
+_WEIGHTS: Final = ".safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+# The same weights in their family's own format, which Mistral publishes beside the shards.
+_CONSOLIDATED: Final = "consolidated"
 _NUMBER_BYTES: Final[Mapping[str, int]] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -53,7 +57,8 @@ def replica_parts(release: Release, tiers: Tiers, *, compute: str | None = None)
     config = model_config(model, tiers)
     dtype = _dtype(release.engine, compute)
     kept = token_bytes(config, release.engine, compute_bytes=_NUMBER_BYTES.get(dtype or ""))
-    size, source = _weights(model, config, release.engine, dtype)
+    files = _weight_bytes(model, tiers)
+    size, source = _weights(files, config, release.engine, dtype)
     return ReplicaParts(
         embedder=release.embedder.name,
         embedder_bytes=_loaded(embedder),
@@ -70,11 +75,15 @@ def replica_parts(release: Release, tiers: Tiers, *, compute: str | None = None)
 
 def model_config(model: Manifest, tiers: Tiers) -> Mapping[str, Any]:
     """A model's config.json, from this node or the object store; empty where it has none that can be read."""
-    if not any(entry.path == _CONFIG for entry in model.files):
+    return _json(model, _CONFIG, tiers)
+
+
+def _json(model: Manifest, name: str, tiers: Tiers) -> Mapping[str, Any]:
+    if not any(entry.path == name for entry in model.files):
         return {}
     try:
         here = tiers.cache.find(model)
-        data = (here / _CONFIG).read_bytes() if here else tiers.catalog.store.read_bytes(f"{model.ref}/{_CONFIG}")
+        data = (here / name).read_bytes() if here else tiers.catalog.store.read_bytes(f"{model.ref}/{name}")
         found = json.loads(data)
     except (OSError, ValueError, ArtifactError):
         return {}
@@ -100,17 +109,41 @@ def _index(manifest: Manifest) -> IndexPart:
 
 
 def _loaded(manifest: Manifest) -> int:
-    """Of a model that is there in two forms, the one that is loaded."""
-    onnx = [entry.size_bytes for entry in manifest.files if entry.path == _ONNX]
-    return onnx[0] if onnx else manifest.size_bytes
+    """Of a model that is there in two forms, the one that is loaded.
+
+    A graph in ONNX reads its weights from files beside it, or from the model's own, and packs most of them into memory.
+    """
+    paths = {entry.path: entry.size_bytes for entry in manifest.files}
+    if _ONNX not in paths:
+        return manifest.size_bytes
+    return sum(size for path, size in paths.items() if path.startswith(_ONNX) or _is_weights(path))
 
 
-def _weights(
-    model: Manifest, config: Mapping[str, Any], engine: Mapping[str, Any], dtype: str | None
-) -> tuple[int, str]:
+def _weight_bytes(model: Manifest, tiers: Tiers) -> int:
+    """Of the files that vLLM loads: those that the index of the shards names, or the consolidated ones.
+
+    Which of the two depends on its loader and its version; the smaller refuses nothing that would have worked.
+    """
+    sizes = {entry.path: entry.size_bytes for entry in model.files if _is_weights(entry.path)}
+    shards = {path: size for path, size in sizes.items() if not path.startswith(_CONSOLIDATED)}
+    named = _json(model, _INDEX, tiers).get("weight_map")
+    if isinstance(named, dict):
+        wanted = {str(path) for path in named.values()}
+        shards = {path: size for path, size in sizes.items() if path in wanted} or shards
+    consolidated = sum(size for path, size in sizes.items() if path.startswith(_CONSOLIDATED))
+    return min(filter(None, (sum(shards.values()), consolidated)), default=0)
+
+
+def _is_weights(path: str) -> bool:
+    """Loaders look into no folder of a model's."""
+    return path.endswith(_WEIGHTS) and "/" not in path
+
+
+def _weights(size: int, config: Mapping[str, Any], engine: Mapping[str, Any], dtype: str | None) -> tuple[int, str]:
     """As they lie in memory: in another precision than their files where the engine computes in one."""
-    size = sum(entry.size_bytes for entry in model.files if entry.path.endswith(".safetensors"))
     filed = str(config.get("dtype") or config.get("torch_dtype") or "")
+    # vLLM computes in 16 bits what is filed in 32, unless told otherwise.
+    dtype = dtype or ("bfloat16" if filed == "float32" else None)
     before, after = _NUMBER_BYTES.get(filed), _NUMBER_BYTES.get(dtype or "")
     quantized = engine.get("quantization") or config.get("quantization_config")
     if before is None or after is None or before == after or quantized:

@@ -3,14 +3,18 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 from tokenizers import Encoding, Tokenizer
 
 from rag_stack.errors import ArtifactError
+
+# It starts a thread when it is imported, and a process that has one cannot be forked: a replica that is a copy of a
+# standby imports it when it loads a model.
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 ONNX_FILE: Final = Path("onnx") / "model.onnx"
 _TOKENIZER: Final = "tokenizer.json"
@@ -26,7 +30,7 @@ class OnnxModel:
     `metadata` is what the exporter wrote into the graph.
     """
 
-    def __init__(self, session: ort.InferenceSession, tokenizer: Tokenizer) -> None:
+    def __init__(self, session: "ort.InferenceSession", tokenizer: Tokenizer) -> None:
         self._session = session
         self._inputs = tuple(each.name for each in session.get_inputs())
         self._output = session.get_outputs()[0].name
@@ -41,6 +45,8 @@ class OnnxModel:
         all processes share, and what it multiplies by is packed for this processor, into memory of this process.
         `threads` work for all calls together. Raises ArtifactError for anything that is not such a model.
         """
+        import onnxruntime as ort
+
         file = path / ONNX_FILE
         if not file.is_file():
             raise ArtifactError(f"{str(path)!r} has no {ONNX_FILE}; import the model again")
@@ -80,7 +86,9 @@ class OnnxModel:
         return output.astype(np.float32, copy=False)
 
 
-def _options(path: Path, *, threads: int) -> ort.SessionOptions:
+def _options(path: Path, *, threads: int) -> "ort.SessionOptions":
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

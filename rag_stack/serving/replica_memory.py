@@ -2,15 +2,26 @@
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
-from rag_stack.artifacts.memory import available_bytes, limit_bytes
+from rag_stack.artifacts.memory import available_bytes, limit_bytes, node_bytes
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.config import Release
-from rag_stack.generation.memory_budget import Memory, MemoryBudget, device_budget, engine_share, host_budget
+from rag_stack.generation.memory_budget import (
+    RAY_BYTES,
+    Memory,
+    MemoryBudget,
+    Need,
+    device_budget,
+    engine_share,
+    host_budget,
+)
 from rag_stack.generation.replica_parts import replica_parts
 from rag_stack.serving.size import MEMORY, WorkerSize, on_workers
-from rag_stack.serving.wake.runtime import platform
+from rag_stack.serving.wake.runtime import STANDBY_BYTES, platform
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,14 +38,55 @@ def replica_budget(
 
     `compute` see `replica_parts`. Whether it fits, `check` of what is returned says.
     """
-    on_worker = on_workers(release, size)
+    on_worker, on = on_workers(release, size), platform(size)
+    if on == "cpu" and (share := on_worker.engine.get("gpu_memory_utilization")) is not None:
+        _ignored(release.name, str(share))
     return host_budget(
         f"a replica of {release.name!r}",
         replica_parts(on_worker, tiers, compute=compute),
         host_memory(size),
         engine=on_worker.engine,
         env={**environ, **on_worker.engine_env},
-        on=platform(size),
+        on=on,
+        beside=beside(release, size, store_bytes=_object_store_bytes()),
+    )
+
+
+def beside(release: Release, size: WorkerSize, *, store_bytes: int) -> list[Need]:
+    """What else lives in a worker; `store_bytes` is its Ray's object store, 0 where that is not known.
+
+    Of a machine that is not the replica's alone, a part is left to others anyway.
+    """
+    needs = []
+    if size.memory_bytes is not None:
+        needs.append(Need("Ray of this node", RAY_BYTES, "raylet, agents, proxy, HAProxy"))
+        if store_bytes:
+            needs.append(Need("Ray's object store", store_bytes, "object-store-memory, in /dev/shm"))
+    if release.wake.standby:
+        needs.append(Need("standby", STANDBY_BYTES, "wake.standby, its imports"))
+    return needs
+
+
+def _object_store_bytes() -> int:
+    """Of the node of the replica that this process is; 0 in any other, which may be on another kind of node."""
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return 0
+    context = ray.get_runtime_context()
+    if context.get_actor_id() is None:
+        return 0
+    here = context.get_node_id()
+    found = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["NodeID"] == here]
+    return int(sum(found))
+
+
+@cache
+def _ignored(name: str, share: str) -> None:
+    _LOG.warning(
+        "engine.gpu_memory_utilization %s of release %r is for GPUs: on CPUs the KV cache gets what is left of the "
+        "memory; engine.kv_cache_memory_bytes gives it another size",
+        share,
+        name,
     )
 
 
@@ -82,5 +134,5 @@ def gpu_memory() -> Memory | None:
 def host_memory(size: WorkerSize) -> Memory:
     """A worker's own, where a cluster has told its size; else this machine's, which others use too."""
     if size.memory_bytes is not None:
-        return Memory(size.memory_bytes, MEMORY)
-    return Memory(limit_bytes(), "this machine", own=False, free_bytes=available_bytes())
+        return Memory(size.memory_bytes, MEMORY, node_bytes=node_bytes())
+    return Memory(limit_bytes(), "this machine", own=False, free_bytes=available_bytes(), node_bytes=node_bytes())

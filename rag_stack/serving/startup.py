@@ -24,7 +24,7 @@ from rag_stack.serving.start_report import StartReport
 from rag_stack.serving.wake.runtime import platform
 from rag_stack.timeline import Timeline, process_start
 
-_NEEDED = ("ray", "vllm", "faiss", "torch", "onnxruntime", "bm25s")
+_NEEDED = ("ray", "vllm", "faiss", "torch", "onnxruntime", "bm25s", "Stemmer")
 _COMMAND = "command"
 _LOOK_S = 0.2
 # What a replica takes to end beside its answers.

@@ -5,7 +5,7 @@ import json
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from rag_stack.config import Release
 from rag_stack.generation.fork_start import FORK, LAUNCH
@@ -13,6 +13,8 @@ from rag_stack.generation.launcher import PYTHON, STANDBY
 from rag_stack.serving.environment import offline_environment
 from rag_stack.serving.size import UNSIZED, WorkerSize, on_workers
 
+# What a standby's parked process takes before anything is forked from it, with room for its imports to peak.
+STANDBY_BYTES: Final = 1_500_000_000
 Platform: TypeAlias = Literal["cpu", "gpu"]
 
 

@@ -33,7 +33,7 @@ from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.retrieval.onnx_session import ONNX_FILE
 from rag_stack.serving.node_agent import cluster_peers
 from rag_stack.serving.size import UNSIZED, WorkerSize
-from rag_stack.serving.wake.runtime import engine_environment, platform, standby_name
+from rag_stack.serving.wake.runtime import STANDBY_BYTES, engine_environment, platform, standby_name
 
 NAMESPACE: Final = "rag_stack.standby.1"
 # What a replica imports beyond its engine, down to what it would import only when it builds its application.
@@ -47,8 +47,6 @@ REPLICA_MODULES: Final = (
 )
 # What an embedder brings with it that has no graph.
 TORCH_ENCODER: Final = "rag_stack.retrieval.torch_encoder"
-# What the parked process takes before anything is forked from it, with room for its imports to peak.
-PROCESS_BYTES: Final = 1_500_000_000
 _READY_S: Final = 300.0
 _LOOK_S: Final = 1.0
 _AGAIN_S: Final = 60.0
@@ -109,8 +107,8 @@ class Standby:
 
     def _park(self) -> bool:
         """Whether there is one that forks. Blocking."""
-        if (room := available_bytes()) < PROCESS_BYTES:
-            _LOG.warning("no standby on this node: %d bytes are available and it may take %d", room, PROCESS_BYTES)
+        if (room := available_bytes()) < STANDBY_BYTES:
+            _LOG.warning("no standby on this node: %d bytes are available and it may take %d", room, STANDBY_BYTES)
             return False
         more = platform_environment(platform(self._size), os.environ)
         self._server = ForkServerProcess(self._name, self._modules, environ=os.environ, more=more)

@@ -15,13 +15,22 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr as node_types,
 )
 
+from rag_stack.config import Release
+from rag_stack.generation.kv_settings import GIB, TokenBytes
+from rag_stack.generation.memory_budget import Memory, host_budget
+from rag_stack.generation.replica_parts import IndexPart, ReplicaParts
 from rag_stack.serving.environment import cluster_environment
+from rag_stack.serving.replica_memory import beside
+from rag_stack.serving.size import MEMORY, on_workers, worker_size
+from rag_stack.serving.wake.runtime import platform
 
 KUBERAY = Path(__file__).parents[3] / "deploy" / "kuberay"
 SIZES = ("dev", "single-gpu", "multi-gpu", "large-index")
 # What a release may have beside its replicas while it is rolled out.
 SURGE = 1
 ENGINE = 1
+# The demo's weights, on a CPU with bfloat16 and on one without: bytes of a number.
+NUMBERS = {"bfloat16": 2, "float32": 4}
 
 
 def render(folder: Path) -> list[dict[str, Any]]:
@@ -136,3 +145,50 @@ def test_an_overlay_of_a_user_replaces_the_release_and_the_size(tmp_path: Path, 
 def _pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     return [each["template"]["spec"] for each in groups]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("standby", [False, True])
+def test_a_replica_fits_beside_what_else_lives_in_its_pod(
+    documents: list[dict[str, Any]], number: str, standby: bool
+) -> None:
+    size = worker_size(one(documents, "ConfigMap", "rag-stack-size")["data"])
+    service = one(documents, "RayService")["spec"]
+    (args,) = [
+        each["args"] for each in yaml.safe_load(service["serveConfigV2"])["applications"] if each["name"] == "engine"
+    ]
+    group = service["rayClusterConfig"]["workerGroupSpecs"][ENGINE]
+    store = int(group["rayStartParams"]["object-store-memory"])
+    told = Release.model_validate(args["release"])
+    release = told.model_copy(update={"wake": told.wake.model_copy(update={"standby": standby})})
+    budget = host_budget(
+        f"a replica of {release.name!r}",
+        demo(number, tokens=release.engine["max_model_len"]),
+        Memory(size.memory_bytes or 0, MEMORY),
+        engine=on_workers(release, size).engine,
+        env={},
+        on=platform(size),
+        beside=beside(release, size, store_bytes=store),
+    )
+    print(budget)
+    budget.check()
+    assert "Ray of this node" in str(budget)
+    assert ("standby" in str(budget)) == standby
+    if platform(size) == "cpu":
+        assert budget.cache_bytes is not None
+        assert budget.least_bytes <= budget.cache_bytes <= (size.memory_bytes or 0) / 2
+
+
+def demo(number: str, *, tokens: int) -> ReplicaParts:
+    """SmolLM2 135M, MiniLM and the documentation of Python; what GPUs serve is not in the host's memory."""
+    width = NUMBERS[number]
+    token = 2 * 30 * 3 * 64 * width
+    return ReplicaParts(
+        embedder="all-minilm-l6-v2",
+        embedder_bytes=92_000_000,
+        weight_bytes=134_515_008 * width,
+        weight_source=f"as {number}",
+        token_bytes=TokenBytes(token),
+        context_bytes=token * tokens,
+        indexes=(IndexPart("docs", 0, GIB // 8),),
+    )

@@ -1,5 +1,8 @@
 """The sum of a replica's memory: what the cache gets, what is refused, and how that is said."""
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ from rag_stack.config import ArtifactsConfig, Release
 from rag_stack.errors import ConfigError, MemoryBudgetError
 from rag_stack.generation.kv_settings import GIB, TokenBytes
 from rag_stack.generation.memory_budget import (
+    RAY_BYTES,
     Memory,
     MemoryBudget,
+    Need,
     cache_setting,
     device_budget,
     engine_share,
@@ -103,17 +108,51 @@ def test_what_does_not_fit_is_refused_with_the_sum() -> None:
 def test_a_size_that_is_given_wins_and_is_checked(engine: dict[str, Any], what: str) -> None:
     ample = on_cpu(64, parts(), **{**engine})
     assert ample.cache_bytes == 6 * GIB
-    assert cache_setting(ample, engine) == {}
+    # A number of blocks is no size to vLLM, which would ask for a share of the machine.
+    blocks = {"kv_cache_memory_bytes": 6 * GIB} if "num_gpu_blocks_override" in engine else {}
+    assert cache_setting(ample, engine) == blocks
     ample.check()
     with pytest.raises(MemoryBudgetError, match=what):
         on_cpu(8, parts(), **{**engine}).check()
 
 
-def test_a_share_that_is_given_stays_vllms() -> None:
+def test_a_share_is_no_size_on_cpus() -> None:
     budget = on_cpu(16, parts(), gpu_memory_utilization=0.5)
-    assert budget.cache_bytes is None
-    assert cache_setting(budget, {}) == {}
+    assert cache_setting(budget, {}) == cache_setting(on_cpu(16, parts()), {}) != {}
+
+
+def test_blocks_whose_size_is_not_known_leave_vllm_a_size_that_fits() -> None:
+    unknown = dataclasses.replace(parts(), token_bytes=TokenBytes(None, "latent"))
+    engine = {"num_gpu_blocks_override": 49152}
+    budget = on_cpu(16, unknown, **engine)
     budget.check()
+    assert cache_setting(budget, engine) == cache_setting(on_cpu(16, unknown), {}) != {}
+
+
+def test_blocks_beside_bytes_leave_both_as_given() -> None:
+    engine = {"num_gpu_blocks_override": 1024, "kv_cache_memory_bytes": GIB}
+    assert cache_setting(on_cpu(16, parts(), **engine), engine) == {}
+
+
+def test_a_cache_is_at_most_half_of_the_memory_and_of_a_numa_node() -> None:
+    alone = on_cpu(256, parts())
+    assert alone.cache_bytes == 128 * GIB
+    node = Memory(256 * GIB, "told", node_bytes=192 * GIB)
+    budget = host_budget("r", parts(), node, engine={}, env={}, on="cpu")
+    assert budget.cache_bytes == 96 * GIB
+    budget.check()
+
+
+def test_what_lives_beside_a_replica_is_counted() -> None:
+    beside = (Need("Ray of this node", RAY_BYTES, "told"), Need("standby", GIB, "told"))
+    memory = Memory(16 * GIB, "told")
+    alone = host_budget("r", parts(), memory, engine={}, env={}, on="cpu")
+    budget = host_budget("r", parts(), memory, engine={}, env={}, on="cpu", beside=beside)
+    assert budget.needed_bytes - alone.needed_bytes == RAY_BYTES + GIB
+    assert alone.cache_bytes is not None
+    assert budget.cache_bytes is not None
+    assert budget.cache_bytes < alone.cache_bytes
+    assert "Ray of this node" in str(budget)
 
 
 def test_a_context_that_has_no_room_is_refused_with_what_to_set() -> None:
@@ -155,6 +194,14 @@ def test_an_index_on_a_gpu_takes_its_share_from_the_engines() -> None:
         engine_share("r", gpu, engine={"gpu_memory_utilization": 0.9}, index_bytes=8 * GIB)
     with pytest.raises(MemoryBudgetError, match="nothing would be left for the engine"):
         engine_share("r", gpu, engine={}, index_bytes=79 * GIB)
+
+
+def test_with_a_given_cache_a_gpu_is_usable_whole() -> None:
+    gpu = Memory(80 * GIB, "one H100")
+    engine = {"gpu_memory_utilization": 0.5, "kv_cache_memory_bytes": 15 * GIB}
+    device_budget("r", parts(weights=60), gpu, engine=engine).check()
+    with pytest.raises(MemoryBudgetError, match=r"1 of 80\.00 GiB"):
+        device_budget("r", parts(weights=60), gpu, engine={**engine, "kv_cache_memory_bytes": 21 * GIB}).check()
 
 
 def test_parts_are_read_from_the_manifests(tmp_path: Path) -> None:
@@ -199,3 +246,62 @@ def test_a_model_without_a_config_has_no_known_token(tmp_path: Path) -> None:
     found = replica_parts(release, tiers)
     assert found.token_bytes.value is None
     assert found.context_bytes == 0
+
+
+def model_parts(tmp_path: Path, files: Mapping[str, int | str], **engine: Any) -> ReplicaParts:
+    """Of a release whose model and embedder both have these files: of so many bytes, or of this text."""
+    source = tmp_path / "source"
+    for name, content in files.items():
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else bytes(content))
+    tiers = open_tiers(ArtifactsConfig(root=f"file://{tmp_path}/store", cache=tmp_path / "cache"), MemoryRecorder())
+    tiers.catalog.promote(tiers.catalog.publish(source, kind="models", name="m", metadata={}).ref)
+    choice = {"name": "m"}
+    return replica_parts(
+        Release.model_validate({"name": "r", "model": choice, "embedder": choice, "engine": engine}), tiers
+    )
+
+
+def test_a_graphs_weights_are_counted_wherever_they_lie(tmp_path: Path) -> None:
+    files = {"onnx/model.onnx": 10, "onnx/model.onnx.data": 300, "model.safetensors": 2000, "other.bin": 5000}
+    assert model_parts(tmp_path, files).embedder_bytes == 2310
+
+
+def test_a_model_without_a_graph_is_loaded_whole(tmp_path: Path) -> None:
+    assert model_parts(tmp_path, {"model.safetensors": 2000, "tokenizer.json": 100}).embedder_bytes == 2100
+
+
+SHARDS = {"model-1.safetensors": 1000, "model-2.safetensors": 500}
+
+
+@pytest.mark.parametrize(
+    ("files", "counted"),
+    [
+        (SHARDS, 1500),
+        ({**SHARDS, "consolidated.safetensors": 1500}, 1500),
+        ({"consolidated.safetensors": 1500}, 1500),
+        ({**SHARDS, "original/model.safetensors": 1500}, 1500),
+        (
+            {
+                **SHARDS,
+                "adapter.safetensors": 700,
+                "model.safetensors.index.json": json.dumps({"weight_map": {name[:7]: name for name in SHARDS}}),
+            },
+            1500,
+        ),
+        ({**SHARDS, "model.safetensors.index.json": "{"}, 1500),
+        ({**SHARDS, "model.safetensors.index.json": '{"weight_map": {"a": "elsewhere.safetensors"}}'}, 1500),
+        ({"config.json": '{"dtype": "float32"}', **SHARDS}, 750),
+        ({"config.json": '{"dtype": "bfloat16"}', **SHARDS}, 1500),
+    ],
+)
+def test_weights_are_counted_once_as_vllm_loads_them(
+    files: Mapping[str, int | str], counted: int, tmp_path: Path
+) -> None:
+    assert model_parts(tmp_path, files).weight_bytes == counted
+
+
+def test_what_is_filed_in_32_bits_stays_so_where_the_engine_is_told(tmp_path: Path) -> None:
+    files = {"config.json": '{"dtype": "float32"}', **SHARDS}
+    assert model_parts(tmp_path, files, dtype="float32").weight_bytes == 1500

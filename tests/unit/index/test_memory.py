@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rag_stack.artifacts.memory import available_bytes, limit_bytes
+from rag_stack.artifacts.memory import available_bytes, limit_bytes, node_bytes
 
 GB = 1 << 30
 MEMINFO = f"MemTotal: {64 * GB // 1024} kB\nMemFree: 100 kB\nMemAvailable: {32 * GB // 1024} kB\n"
@@ -112,3 +112,23 @@ def test_the_limit_counts_what_is_taken_too(tmp_path: Path) -> None:
 def test_without_cgroups_the_limit_is_the_machine(tmp_path: Path) -> None:
     _machine(tmp_path, {})
     assert limit_bytes(root=tmp_path) == 64 * GB
+
+
+@pytest.mark.parametrize(
+    ("allowed", "size"), [("0-1", 3), ("0,2-3", 4), ("0", 4), ("2", None), ("7", None), ("", None)]
+)
+def test_the_smallest_numa_node_that_may_be_used(allowed: str, size: int | None, tmp_path: Path) -> None:
+    """Node 2 has CPUs alone."""
+    nodes = {0: 4 * GB, 1: 3 * GB, 2: 0, 3: 5 * GB}
+    for node, total in nodes.items():
+        folder = tmp_path / f"sys/devices/system/node/node{node}"
+        folder.mkdir(parents=True)
+        (folder / "meminfo").write_text(f"Node {node} MemTotal:  {total // 1024} kB\nNode {node} MemFree:  1 kB\n")
+    status = tmp_path / "proc/self/status"
+    status.parent.mkdir(parents=True)
+    status.write_text(f"Name:\tpython\nMems_allowed:\t03\nMems_allowed_list:\t{allowed}\n")
+    assert node_bytes(root=tmp_path) == (None if size is None else size * GB)
+
+
+def test_a_system_that_tells_of_no_numa_nodes_has_none(tmp_path: Path) -> None:
+    assert node_bytes(root=tmp_path) is None

@@ -29,6 +29,7 @@ from rag_stack.serving.rag_server import RELEASE_KEY, as_released
 from rag_stack.serving.replica_memory import gpu_budget, gpu_memory, replica_budget
 from rag_stack.serving.seed import deployed_release
 from rag_stack.serving.size import worker_size
+from rag_stack.serving.wake.runtime import STANDBY_BYTES
 from tests.pinnable import publish_model
 
 KUBERAY = Path(__file__).parents[3] / "deploy" / "kuberay"
@@ -184,15 +185,36 @@ def test_an_offload_is_refused_on_cpus(tiers: Tiers, monkeypatch: pytest.MonkeyP
 
 def test_a_replica_gives_its_cache_what_is_left(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "0")
+    monkeypatch.setattr("rag_stack.serving.replica_memory.node_bytes", lambda: None)
     release = release_of(args())
     pinned = deployed_release(release, open_tiers(release.artifacts, MemoryRecorder()), seeds=True)
     config = engine_config(pinned)
     assert "kv_cache_memory_bytes" not in config.engine_kwargs
     cache = replica_budget(pinned.release, tiers, worker_size()).cache_bytes
-    assert cache is not None
-    assert 50 * 2**30 < cache < 60 * 2**30
+    assert cache == 32 * 2**30
     served = as_released(config, pinned, pinned, cache={"kv_cache_memory_bytes": cache})
     assert served.engine_kwargs["kv_cache_memory_bytes"] == cache
+
+
+def test_what_else_lives_in_a_pod_is_in_its_budget(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    parked = pin(release_of(args(wake={"standby": True})), tiers).release
+    alone = pin(release_of(args()), tiers).release
+    both = [replica_budget(release, tiers, worker_size()) for release in (alone, parked)]
+    assert [any(need.what == "Ray of this node" for need in budget.needs) for budget in both] == [True, True]
+    assert both[1].needed_bytes - both[0].needed_bytes == STANDBY_BYTES
+    for name in ("CPUS", "MEMORY", "GPUS", "MIN_REPLICAS", "MAX_REPLICAS"):
+        monkeypatch.delenv(f"RAG_STACK_WORKER_{name}", raising=False)
+    assert "Ray of this node" not in str(replica_budget(alone, tiers, worker_size())), "a machine has others anyway"
+
+
+def test_a_share_is_ignored_on_cpus_and_that_is_said_once(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAG_STACK_WORKER_GPUS", "0")
+    release = pin(release_of(args(name="shared", engine={"gpu_memory_utilization": 0.37})), tiers).release
+    first, again = (replica_budget(release, tiers, worker_size()) for _ in range(2))
+    assert first.cache_bytes == again.cache_bytes is not None
+    assert len([record for record in caplog.records if "gpu_memory_utilization" in record.message]) == 1
 
 
 def test_a_gpu_that_is_too_small_is_refused_by_the_replica(tiers: Tiers) -> None:

@@ -16,6 +16,7 @@ from rag_stack.errors import (
     ArtifactNotFoundError,
     ConfigError,
     EmbedderMismatchError,
+    EngineMissingError,
     IndexVersionError,
 )
 from rag_stack.index.builder import write_index
@@ -25,7 +26,7 @@ from rag_stack.index.format import EmbedderRef
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.releases.pinned import PinnedRelease, pin
 from rag_stack.releases.rollout import Rollout
-from rag_stack.serving.startup import make_current, preflight, require_port, without_words
+from rag_stack.serving.startup import make_current, preflight, require_engine, require_port, without_words
 from rag_stack.timeline import Timeline
 from tests.embedder import WordEmbedder
 from tests.layer import TOWN
@@ -159,6 +160,13 @@ def test_a_followed_store_that_moves_makes_no_other_file(tmp_path: Path, tiers: 
     before = rollout.plan()
     assert "is canary, and goes on" in make_current(moved, tiers)
     assert rollout.plan() == before
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "bm25s", "Stemmer"])
+def test_a_package_of_a_replica_that_is_missing_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None if wanted == name else object())
+    with pytest.raises(EngineMissingError, match=f"needs {name}, "):
+        require_engine()
 
 
 def _publish(catalog: Catalog, tmp_path: Path, *, name: str, text: str, beside: str = "config.json") -> None:

@@ -19,6 +19,7 @@ from rag_stack.config import ArtifactChoice, ArtifactsConfig, Release
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.retrieval.onnx_session import ONNX_FILE
 from rag_stack.serving.wake.standby import TORCH_ENCODER, Standby, embedder_modules
+from tests.forkable import why_not
 from tests.pinnable import publish_model
 
 WEIGHTS = b"w" * 100_000
@@ -90,3 +91,9 @@ def test_torch_is_imported_for_an_embedder_without_a_graph_alone(tmp_path: Path)
     graph.write_bytes(b"graph")
     publish_model(tiers.catalog, tmp_path, "e", "with")
     assert embedder_modules(release, tiers) == ()
+
+
+# The rest of rag_stack's part imports vLLM: tests/integration/test_standby_imports.py.
+@pytest.mark.parametrize("module", ["rag_stack.serving.opening", "rag_stack.retrieval.reranker"])
+def test_what_a_replica_searches_with_leaves_a_process_that_can_be_forked(module: str) -> None:
+    assert why_not(module) == "None"
