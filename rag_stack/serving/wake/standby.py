@@ -144,7 +144,7 @@ def embedder_modules(release: Release, tiers: Tiers) -> tuple[str, ...]:
     except ArtifactError as exc:
         _LOG.warning("the standby imports nothing for the embedder: %s", exc)
         return ()
-    return () if any(file.path == ONNX_FILE for file in manifest.files) else (TORCH_ENCODER,)
+    return () if any(file.path == ONNX_FILE.as_posix() for file in manifest.files) else (TORCH_ENCODER,)
 
 
 def _memory_bytes(pid: int) -> int:
