@@ -165,3 +165,70 @@ def test_damaged_lists_are_noticed_when_they_are_tried_out(tmp_path: Path, name:
     np.save(path / f"{name}.csc.index.npy", array)
     with pytest.raises(IndexVersionError, match="damaged"):
         _open(path, 2).try_out()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "zzz"},
+        {"int_dtype": "int8"},
+        {"k1": "a"},
+        {"k1": 1},
+        {"b": 0.5},
+        {"backend": "numba"},
+        {"method": "bm25+"},
+        {"num_docs": "3"},
+        {"num_docs": 3.0},
+        {"more": 1},
+    ],
+)
+def test_parameters_that_are_not_its_settings_are_refused_when_it_is_opened(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    path = _write(tmp_path / "o", _passages(["oil lamp", "oil", "rye bread"]))
+    file = path / "params.index.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps(written | {"version": "99"}))
+    assert _open(path, 3).scores("oil").best(3).tolist() == [1, 0]
+    file.write_text(json.dumps(written | change))
+    with pytest.raises(IndexVersionError, match=next(iter(change)) if "num_docs" not in change else "passages"):
+        _open(path, 3)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"k1": '])
+def test_parameters_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    path = _write(tmp_path / "o", _passages(["oil lamp"]))
+    (path / "params.index.json").write_text(text)
+    with pytest.raises(IndexVersionError, match="build the index again"):
+        _open(path, 1)
+
+
+def test_it_is_opened_with_the_settings_that_it_was_written_with(tmp_path: Path) -> None:
+    path = _write(tmp_path / "o", _passages(["oil lamp"]), Lexical(k1=1, b=1))
+    _open(path, 1, Lexical(k1=1, b=1)).try_out()
+    with pytest.raises(IndexVersionError, match=r"k1=1\.0 where 1\.5 was expected"):
+        _open(path, 1)
+
+
+def test_trying_out_asks_a_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = _open(_write(tmp_path / "o", _passages(["oil lamp", "oil"])), 2)
+    asked: list[str] = []
+    answer = index.scores
+    monkeypatch.setattr(index, "scores", lambda query: asked.append(query) or answer(query))
+    index.try_out()
+    assert asked and set(asked[0].split()) == {"lamp", "oil"}
+
+    def fails(_: str) -> None:
+        raise TypeError("not a number")
+
+    monkeypatch.setattr(index, "scores", fails)
+    with pytest.raises(IndexVersionError, match="answers no query: TypeError: not a number"):
+        index.try_out()
+
+
+def test_weights_beyond_their_limit_are_noticed_when_it_is_tried_out(tmp_path: Path) -> None:
+    path = _write(tmp_path / "o", _passages(["oil lamp", "oil"]))
+    array = np.load(path / "data.csc.index.npy")
+    np.save(path / "data.csc.index.npy", array * 100)
+    with pytest.raises(IndexVersionError, match="more weight than they can have"):
+        _open(path, 2).try_out()
