@@ -57,8 +57,7 @@ class IndexWriter:
     What it holds in memory does not grow with the corpus, but for 8 bytes a document and what the recipe keeps: nothing
     for Flat, codes and ids for inverted lists of product quantizers, all vectors for HNSW and `IVF...,Flat`. On the
     disk it takes the vectors, passages and words twice while it finishes. Words are indexed only with `lexical`.
-    Left without `finish`, or by an exception, it leaves
-    nothing behind.
+    Left without `finish`, or by an exception, it leaves nothing behind.
     """
 
     def __init__(self, directory: Path, *, dimension: int, lexical: Lexical | None = None) -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rag_stack.errors import IndexVersionError
-from rag_stack.index.format import LEXICAL_TOKENS_FILE, Lexical
+from rag_stack.index.format import LEXICAL_PARAMS_FILE, LEXICAL_TOKENS_FILE, Lexical
 from rag_stack.index.passages import open_table
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _TRIED_TOKENS: Final = 8
 _WORD: Final = re.compile(r"(?u)\b\w\w+\b")
 # Numbers of tokens that are kept in memory: what is asked for again and again is not looked for again and again.
 _KNOWN_TOKENS: Final = 16_384
+# Weights are added in 32 bits.
+_SLACK: Final = 1.001
 
 
 class Tokens(Protocol):
@@ -124,6 +126,7 @@ class LexicalIndex:
         Takes milliseconds at any size, but for the second in which a process imports bm25s for the first time.
         """
         try:
+            _check_params(path / Path(LEXICAL_PARAMS_FILE).name, settings)
             bm25 = _mapped_class().load(path, mmap=True, load_vocab=False, show_progress=False)
         except (OSError, ValueError, TypeError, KeyError, EOFError) as exc:
             raise IndexVersionError(
@@ -153,17 +156,25 @@ class LexicalIndex:
         return LexicalScores(weights, limit)
 
     def try_out(self) -> None:
-        """Read a few posting lists. Raises IndexVersionError when what is in them makes no sense."""
+        """Read a few posting lists, and ask a query. Raises IndexVersionError when what comes makes no sense."""
         indptr = self._bm25.scores["indptr"]
         if len(indptr) > 1 and (np.diff(indptr) <= 0).any():
             raise self._damaged("has lists that end before they begin")
-        for number in np.linspace(0, len(self._tokens) - 1, _TRIED_TOKENS).astype(int) if len(self._tokens) else ():
+        numbers = np.linspace(0, len(self._tokens) - 1, _TRIED_TOKENS).astype(int) if len(self._tokens) else ()
+        for number in numbers:
             begin, end = int(indptr[number]), int(indptr[number + 1])
             rows, weights = (self._bm25.scores[name][begin:end] for name in ("indices", "data"))
             if rows.min() < 0 or rows.max() >= self.passages or (np.diff(rows) <= 0).any():
                 raise self._damaged("names passages that are not there, or out of their order")
             if not (np.isfinite(weights) & (weights > 0)).all():
                 raise self._damaged("has weights that are none")
+        try:
+            shares = self.scores(" ".join(self._tokens[int(number)].as_py() for number in numbers))
+            sane = bool((shares.weights >= 0).all() and shares.weights.max(initial=0.0) <= shares.limit * _SLACK)
+        except (TypeError, ValueError, AttributeError) as exc:
+            raise self._damaged(f"answers no query: {type(exc).__name__}: {exc}") from exc
+        if not sane:
+            raise self._damaged("gives passages more weight than they can have")
 
     def _rarity(self, number: int | None) -> float:
         """A token's inverse document frequency, as Lucene has it: its weight in a passage is less, however often."""
@@ -215,6 +226,29 @@ def _mapped_class() -> type["BM25"]:
             return scores
 
     return Mapped
+
+
+def _check_params(path: Path, settings: Lexical) -> None:
+    """bm25s takes whatever it reads, and fails when it is asked."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    passages = found.get("num_docs") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or type(passages) is not int:
+        raise IndexVersionError(
+            f"{str(path)!r} holds no number of passages, got {passages!r}: build the index again with "
+            "`rag-stack index build`"
+        )
+    expected = json.loads(params(settings, passages=passages, version=found.get("version", "")))
+    # By their text: to Python 1, 1.0 and True are equal.
+    wrong = [
+        f"{key}={json.dumps(found.get(key))} where {json.dumps(expected.get(key))} was expected"
+        for key in sorted(found.keys() | expected.keys())
+        if json.dumps(found.get(key)) != json.dumps(expected.get(key))
+    ]
+    if wrong:
+        raise IndexVersionError(
+            f"{str(path)!r} holds {', '.join(wrong)}; it was not written for the settings of this index: build the "
+            "index again with `rag-stack index build`"
+        )
 
 
 def _check(path: Path, bm25: "BM25", *, tokens: int, passages: int) -> None:

@@ -1,7 +1,13 @@
 """Passages -> the lexical index of a version, in memory that does not grow with them, and in bm25s' own bytes.
 
 bm25s keeps all tokens in memory while it indexes. Here a run of postings is sorted and written whenever it is long
-enough, and the runs are merged token by token: what every step reads and writes, it reads and writes in order.
+enough, and the runs are merged token by token, at most 64 at once: more of them are first merged into fewer, 64 into
+one. What every step reads and writes, it reads and writes in order.
+
+The bound: a run of 2 million postings takes 12 bytes a posting while it is collected and up to 28 while it is sorted,
+and 150 a token, together some 80 MB; a merge takes 64 batches of 256 tokens and a block of postings, some 5 MB. On
+the disk, postings lie there twice while runs are merged into fewer. What grows with the corpus is 24 bytes a run, of
+which there are 500 to a billion postings, and 24 bytes a batch of tokens in the footers of the files.
 """
 
 import heapq
@@ -30,14 +36,18 @@ from rag_stack.types import Passage
 
 Numbers = npt.NDArray[np.int32]
 
-# A run: 12 bytes a posting while it is collected, and about 150 a token.
-_RUN_POSTINGS: Final = 1 << 17
+_RUN_POSTINGS: Final = 1 << 21
 _RUN_TOKENS: Final = 1 << 17
+# Each run that is open in a merge holds a batch of tokens.
+_MERGED_RUNS: Final = 64
+# Postings that are weighed at once.
+_BLOCK_POSTINGS: Final = 1 << 16
 # Passages that are tokenized at once, and characters.
 _BATCH_PASSAGES: Final = 256
 _BATCH_CHARACTERS: Final = 1 << 20
-_TOKENS_READ: Final = 1024
+_TOKENS_READ: Final = 256
 _TOKENS_WRITTEN: Final = 65_536
+_RUN_FILES: Final = ("rows", "counts", "sizes", "tokens")
 
 
 class LexicalWriter:
@@ -71,7 +81,9 @@ class LexicalWriter:
         self._end_run()
         self._lengths.close()
         directory.mkdir()
-        lengths = np.memmap(self._directory / "lengths", np.int32, "r")
+        lengths = np.asarray(np.memmap(self._directory / "lengths", np.int32, "r"))
+        while self._runs.count > _MERGED_RUNS:
+            self._runs = self._runs.merged()
         with self._runs.read() as runs:
             _merge(runs, directory, self._settings, lengths=lengths, total=self._total)
 
@@ -124,15 +136,44 @@ class _Run:
         self._pieces.append(tuple(each.astype(np.int32) for each in (pairs >> 32, pairs & 0xFFFFFFFF, counts)))
         self.postings += len(pairs)
 
-    def sorted(self) -> tuple[list[str], Numbers, Numbers, npt.NDArray[np.int64]]:
-        """Its tokens, and by token, then by row: the rows, how often, and how many rows each token has."""
+    def sort(self) -> tuple[list[str], npt.NDArray[np.int64], Iterator[Numbers]]:
+        """Its tokens, how many rows each has, and by token, then by row: the rows, and then how often.
+
+        It is empty afterwards: what was read is not held.
+        """
         names = sorted(self._numbers)
-        rank = np.zeros(len(names), np.int32)
+        rank = np.zeros(len(names), np.int64)
         rank[[self._numbers[name] for name in names]] = np.arange(len(names))
-        tokens, rows, counts = (np.concatenate(piece) for piece in zip(*self._pieces, strict=True))
-        tokens = rank[tokens]
-        order = np.argsort(tokens, kind="stable")
-        return names, rows[order], counts[order], np.bincount(tokens, minlength=len(names)).astype(np.int64)
+        tokens, rows, counts = (list(each) for each in zip(*self._pieces, strict=True))
+        self._numbers, self._pieces, self.postings = {}, [], 0
+        keys = np.empty(sum(map(len, tokens)), np.int64)
+        sizes = np.zeros(len(names), np.int64)
+        first = 0
+        for piece in _taken(tokens):
+            ranks = rank[piece]
+            sizes += np.bincount(ranks, minlength=len(names))
+            # Sorted with their places, in place: an order by rank that keeps that of rows.
+            keys[first : first + len(piece)] = ranks << 32 | np.arange(first, first + len(piece))
+            first += len(piece)
+        keys.sort()
+        keys &= 0xFFFFFFFF
+        return names, sizes, (_joined(each, len(keys))[keys] for each in (rows, counts))
+
+
+def _taken(pieces: list[Numbers]) -> Iterator[Numbers]:
+    """Each piece, which the list does not hold any more."""
+    pieces.reverse()
+    while pieces:
+        yield pieces.pop()
+
+
+def _joined(pieces: list[Numbers], length: int) -> Numbers:
+    whole = np.empty(length, np.int32)
+    first = 0
+    for piece in _taken(pieces):
+        whole[first : first + len(piece)] = piece
+        first += len(piece)
+    return whole
 
 
 class _RunFiles:
@@ -140,23 +181,64 @@ class _RunFiles:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._rows, self._counts, self._sizes = ((directory / name).open("wb") for name in ("rows", "counts", "sizes"))
-        self._tokens = _TokenFile(directory / "tokens", batch=_TOKENS_READ)
+        *arrays, tokens = _RUN_FILES
+        self._rows, self._counts, self._sizes = ((directory / name).open("wb") for name in arrays)
+        self._tokens = _TokenFile(directory / tokens, batch=_TOKENS_READ)
         # Of each run: its first posting, its first token, and its first batch of tokens.
         self._begins: list[tuple[int, int, int]] = []
         self._postings = self._names = 0
 
     def append(self, run: _Run) -> None:
         """Write a run."""
-        names, rows, counts, sizes = run.sorted()
-        self._begins.append((self._postings, self._names, self._tokens.batches))
-        for file, values in ((self._rows, rows), (self._counts, counts), (self._sizes, sizes)):
-            file.write(values.tobytes())
+        self._begin()
+        names, sizes, columns = run.sort()
+        for file, values in zip((self._rows, self._counts), columns, strict=True):
+            file.write(values.data)
+        self._sizes.write(sizes.data)
         for name in names:
             self._tokens.append(name)
-        self._tokens.flush()
-        self._postings += len(rows)
+        self._postings += int(sizes.sum())
         self._names += len(names)
+
+    def merged(self) -> "_RunFiles":
+        """Fewer runs, each made of consecutive ones, in files of their own; these are closed and removed."""
+        directory = self._directory / "merged"
+        directory.mkdir()
+        fewer = _RunFiles(directory)
+        try:
+            with self.read() as runs:
+                for first in range(0, self.count, _MERGED_RUNS):
+                    fewer._append_merged(runs, range(first, min(first + _MERGED_RUNS, self.count)))
+        except BaseException:
+            fewer.close()
+            raise
+        for name in _RUN_FILES:
+            (self._directory / name).unlink()
+        return fewer
+
+    def _append_merged(self, runs: "_MappedRuns", numbers: range) -> None:
+        self._begin()
+        rows, counts = (each.view(np.uint8).data for each in (runs.rows, runs.counts))
+        for token, places in groupby(runs.lists(numbers), key=lambda place: place[0]):
+            size = 0
+            for _, _, begin, stop in places:
+                self._rows.write(rows[4 * begin : 4 * stop])
+                self._counts.write(counts[4 * begin : 4 * stop])
+                size += stop - begin
+            self._sizes.write(size.to_bytes(8, "little"))
+            self._tokens.append(token)
+            self._postings += size
+            self._names += 1
+
+    def _begin(self) -> None:
+        """A run begins with a batch of tokens."""
+        self._tokens.flush()
+        self._begins.append((self._postings, self._names, self._tokens.batches))
+
+    @property
+    def count(self) -> int:
+        """How many runs there are."""
+        return len(self._begins)
 
     @contextmanager
     def read(self) -> Iterator["_MappedRuns"]:
@@ -189,12 +271,15 @@ class _MappedRuns:
         self._begins = begins
         self.postings = postings
         if postings:
-            self.rows, self.counts = (np.memmap(directory / name, np.int32, "r") for name in ("rows", "counts"))
-            self._sizes = np.memmap(directory / "sizes", np.int64, "r")
+            # As plain arrays: a slice of a memmap takes ten times as long.
+            self.rows, self.counts = (
+                np.asarray(np.memmap(directory / name, np.int32, "r")) for name in ("rows", "counts")
+            )
+            self._sizes = np.asarray(np.memmap(directory / "sizes", np.int64, "r"))
 
-    def lists(self) -> Iterator[tuple[str, int, int, int]]:
-        """Every token of every run, in the order of tokens, then of runs, and where its postings begin and end."""
-        return heapq.merge(*(self._run(number) for number in range(len(self._begins))))
+    def lists(self, numbers: range | None = None) -> Iterator[tuple[str, int, int, int]]:
+        """Every token of some runs or of all, in the order of tokens, then of runs, and where its postings are."""
+        return heapq.merge(*map(self._run, range(len(self._begins)) if numbers is None else numbers))
 
     def _run(self, number: int) -> Iterator[tuple[str, int, int, int]]:
         end, token, first_batch = self._begins[number]
@@ -221,23 +306,18 @@ def _merge(runs: _MappedRuns, directory: Path, settings: Lexical, *, lengths: Nu
         ends = held.enter_context(sizes.open("wb"))
         tokens = held.enter_context(_TokenFile(directory / Path(LEXICAL_TOKENS_FILE).name))
         vocabulary = held.enter_context((directory / Path(LEXICAL_VOCABULARY_FILE).name).open("w", encoding="utf-8"))
+        weighed = _Weighed(runs, settings, lengths=lengths, average=average, data=data, indices=indices)
         number = end = 0
         for token, places in groupby(runs.lists(), key=lambda place: place[0]):
-            places_of = list(places)
-            often_in = sum(stop - begin for _, _, begin, stop in places_of)
-            idf = np.float32(inverse_document_frequency(often_in, passages))
-            # Piece by piece: a word that every passage has would take many bytes a passage.
-            for _, _, begin, stop in places_of:
-                rows, counts = runs.rows[begin:stop], runs.counts[begin:stop].astype(np.float32)
-                # As in bm25s, so that the last bit is the same: this is its `lucene`.
-                spread = settings.k1 * ((1 - settings.b) + settings.b * lengths[rows] / average)
-                data.write((idf * (counts / (spread + counts))).astype(np.float32).tobytes())
-                indices.write(rows.tobytes())
+            spans = [(begin, stop) for _, _, begin, stop in places]
+            often_in = sum(stop - begin for begin, stop in spans)
+            weighed.append(spans, np.float32(inverse_document_frequency(often_in, passages)))
             end += often_in
             ends.write(end.to_bytes(8, "little"))
             tokens.append(token)
             vocabulary.write(f"{'{' if number == 0 else ','}{json.dumps(token, ensure_ascii=False)}:{number}")
             number += 1
+        weighed.flush()
         # The token of texts that have none, as bm25s has it, after all others.
         vocabulary.write(f'{"{" if number == 0 else ","}"":{number}}}')
     with (
@@ -250,6 +330,56 @@ def _merge(runs: _MappedRuns, directory: Path, settings: Lexical, *, lengths: Nu
     sizes.unlink()
     text = params(settings, passages=passages, version=bm25s.__version__)
     (directory / Path(LEXICAL_PARAMS_FILE).name).write_text(text, encoding="utf-8")
+
+
+class _Weighed:
+    """Postings as they come, weighed and written a block at a time: most tokens have few, and some nearly all."""
+
+    def __init__(
+        self,
+        runs: _MappedRuns,
+        settings: Lexical,
+        *,
+        lengths: Numbers,
+        average: np.float64,
+        data: IO[bytes],
+        indices: IO[bytes],
+    ) -> None:
+        self._runs = runs
+        self._settings = settings
+        self._lengths = lengths
+        self._average = average
+        self._data = data
+        self._indices = indices
+        self._spans: list[tuple[int, int]] = []
+        self._rarities: list[np.float32] = []
+        self._waiting = 0
+
+    def append(self, spans: Sequence[tuple[int, int]], rarity: np.float32) -> None:
+        """Add the postings of a token, in places one after another."""
+        for begin, end in spans:
+            while begin < end:
+                stop = min(end, begin + _BLOCK_POSTINGS - self._waiting)
+                self._spans.append((begin, stop))
+                self._rarities.append(rarity)
+                self._waiting += stop - begin
+                begin = stop
+                if self._waiting >= _BLOCK_POSTINGS:
+                    self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if not self._spans:
+            return
+        rows = np.concatenate([self._runs.rows[begin:stop] for begin, stop in self._spans])
+        counts = np.concatenate([self._runs.counts[begin:stop] for begin, stop in self._spans]).astype(np.float32)
+        rarity = np.repeat(np.array(self._rarities), [stop - begin for begin, stop in self._spans])
+        # As in bm25s, so that the last bit is the same: this is its `lucene`.
+        b = self._settings.b
+        spread = self._settings.k1 * ((1 - b) + b * self._lengths[rows] / self._average)
+        self._data.write((rarity * (counts / (spread + counts))).astype(np.float32).tobytes())
+        self._indices.write(rows.tobytes())
+        self._spans, self._rarities, self._waiting = [], [], 0
 
 
 class _TokenFile:

@@ -31,6 +31,7 @@ from rag_stack.index.lexical import LexicalIndex
 from rag_stack.index.passages import PassageTable, open_table
 from rag_stack.index.probe import Probe, head_bytes
 from rag_stack.index.selector import search_selected
+from rag_stack.index.selector import similarities as similarities_of
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -234,19 +235,12 @@ class IndexVersion:
 
         -inf for a row that it does not find. `rows` are different ones.
         """
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         index = self._opened()
+        self._undisturbed.wait(max(0.0, self._wait_until_s - time.monotonic()))
         if type(index) is faiss.IndexFlat or type(index) is faiss.IndexFlatIP:
-            return _flat_similarities(index, np.ascontiguousarray(vectors, np.float32), rows)
-        allowed = np.zeros(self.ntotal, np.bool_)
-        allowed[rows] = True
-        scores, found = self.search(vectors, len(rows), allowed=allowed)
-        place = np.full(self.ntotal + 1, -1)
-        place[rows] = np.arange(len(rows))
-        similarities = np.full((len(vectors), len(rows)), -np.inf, np.float32)
-        for number in range(len(vectors)):
-            known = found[number] >= 0
-            similarities[number, place[found[number][known]]] = scores[number][known]
-        return similarities
+            return _flat_similarities(index, vectors, rows)
+        return similarities_of(index, vectors, rows)
 
     def try_out(self, *, queries: int = 4, k: int = 8) -> None:
         """Answer a few random queries and read what they find. Raises IndexVersionError when an answer makes no sense.

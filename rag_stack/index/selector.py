@@ -49,6 +49,36 @@ def search_selected(
     return scores, rows
 
 
+def similarities(index: faiss.Index, vectors: Vectors, rows: Rows) -> Vectors:
+    """The similarity of each vector to each of some rows, float32 [n, rows]; -inf for a row that a search misses.
+
+    `rows` are different ones. Where the index keeps each row's vector under its number, only those are read. Where it
+    does not, all lists are gone through for them; memory is taken for `rows` alone.
+    """
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        for place in range(index.chain.size()):
+            vectors = faiss.downcast_VectorTransform(index.chain.at(place)).apply(vectors)
+        return similarities(index.index, vectors, rows)
+    storage = _storage(index)
+    compared = np.full((len(vectors), len(rows)), -np.inf, np.float32)
+    if storage is not None:
+        for first in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[first : first + _BLOCK_ROWS]
+            compared[:, first : first + _BLOCK_ROWS] = vectors @ storage.reconstruct_batch(block).T
+        return compared
+    if not len(rows):
+        return compared
+    selector = faiss.IDSelectorBatch(np.ascontiguousarray(rows, np.int64))
+    scores, found = _probed(index, vectors, len(rows), _parameters(index, selector, 1 / max(1, index.ntotal), 1))
+    order = np.argsort(rows)
+    for number in range(len(vectors)):
+        known = found[number] >= 0
+        place = order[np.searchsorted(rows, found[number][known], sorter=order)]
+        compared[number, place] = scores[number][known]
+    return compared
+
+
 def selecting(index: faiss.Index, allowed: Allowed, *, share: float = 1.0, at_least: int = 1) -> faiss.SearchParameters:
     """Search parameters that allow some rows (bool [ntotal]) and keep what the index was tuned to when it was built.
 

@@ -74,13 +74,18 @@ class StoreBuild:
                 objects.delete(f"embeddings/{store_id}/{fingerprint}/{segment}")
 
     def is_current(self, store: Store) -> bool:
-        """Whether what is promoted is of this embedder and format. Raises ArtifactError."""
+        """Whether what is promoted can be served until the store changes: it is of this embedder. Raises ArtifactError.
+
+        A format that is older and still opens will do: an upgrade builds nothing that the release before it cannot
+        open, and the next change of the store brings it into this format.
+        """
         try:
             manifest = self._tiers.catalog.resolve("indexes", store.store_id)
             metadata = IndexMetadata.of(manifest)
         except (ArtifactNotFoundError, ArtifactOutdatedError, IndexVersionError):
             return False
-        made_so = (metadata.format_version, metadata.lexical) == (FORMAT_VERSION, self._settings.lexical)
+        older = metadata.format_version < FORMAT_VERSION
+        made_so = older or metadata.lexical == self._settings.lexical
         return made_so and metadata.embedder.digest == self._embedding.model.digest
 
     def tidy(self, store_id: str) -> bool:

@@ -1,5 +1,6 @@
 """An index version as it is written, opened, filtered and damaged. Real FAISS on small indexes."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from rag_stack.index.documents import Document
 from rag_stack.index.format import DOCUMENTS_FILE, INDEX_FILE, PASSAGES_FILE, Chunking, EmbedderRef, IndexMetadata
 from rag_stack.index.passages import open_table
 from rag_stack.index.reader import IndexVersion
+from rag_stack.types import Passage
 from tests.embedder import WordEmbedder
+from tests.vectors import clustered
 
 EMBEDDER = WordEmbedder(dimension=64)
 REF = EmbedderRef(name=EMBEDDER.name, digest=EMBEDDER.digest)
@@ -268,3 +271,29 @@ def test_a_metric_that_is_not_cosine_is_refused(tmp_path: Path) -> None:
     faiss.write_index(index, str(tmp_path / INDEX_FILE))
     with pytest.raises(IndexVersionError, match="not a cosine index"):
         _open(tmp_path, manifest)
+
+
+@pytest.mark.parametrize(("recipe", "search_parameters"), [("Flat", ""), ("IVF4,Flat", "nprobe=1")])
+def test_comparing_a_few_rows_takes_no_memory_by_the_size_of_the_index(
+    tmp_path: Path, recipe: str, search_parameters: str
+) -> None:
+    count = 40_000
+    vectors = clustered(count, 8)
+    passages = tuple(Passage(f"d-{n}", "d", "text", "", "", 0, 4) for n in range(count))
+    metadata = write_index(
+        tmp_path,
+        Cut((Document("d", "text", "", ""),), passages, ("text",) * count, ()),
+        vectors,
+        embedder=REF,
+        recipe=recipe,
+        search_parameters=search_parameters,
+    )
+    index = _open(tmp_path, _manifest(tmp_path, metadata))
+    rows = np.array([39_999, 7, 20_000])
+    expected = vectors[:2] @ vectors[rows].T
+    np.testing.assert_allclose(index.similarities(vectors[:2], rows), expected, atol=1e-5)
+    tracemalloc.start()
+    index.similarities(vectors[:2], rows)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < count, "not even a byte a row"

@@ -1,5 +1,6 @@
 """The lexical index: equal to bm25s' own to the byte, in bounded runs, and searched from its mapped files."""
 
+import heapq
 import json
 import random
 from collections.abc import Sequence
@@ -68,11 +69,14 @@ def _by_bm25s(texts: Sequence[str], path: Path, settings: Lexical) -> bm25s.BM25
     "settings",
     [Lexical(), Lexical(stop_words=None, stemmer=None, lower_case=False, k1=0.9, b=0.4), Lexical(stemmer="german")],
 )
-@pytest.mark.parametrize("run", [1 << 17, 700])
+@pytest.mark.parametrize(("run", "at_once"), [(1 << 21, 64), (700, 64), (700, 3)])
 def test_its_arrays_are_those_of_bm25s(
-    tmp_path: Path, settings: Lexical, run: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: Lexical, run: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lexical_writer, "_RUN_POSTINGS", run)
+    monkeypatch.setattr(lexical_writer, "_MERGED_RUNS", at_once)
+    monkeypatch.setattr(lexical_writer, "_BATCH_PASSAGES", 16)
+    monkeypatch.setattr(lexical_writer, "_BLOCK_POSTINGS", 1000)
     texts = _texts(1500)
     ours = _write(tmp_path / "ours", _passages(texts), settings)
     _by_bm25s(texts, tmp_path / "theirs", settings)
@@ -82,6 +86,25 @@ def test_its_arrays_are_those_of_bm25s(
     for name in ("vocab.index.json", "params.index.json"):
         assert json.loads((ours / name).read_text()) == json.loads((tmp_path / "theirs" / name).read_text())
     assert sorted(path.name for path in ours.iterdir()) == sorted(Path(file).name for file in LEXICAL_FILES)
+
+
+def test_runs_are_merged_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is open at once does not grow with the number of runs, and what the merges leave is removed."""
+    monkeypatch.setattr(lexical_writer, "_RUN_POSTINGS", 100)
+    monkeypatch.setattr(lexical_writer, "_BATCH_PASSAGES", 8)
+    monkeypatch.setattr(lexical_writer, "_MERGED_RUNS", 4)
+    opened: list[int] = []
+    merge = heapq.merge
+    monkeypatch.setattr(heapq, "merge", lambda *runs: opened.append(len(runs)) or merge(*runs))
+    (tmp_path / "o").mkdir()
+    writer = LexicalWriter(tmp_path / "o" / "work", Lexical())
+    writer.append(_passages(_texts(300)))
+    writer.complete(tmp_path / "o" / "lexical")
+    writer.close()
+    assert len(opened) > 4
+    assert max(opened) == 4
+    assert len([path for path in (tmp_path / "o" / "work").rglob("*") if path.is_file()]) == 5
+    _open(tmp_path / "o" / "lexical", 300).try_out()
 
 
 def test_bm25s_itself_opens_it_and_finds_the_same(tmp_path: Path) -> None:
@@ -164,4 +187,71 @@ def test_damaged_lists_are_noticed_when_they_are_tried_out(tmp_path: Path, name:
     array[1] = value
     np.save(path / f"{name}.csc.index.npy", array)
     with pytest.raises(IndexVersionError, match="damaged"):
+        _open(path, 2).try_out()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "zzz"},
+        {"int_dtype": "int8"},
+        {"k1": "a"},
+        {"k1": 1},
+        {"b": 0.5},
+        {"backend": "numba"},
+        {"method": "bm25+"},
+        {"num_docs": "3"},
+        {"num_docs": 3.0},
+        {"more": 1},
+    ],
+)
+def test_parameters_that_are_not_its_settings_are_refused_when_it_is_opened(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    path = _write(tmp_path / "o", _passages(["oil lamp", "oil", "rye bread"]))
+    file = path / "params.index.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps(written | {"version": "99"}))
+    assert _open(path, 3).scores("oil").best(3).tolist() == [1, 0]
+    file.write_text(json.dumps(written | change))
+    with pytest.raises(IndexVersionError, match=next(iter(change)) if "num_docs" not in change else "passages"):
+        _open(path, 3)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"k1": '])
+def test_parameters_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    path = _write(tmp_path / "o", _passages(["oil lamp"]))
+    (path / "params.index.json").write_text(text)
+    with pytest.raises(IndexVersionError, match="build the index again"):
+        _open(path, 1)
+
+
+def test_it_is_opened_with_the_settings_that_it_was_written_with(tmp_path: Path) -> None:
+    path = _write(tmp_path / "o", _passages(["oil lamp"]), Lexical(k1=1, b=1))
+    _open(path, 1, Lexical(k1=1, b=1)).try_out()
+    with pytest.raises(IndexVersionError, match=r"k1=1\.0 where 1\.5 was expected"):
+        _open(path, 1)
+
+
+def test_trying_out_asks_a_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = _open(_write(tmp_path / "o", _passages(["oil lamp", "oil"])), 2)
+    asked: list[str] = []
+    answer = index.scores
+    monkeypatch.setattr(index, "scores", lambda query: asked.append(query) or answer(query))
+    index.try_out()
+    assert [set(query.split()) for query in asked] == [{"lamp", "oil"}]
+
+    def fails(_: str) -> None:
+        raise TypeError("not a number")
+
+    monkeypatch.setattr(index, "scores", fails)
+    with pytest.raises(IndexVersionError, match="answers no query: TypeError: not a number"):
+        index.try_out()
+
+
+def test_weights_beyond_their_limit_are_noticed_when_it_is_tried_out(tmp_path: Path) -> None:
+    path = _write(tmp_path / "o", _passages(["oil lamp", "oil"]))
+    array = np.load(path / "data.csc.index.npy")
+    np.save(path / "data.csc.index.npy", array * 100)
+    with pytest.raises(IndexVersionError, match="more weight than they can have"):
         _open(path, 2).try_out()

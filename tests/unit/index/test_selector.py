@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from rag_stack.index.reader import set_search_threads
-from rag_stack.index.selector import Allowed, Rows, Vectors, search_selected
+from rag_stack.index.selector import Allowed, Rows, Vectors, search_selected, similarities
 
 ROWS, D, K, QUERIES, TOPICS = 12_000, 32, 10, 40, 24
 RECIPES = {
@@ -148,3 +148,21 @@ def test_equal_scores_stand_in_the_order_of_rows() -> None:
     allowed[[30, 10, 20]] = True
     _, rows = search_selected(flat, data()[0][:1], 3, allowed)
     assert rows.tolist() == [[10, 20, 30]]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_some_rows_are_compared_in_their_own_order(recipe: str) -> None:
+    rows = np.array([11_999, 5, 700, 6, 0])
+    queries = data()[2][:3]
+    found = similarities(index(recipe), queries, rows)
+    assert (found.shape, found.dtype) == ((3, 5), np.float32)
+    np.testing.assert_allclose(found, queries @ data()[0][rows].T, atol=0.02 if "SQ8" in recipe else 1e-4)
+    assert similarities(index(recipe), queries, rows[:0]).shape == (3, 0)
+
+
+@pytest.mark.parametrize("recipe", ["Flat", "IVF64,PQ8x4fs,RFlat"])
+def test_comparing_some_rows_reads_no_others(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = index(recipe)
+    for kind in (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexIVF, faiss.IndexRefineFlat, type(built)):
+        monkeypatch.setattr(kind, "search", lambda *_, **__: pytest.fail("the index was searched"))
+    similarities(built, data()[2][:1], np.arange(50))
