@@ -5,7 +5,7 @@ enough, and the runs are merged token by token, at most 64 at once: more of them
 one. What every step reads and writes, it reads and writes in order.
 
 The bound: a run of 2 million postings takes 12 bytes a posting while it is collected and up to 28 while it is sorted,
-and 150 a token, together some 80 MB; a merge takes 64 batches of 256 tokens and a block of postings, some 5 MB. On
+and 150 a token, together some 80 MB; a merge takes 64 batches of 256 tokens and a block of postings, some 20 MB. On
 the disk, postings lie there twice while runs are merged into fewer. What grows with the corpus is 24 bytes a run, of
 which there are 500 to a billion postings, and 24 bytes a batch of tokens in the footers of the files.
 """

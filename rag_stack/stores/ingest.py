@@ -189,12 +189,12 @@ class Ingest:
             await self._tidy(store_id)
 
     async def _renewed(self, store: Store) -> Store:
-        """A store as it is, once looked at: one that was built with another embedder or format is built again."""
+        """A store as it is, once looked at: one that cannot be served as it was built is built again."""
         if store.store_id in self._looked_at:
             return store
         try:
             if store.index_version and not await asyncio.to_thread(self._build.is_current, store):
-                _log.warning("the store %s was built for another embedder or format, and is built again", store.name)
+                _log.warning("the store %s is of another embedder or made otherwise, and is built again", store.name)
                 store = await asyncio.to_thread(self._register.change, store.store_id, Store.touched)
         except RagStackError as exc:
             _log.warning("cannot see how the store %s was built: %s", store.store_id, exc.message)
