@@ -100,7 +100,9 @@ def gpu_budget(
     on_worker = on_workers(release, size)
     parts = replica_parts(on_worker, tiers)
     engine = {**on_worker.engine, **gpu_share(on_worker, memory, index_bytes=index_bytes)}
-    return device_budget(_worker_of(release), parts, memory, engine=engine)
+    # A cache whose size is given is of the whole device, and of no share that has left the index out.
+    there = index_bytes if engine.get("kv_cache_memory_bytes") is not None else 0
+    return device_budget(_worker_of(release), parts, memory, engine=engine, index_bytes=there)
 
 
 def gpu_share(release: Release, memory: Memory, *, index_bytes: int) -> dict[str, float]:

@@ -222,6 +222,10 @@ def test_a_gpu_that_is_too_small_is_refused_by_the_replica(tiers: Tiers) -> None
     gpu_budget(pinned.release, tiers, worker_size(), Memory(80 << 30, "a GPU")).check()
     with pytest.raises(MemoryBudgetError, match="an engine's worker of 'test' needs"):
         gpu_budget(pinned.release, tiers, worker_size(), Memory(1 << 30, "a GPU"), index_bytes=1 << 30).check()
+    given = pin(release_of(args(engine={"kv_cache_memory_bytes": 70 << 30})), tiers).release
+    gpu_budget(given, tiers, worker_size(), Memory(80 << 30, "a GPU"), index_bytes=9 << 30).check()
+    with pytest.raises(MemoryBudgetError, match="index on the GPU"):
+        gpu_budget(given, tiers, worker_size(), Memory(80 << 30, "a GPU"), index_bytes=11 << 30).check()
     assert gpu_memory() is None, "there is none here"
 
 
