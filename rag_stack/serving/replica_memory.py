@@ -61,7 +61,8 @@ def beside(release: Release, size: WorkerSize, *, store_bytes: int) -> list[Need
     if size.memory_bytes is not None:
         needs.append(Need("Ray of this node", RAY_BYTES, "raylet, agents, proxy, HAProxy"))
         if store_bytes:
-            needs.append(Need("Ray's object store", store_bytes, "object-store-memory, in /dev/shm"))
+            # A bound, and mostly empty: the cache is smaller for it, and it is no reason to refuse.
+            needs.append(Need("Ray's object store", store_bytes, "object-store-memory, in /dev/shm", mapped=True))
     if release.wake.standby:
         needs.append(Need("standby", STANDBY_BYTES, "wake.standby, its imports"))
     return needs
