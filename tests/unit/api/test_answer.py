@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, Literal
 from unittest.mock import patch
 
 import pytest
@@ -22,6 +22,7 @@ from rag_stack.rag.ordering import Served
 from rag_stack.rag.pipeline import Grounding
 from rag_stack.types import Citation, Hit, Passage, Source
 
+Ends = Literal["afterwards", "at once", "never"]
 _SOURCE = Source(1, Hit(Passage("a-0", "a", "A keeper climbs.", "Lamps", "", 0, 16), 0.5, store="documents"))
 _GROUNDING = Grounding(({"role": "user", "content": "Who?"},), (_SOURCE,), {"documents": "v1"})
 _TEXTS = st.sampled_from(["", "A", " keeper", "é 灯\u2028", "{\n\n}", '"data: {"', "\\", "\r\n"])
@@ -57,58 +58,68 @@ def _choice(kind: Kind, index: int, text: str, **more: Any) -> dict[str, Any]:
     return {"index": index, "finish_reason": None, **said, **more}
 
 
-def _frames(kind: Kind) -> st.SearchStrategy[bytes]:
-    """Every sort of frame that an engine sends, and some that none should."""
-    one = st.builds(lambda index, text: [_choice(kind, index, text)], _INDEX, _TEXTS)
-    two = st.builds(lambda text: [_choice(kind, 0, text), _choice(kind, 1, text)], _TEXTS)
-    finished = st.builds(lambda index, text: [_choice(kind, index, text, finish_reason="stop")], _INDEX, _TEXTS)
-    odd = st.sampled_from(
-        [
-            [{"index": 0, "delta": _TOOL_CALL, "text": None}],
-            [{"delta": {"content": None}, "text": None}],
-            [{"index": 0, "delta": {"role": "assistant", "content": ""}, "text": ""}],
-            [{"index": 0, "delta": {"content": "b"}, "text": "b", "finish_reason": None, "logprobs": {"x": [1e400]}}],
-            [],
-        ]
-    )
-    also = st.sampled_from([{}, {}, {}, {"usage": _USAGE}, {"usage": None}, {"error": {"message": "no", "code": 400}}])
-    chunk = st.builds(
-        lambda choices, more: {"id": "x", "choices": choices, **more}, one | one | two | finished | odd, also
-    )
-    written = st.builds(
-        lambda body, ascii_, compact: (
-            b"data: "
-            + json.dumps(body, ensure_ascii=ascii_, separators=(",", ":") if compact else None).encode()
-            + b"\n\n"
-        ),
-        chunk,
-        st.booleans(),
-        st.booleans(),
-    )
-    usage = sse.encode({"choices": [], "usage": _USAGE, "system_fingerprint": "fp"})
-    rare = [b": ping\n\n", b"data: [DONE]\n\n", usage, sse.encode({"error": {"message": "broke", "code": 503}})]
-    spoilt = [b"data: {not JSON\n\n", b"data: [1]\n\n", b"event: x\ndata: {}\n\n", b'data: {"choices":\ndata: []}\n\n']
-    return written | written | written | written | st.sampled_from(rare) | st.sampled_from(spoilt)
+# What engines send most, and some of what none should; a choice between strategies would not weigh them.
+_SORTS = st.sampled_from(
+    [*["middle"] * 8, *["two", "tools", "more", "end", "mixed"] * 2, "no choice", "rare", "spoilt"]
+)
+_MORE = st.sampled_from([{"usage": _USAGE}, {"usage": None}, {"error": {"message": "no", "code": 400}}])
+_RARE = st.sampled_from(
+    [
+        b": ping\n\n",
+        b"data: [DONE]\n\n",
+        sse.encode({"choices": [], "usage": _USAGE, "system_fingerprint": "fp"}),
+        sse.encode({"error": {"message": "broke", "code": 503}}),
+        b"event: x\ndata: {}\n\n",
+    ]
+)
+_SPOILT = st.sampled_from([b"data: {not JSON\n\n", b"data: [1]\n\n", b"data: \xff{}\n\n"])
+
+
+@st.composite
+def _frames(draw: st.DrawFn, kind: Kind) -> bytes:
+    """A frame, written in one of the ways in which it can be."""
+    sort, index, text = draw(_SORTS), draw(_INDEX), draw(_TEXTS)
+    match sort:
+        case "rare":
+            return draw(_RARE)
+        case "spoilt":
+            return draw(_SPOILT)
+        case "two":
+            choices = [_choice(kind, 0, text), _choice(kind, 1, text)]
+        case "tools":
+            choices = [{"index": index, "delta": _TOOL_CALL, "text": None}]
+        case "end":
+            choices = [_choice(kind, index, text, finish_reason="stop")]
+        case "no choice":
+            choices = []
+        case _:
+            choices = [_choice(kind, index, text)]
+    body = {"id": "x", "choices": choices, **(draw(_MORE) if sort == "more" else {})}
+    data = json.dumps(body, ensure_ascii=draw(st.booleans())).encode()
+    if sort != "mixed":
+        return b"data: " + data + b"\n\n"
+    split = data.replace(b", ", b",\n", 1)
+    written = [b"data: %b\r\n\n" % data, b"event: x\ndata: %b\n\n" % data, b"data: %b\n\n" % split]
+    return draw(st.sampled_from(written))
 
 
 @st.composite
 def _pieces(draw: st.DrawFn, kind: Kind) -> list[bytes]:
-    """A stream, cut behind most of its frames, as engines send it, and anywhere else."""
-    frames = [sse.encode({"choices": [_choice(kind, 0, "")]}), *draw(st.lists(_frames(kind), max_size=14))]
-    frames = frames[draw(st.integers(0, 1)) :]
+    """A stream, cut behind most of its frames, as engines send it, behind some lines, and anywhere else."""
+    frames = [sse.encode({"choices": [_choice(kind, n, "")]}) for n in range(draw(st.integers(0, 2)))]
+    frames += draw(st.lists(_frames(kind), min_size=1, max_size=14))
     if draw(st.sampled_from([False, False, False, True])):
         frames = [frame.replace(b"\n", b"\r\n") for frame in frames]
-    cuts, at = {0}, 0
-    for frame in frames:
-        at += len(frame)
-        if draw(st.sampled_from([True, True, True, False])):
-            cuts.add(at)
-    cuts |= set(draw(st.lists(st.integers(0, at), max_size=4))) | {at}
     stream = b"".join(frames)
+    whole = set(accumulate(map(len, frames)))
+    lines = {at for at in range(len(stream)) if stream[at - 1 : at] == b"\n"}
+    cuts = {at for at in sorted(whole) if draw(st.sampled_from([True, True, True, True, False]))}
+    cuts |= set(draw(st.lists(st.sampled_from(sorted(lines | whole)), max_size=2)))
+    cuts |= set(draw(st.lists(st.integers(0, len(stream)), max_size=2))) | {0, len(stream)}
     return [stream[start:end] for start, end in pairwise(sorted(cuts))]
 
 
-async def _sent(pieces: Sequence[bytes], kind: Kind, *, takes_out: bool, ends: bool) -> Heard:
+async def _sent(pieces: Sequence[bytes], kind: Kind, *, takes_out: bool, ends: Ends) -> Heard:
     heard = Heard()
     dressing = Dressing(
         kind=kind,
@@ -125,9 +136,10 @@ async def _sent(pieces: Sequence[bytes], kind: Kind, *, takes_out: bool, ends: b
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     try:
         await sender({"type": "http.response.start", "status": 200, "headers": headers})
-        for piece in pieces:
-            await sender({"type": "http.response.body", "body": piece, "more_body": True})
-        if ends:
+        for number, piece in enumerate(pieces, start=1):
+            more = ends != "at once" or number < len(pieces)
+            await sender({"type": "http.response.body", "body": piece, "more_body": more})
+        if ends == "afterwards":
             await sender({"type": "http.response.body", "body": b"", "more_body": False})
     except EngineError as error:
         await sender.fail(error)
@@ -142,9 +154,9 @@ def _looked_at_with_care() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 @settings(max_examples=120, deadline=None)
-@given(data=st.data(), takes_out=st.booleans(), ends=st.booleans())
+@given(data=st.data(), takes_out=st.booleans(), ends=st.sampled_from(["afterwards", "at once", "never"]))
 def test_what_passes_unread_is_what_care_would_send(
-    kind: Kind, data: st.DataObject, takes_out: bool, ends: bool
+    kind: Kind, data: st.DataObject, takes_out: bool, ends: Ends
 ) -> None:
     pieces = data.draw(_pieces(kind))
     quick = asyncio.run(_sent(pieces, kind, takes_out=takes_out, ends=ends))
@@ -164,7 +176,7 @@ def test_the_middle_of_a_text_passes_unread_and_counts_for_its_citations() -> No
         return await careful(stream, frame)
 
     with patch.object(answer._Stream, "_frame", noted):
-        heard = asyncio.run(_sent(pieces, "chat", takes_out=True, ends=True))
+        heard = asyncio.run(_sent(pieces, "chat", takes_out=True, ends="afterwards"))
     assert seen == [pieces[0], pieces[3]]
     assert heard.cited == ["A keeper climbs."]
     assert b"".join(pieces[1:3]) in heard.body
@@ -173,14 +185,21 @@ def test_the_middle_of_a_text_passes_unread_and_counts_for_its_citations() -> No
 def test_the_engines_tokens_are_told_once() -> None:
     usage = {"choices": [], "usage": _USAGE}
     pieces = [sse.encode({"choices": [_choice("chat", 0, "A")]}), sse.encode(usage)]
-    heard = asyncio.run(_sent(pieces, "chat", takes_out=True, ends=True))
+    heard = asyncio.run(_sent(pieces, "chat", takes_out=True, ends="afterwards"))
     assert heard.served == [read_usage(usage)]
     assert heard.body.count(b"data: ") == 1
 
 
 def test_an_error_before_all_else_is_answered_once() -> None:
     broke = sse.encode({"error": {"message": "broke", "code": 503}})
-    heard = asyncio.run(_sent([broke, b"data: [DONE]\n\n"], "chat", takes_out=True, ends=True))
+    heard = asyncio.run(_sent([broke, b"data: [DONE]\n\n"], "chat", takes_out=True, ends="afterwards"))
     assert heard.start is not None
     assert heard.start["status"] == 503
     assert json.loads(heard.body)["error"]["message"] == "broke"
+
+
+def test_a_piece_that_goes_on_with_a_frame_is_no_frame() -> None:
+    chunk = sse.encode({"choices": [_choice("chat", 0, "A")]})
+    pieces = [chunk, b"event: x\n", chunk, chunk]
+    quick = asyncio.run(_sent(pieces, "chat", takes_out=True, ends="afterwards"))
+    assert quick.body.endswith(b"".join(pieces[1:]))
