@@ -4,17 +4,23 @@
 engine is scripted: it answers at once, in 64 chunks, so that what is measured is what stands around it.
 
 What is the same for all: the documents (SciFact's abstracts where they are at hand, each one document), their vectors,
-the embedder's weights and its one thread, FAISS, exact search, `top_k`, the engine, no access log, no telemetry. Each
-peer runs in an environment of its own, as its own guides set it up: Haystack's text embedder, FAISS retriever, prompt
-builder and chat generator behind `hayhooks run`; LlamaIndex's query engine behind a FastAPI app that adds nothing. Both
-once with their blocking and once with their asynchronous interface, and the better one counts. Ours is a replica's
-layer, with keys, admission, metrics and citations on.
+the embedder's weights and its one thread, FAISS, exact search of the vectors, `top_k`, the engine, no access log, no
+telemetry. Each peer runs in an environment of its own, as its own guides set it up: Haystack's text embedder, FAISS
+retriever, prompt builder and chat generator behind `hayhooks run`; LlamaIndex's query engine behind a FastAPI app that
+adds nothing. Both once with their blocking and once with their asynchronous interface, and the better one counts. Ours
+is a replica's layer, with keys, admission, metrics and citations on.
+
+Ours searches by vectors and words, as a release does by default, and its nDCG is that recipe's; peers search by
+vectors, as their guides have it. Its query cache is off: peers embed and search each question anew, and all are asked
+the same questions more than once. What it remembers of passages, to cite them, stays on.
 
 What is taken out: the CPU time of the threads that embed, as each process meters it while it answers, and the engine.
-The peers' engine is another process, and is not counted; ours is in the serving process, as a replica has vLLM's front
-end, and is asked there by itself after each visit, without HTTP: what it took is `engine_cpu_ms`, some 1 ms. What
-sending the 64 chunks to the client takes is in every figure. CPU time is that of all processes of a system. All systems
-run at once, one is asked at a time, and they change places every round.
+So how each embeds is not compared here (see `loadtests.embedding`): ours in ONNX Runtime, by the graph that `rag-stack
+model import` makes, peers with sentence-transformers on torch, from the weights beside that graph. The peers' engine is
+another process, and is not counted; ours is in the serving process, as a replica has vLLM's front end, and is asked
+there by itself after each visit, without HTTP: what it took is `engine_cpu_ms`, some 1 ms. What sending the 64 chunks
+to the client takes is in every figure. CPU time is that of all processes of a system. All systems run at once, one is
+asked at a time, and they change places every round.
 
 SciFact is looked for in ../shared/data; without it, Python's documentation is asked about, and nDCG is not measured.
 

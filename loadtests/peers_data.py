@@ -3,6 +3,9 @@
 The corpus is SciFact in BEIR's layout where it is at hand, each abstract one document; else Python's documentation,
 cut into passages of 200 tokens, of which each is a document and none is judged. Passages are embedded here, once, and
 all systems are given the same vectors; questions are embedded by each system itself.
+
+Ours is built and set as it comes, by vectors and words, but for its query cache: a peer embeds and searches a question
+anew however often it is asked, and so does ours here.
 """
 
 import gzip
@@ -22,15 +25,17 @@ import yaml
 from loadtests.swap_data import EMBEDDER, MODEL, publish_models
 from rag_stack.api.auth import digest
 from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import ArtifactsConfig
 from rag_stack.errors import ArtifactNotFoundError
-from rag_stack.index.builder import write_index
+from rag_stack.index.builder import Cut, write_index
 from rag_stack.index.cutting import cut_documents
 from rag_stack.index.documents import Document
-from rag_stack.index.format import Chunking, EmbedderRef
+from rag_stack.index.format import Chunking, EmbedderRef, Lexical
 from rag_stack.metrics import MemoryRecorder
 from rag_stack.retrieval.embedder import Embedder
+from rag_stack.retrieval.onnx_session import ONNX_FILE
 
 Vectors = npt.NDArray[np.float32]
 REPOSITORY: Final = Path(__file__).parents[1]
@@ -79,16 +84,22 @@ def prepare(folder: Path, *, scifact: Path, top_k: int, threads: int, tell: Call
         json.dumps({"id": each.document_id, "text": text}) for each, text in zip(cut.documents, cut.inputs, strict=True)
     ]
     documents.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    index = folder / "index"
-    shutil.rmtree(index, ignore_errors=True)
-    index.mkdir()
-    ref = EmbedderRef(name=EMBEDDER, digest=manifest.digest)
-    metadata = write_index(index, cut, np.load(vectors), embedder=ref).to_json()
-    published = tiers.catalog.publish(index, kind="indexes", name=STORE, metadata=metadata)
-    tiers.catalog.promote(published.ref, reason="loadtests.peers")
+    publish_index(tiers.catalog, folder / "index", cut, np.load(vectors), embedder=manifest)
     release = folder / "release.yaml"
-    release.write_text(yaml.safe_dump(_release(artifacts, top_k=top_k, threads=threads)), encoding="utf-8")
+    told = release_of(artifacts, top_k=top_k, threads=threads)
+    release.write_text(yaml.safe_dump(told), encoding="utf-8")
     return Prepared(corpus, documents, vectors, local, release)
+
+
+def publish_index(catalog: Catalog, folder: Path, cut: Cut, vectors: Vectors, *, embedder: Manifest) -> Manifest:
+    """Ours, promoted: with words beside the vectors, as `rag-stack index build` writes it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    ref = EmbedderRef(name=EMBEDDER, digest=embedder.digest)
+    metadata = write_index(folder, cut, vectors, embedder=ref, lexical=Lexical()).to_json()
+    published = catalog.publish(folder, kind="indexes", name=STORE, metadata=metadata)
+    catalog.promote(published.ref, reason="loadtests.peers")
+    return published
 
 
 def read_scifact(folder: Path) -> Corpus:
@@ -119,13 +130,25 @@ def _python_docs(folder: Path, embedder: Embedder) -> Corpus:
     return Corpus("python-docs", documents, {str(n): text for n, text in enumerate(filter(None, questions))})
 
 
-def _models(catalog: Catalog, *, tell: Callable[[str], None]) -> Any:  # noqa: ANN401 - a Manifest
+def _models(catalog: Catalog, *, tell: Callable[[str], None]) -> Manifest:
+    """The embedder's manifest. Ours runs its graph, as after a user's import; peers read the weights beside it."""
     try:
         catalog.resolve("models", MODEL)
-        return catalog.resolve("models", EMBEDDER)
+        embedder = catalog.resolve("models", EMBEDDER)
+        if has_graph(embedder):
+            return embedder
     except ArtifactNotFoundError:
-        tell("importing the models")
-        return publish_models(catalog, generator=True, tell=tell)
+        pass
+    tell("importing the models")
+    embedder = publish_models(catalog, generator=True, tell=tell)
+    if not has_graph(embedder):
+        tell("ours embeds on torch, too: the import made no graph")
+    return embedder
+
+
+def has_graph(embedder: Manifest) -> bool:
+    """Whether an embedder was imported with what ONNX Runtime reads."""
+    return any(file.path == ONNX_FILE.as_posix() for file in embedder.files)
 
 
 def _save(path: Path, vectors: Vectors) -> None:
@@ -134,8 +157,8 @@ def _save(path: Path, vectors: Vectors) -> None:
     partial.replace(path)
 
 
-def _release(artifacts: ArtifactsConfig, *, top_k: int, threads: int) -> dict[str, Any]:
-    """A release with keys; the rest is as it comes."""
+def release_of(artifacts: ArtifactsConfig, *, top_k: int, threads: int) -> dict[str, Any]:
+    """A release with keys and without a query cache; the rest is as it comes."""
     return {
         "name": "peers",
         "artifacts": {"root": artifacts.root, "cache": str(artifacts.cache)},
@@ -143,7 +166,7 @@ def _release(artifacts: ArtifactsConfig, *, top_k: int, threads: int) -> dict[st
         "embedder": {"name": EMBEDDER},
         "stores": [{"name": STORE, "index": STORE}],
         "default_store": STORE,
-        "retrieval": {"top_k": top_k, "threads_per_search": threads},
+        "retrieval": {"top_k": top_k, "threads_per_search": threads, "query_cache": 0},
         "engine": {"max_model_len": 8192, "max_num_seqs": 64},
         "server": {"api_key_sha256": [digest(KEY)]},
     }

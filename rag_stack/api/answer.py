@@ -129,7 +129,7 @@ class AnswerSender:
         more = message.get("more_body", False)
         frames = await stream.frames(message.get("body", b""), last=not more)
         if not self.streaming:
-            if stream.failed_first is not None:
+            if stream.failed_first is not None and not stream.closed:
                 status = _status_of(stream.failed_first)
                 await self._send_json(shape_error(dumps(stream.failed_first), status=status), status=status)
                 stream.closed = True

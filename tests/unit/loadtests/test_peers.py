@@ -6,13 +6,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from loadtests import peers_plot
-from loadtests.peers_data import documents_in, openings_of, read_scifact
+from loadtests.peers_data import documents_in, has_graph, openings_of, publish_index, read_scifact, release_of
 from loadtests.peers_embedding import EmbeddingMeter
 from loadtests.peers_figures import Sources, Visit, agree, build_report, cpu_ratio, ndcg, overlap
+from rag_stack.artifacts.catalog import Catalog
+from rag_stack.artifacts.object_store import open_store
+from rag_stack.config import ArtifactsConfig, Release
+from rag_stack.index.builder import Cut
 from rag_stack.index.documents import Document
+from rag_stack.index.format import Lexical
+from rag_stack.retrieval.fusion import Ranking
+from rag_stack.types import Passage
 
 
 def visit(arm: str, *, cpu_s: float, concurrency: int = 1, whole: int = 10, latency_ms: float = 20.0) -> Visit:
@@ -120,3 +128,27 @@ def test_scifact_is_read_with_the_questions_of_its_test_split(tmp_path: Path) ->
     assert corpus_read.questions == {"2": "two"}
     assert corpus_read.relevant == {"2": {"9": 1}}
     assert corpus_read.documents[0].title == "T"
+
+
+def test_ours_is_the_default_recipe_without_a_query_cache(tmp_path: Path) -> None:
+    told = release_of(ArtifactsConfig(root=f"file://{tmp_path}", cache=tmp_path / "cache"), top_k=4, threads=1)
+    retrieval = Release.model_validate(told).retrieval
+    assert retrieval.query_cache == 0
+    assert Ranking.of(retrieval) == Ranking()
+    assert Ranking().mode == "hybrid"
+
+
+def test_our_index_has_words_and_the_embedder_its_graph(tmp_path: Path) -> None:
+    catalog = Catalog(open_store(f"file://{tmp_path / 'root'}"))
+    (tmp_path / "model" / "onnx").mkdir(parents=True)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    assert not has_graph(catalog.publish(tmp_path / "model", kind="models", name="without", metadata={}))
+    (tmp_path / "model" / "onnx" / "model.onnx").write_bytes(b"graph")
+    embedder = catalog.publish(tmp_path / "model", kind="models", name="with", metadata={})
+    assert has_graph(embedder)
+    cut = Cut((Document("1", "A keeper.", "", ""),), (Passage("1-0", "1", "A keeper.", "", "", 0, 9),), ("",), ())
+    vectors = np.eye(1, 8, dtype=np.float32)
+    published = publish_index(catalog, tmp_path / "index", cut, vectors, embedder=embedder)
+    assert Lexical(**published.metadata["lexical"]) == Lexical()
+    assert any(file.path.startswith("lexical") for file in published.files)
+    assert catalog.resolve("indexes", published.name) == published

@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_stack.errors import ConfigError
+from rag_stack.rag import citations
 from rag_stack.rag.citations import Citer
+from rag_stack.rag.overlap import is_foreign
+from rag_stack.rag.sentences import split_sentences
 from rag_stack.types import Hit, Passage, Source
 
 WITH = """The "with" statement is used to wrap the execution of a block with
@@ -153,3 +157,80 @@ def test_the_labelled_answers_are_whole() -> None:
             assert row["answer"][sentence["start"] : sentence["end"]].strip()
             assert set(sentence["supported_by"]) <= set(range(1, len(row["passages"]) + 1))
             assert row["related"] or not sentence["supported_by"]
+
+
+_DATA = Path(__file__).parents[3] / "loadtests" / "data"
+_PASSAGES = [json.loads(line) for line in (_DATA / "citations_passages.jsonl").read_text("utf-8").splitlines()[:40]]
+_READ = tuple(source(n, each["text"], title=each["title"]) for n, each in enumerate(_PASSAGES))
+_SENTENCES = [each.hit.passage.text[slice(*span)] for each in _READ for span in split_sentences(each.hit.passage.text)]
+_WORDS = sorted({word for each in _READ for word in each.hit.passage.text.split()})
+_FOREIGN = ["lighthouse", "zymurgies", "Zyxwv", "__zyx__", "4711", "naïve", "seven", "K", "lamps’", "function"]
+_EDITS = st.sampled_from(["keep", "insert foreign", "insert said", "replace", "drop", "inflect", "inflect"])
+
+
+@st.composite
+def _answers(draw: st.DrawFn) -> tuple[str, list[Source]]:
+    """What passages say, a few words changed, and those passages and others."""
+    chosen = draw(st.lists(st.sampled_from(_READ), min_size=1, max_size=3, unique_by=lambda each: each.number))
+    said = []
+    for each in chosen:
+        text = each.hit.passage.text
+        words = text[slice(*draw(st.sampled_from(split_sentences(text))))].split()
+        for _ in range(draw(st.integers(0, 2))):
+            at = draw(st.integers(0, len(words)))
+            match draw(_EDITS):
+                case "insert foreign":
+                    words.insert(at, draw(st.sampled_from(_FOREIGN)))
+                case "insert said":
+                    words.insert(at, draw(st.sampled_from(_WORDS)))
+                case "replace":
+                    words[at : at + 1] = [draw(st.sampled_from(_WORDS))]
+                case "drop":
+                    words[at : at + 1] = []
+                case "inflect":
+                    words[at : at + 1] = [_inflected(word) for word in words[at : at + 1]]
+        said.append(" ".join(words))
+    return ".\n\n".join([*said, draw(st.sampled_from(_SENTENCES))]), chosen
+
+
+def _inflected(word: str) -> str:
+    if word.endswith("y"):
+        return word[:-1] + "ies"
+    return word[:-3] + "y" if word.endswith("ies") else word + "s"
+
+
+@settings(max_examples=150, deadline=None)
+@given(_answers(), st.sampled_from([0.3, 0.6, 0.8, 1.0]), st.integers(1, 4))
+def test_a_sentence_that_is_left_out_unread_has_no_citation(
+    asked: tuple[str, list[Source]], threshold: float, min_words: int
+) -> None:
+    citer = Citer(threshold=threshold, min_words=min_words)
+    quick = citer.cite(*asked)
+    with patch.object(citations, "is_foreign", lambda *_, **__: False):
+        assert citer.cite(*asked) == quick
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("Lighthouses have had a keeper since the first lamp was lit.", True),
+        ("A reentrant lock must be released by the lighthouse.", True),
+        ("A reentrant lock must be released by the thread that acquired it.", False),
+        ("A reentrant lighthouse lock must be released by the thread that acquired it.", False),
+        ("", True),
+    ],
+)
+def test_foreign_is_what_begins_or_ends_with_what_nobody_says(sentence: str, expected: bool) -> None:
+    assert is_foreign(sentence, LOCK.lower(), threshold=0.8) is expected
+
+
+@pytest.mark.parametrize(
+    ("passage", "sentence"),
+    [
+        ("Queries of large tables are answered by sorted copies.", "Query of large tables answered by sorted copy."),
+        ("Copies of sorted tables answer large queries.", "Copy of sorted tables answers large query."),
+        ("Keepers light four lamps at the northern tower.", "Keeper lights 4 lamps at the northern tower."),
+    ],
+)
+def test_another_form_of_a_word_is_not_foreign(passage: str, sentence: str) -> None:
+    assert len(Citer().cite(sentence, [source(1, passage)])) == 1
