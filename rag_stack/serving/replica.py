@@ -22,7 +22,7 @@ from rag_stack.generation.engine_load import Held
 from rag_stack.generation.engine_settings import max_sequences
 from rag_stack.generation.kv_settings import KvCapacity
 from rag_stack.index.gpu_memory import GpuMemory
-from rag_stack.metrics import KV_CACHE_TOKENS, KV_CACHE_USAGE, MemoryRecorder, Recorder
+from rag_stack.metrics import GPU_INDEX_BYTES, KV_CACHE_TOKENS, KV_CACHE_USAGE, MemoryRecorder, Recorder
 from rag_stack.releases.pinned import PinnedRelease
 from rag_stack.serving.announcement import keep_announcing
 from rag_stack.serving.cache_report import keep_telling
@@ -178,6 +178,8 @@ class Replica:
             self._recorder.record(KV_CACHE_TOKENS, self.kv_capacity.tokens)
         if self._retrieval is not None and self._retrieval.gpu is not None:
             self._retrieval.gpu.tell()
+        else:
+            self._recorder.record(GPU_INDEX_BYTES, 0)
         return {
             "running": running,
             "waiting": seen.under_way - running,
