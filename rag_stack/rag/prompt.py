@@ -99,7 +99,8 @@ class PromptBuilder:
 
         Told by sizes alone. What they do not see, a tag to escape or a tool call, costs a tokenizer's time at worst.
         """
-        size = sum(_most_bytes(text_of(message)) for message in messages) + 6 * len(tools) + len(self.system)
+        size = sum(_most_bytes(text_of(message)) for message in messages)
+        size += 6 * _most_bytes(tools) + _most_bytes(self.system)
         for hit in hits:
             passage = hit.passage
             size += _most_bytes(passage.title) + _most_bytes(passage.text) + _DOCUMENT_BYTES

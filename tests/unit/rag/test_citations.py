@@ -229,6 +229,7 @@ def test_foreign_is_what_begins_or_ends_with_what_nobody_says(sentence: str, exp
     [
         ("Queries of large tables are answered by sorted copies.", "Query of large tables answered by sorted copy."),
         ("Copies of sorted tables answer large queries.", "Copy of sorted tables answers large query."),
+        ("Four keepers light the lamps at the northern tower.", "4 keepers light the lamps at the northern tower."),
         ("Keepers light four lamps at the northern tower.", "Keeper lights 4 lamps at the northern tower."),
     ],
 )

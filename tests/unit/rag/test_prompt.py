@@ -316,3 +316,57 @@ def test_a_built_prompt_always_fits(
         return
     assert tokenizer.count(prompt.messages) <= context - 50
     assert {s.hit.passage.document_id for s in prompt.sources} == {str(n) for n in range(len(prompt.sources))}
+
+
+_PLAIN = st.text(alphabet=st.sampled_from('abc é灯\U0001f4a1\n"\\'), max_size=60)
+_LONG = st.builds(lambda text, times: text * times, _PLAIN, st.sampled_from([1, 1, 3, 40, 400]))
+_TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": _LONG})
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    turns=st.lists(_TURN, max_size=3),
+    texts=st.lists(st.tuples(_LONG, _PLAIN), max_size=12),
+    system=_LONG,
+    tools=_LONG,
+    room=st.tuples(st.sampled_from([512, 2048, 40_000]), st.sampled_from([None, 1, 500])),
+)
+def test_what_is_quick_needs_no_tokenizer(
+    tokenizer: ByteLevelTokenizer,
+    turns: list[dict[str, Any]],
+    texts: list[tuple[str, str]],
+    system: str,
+    tools: str,
+    room: tuple[int, int | None],
+) -> None:
+    messages = [*turns, *USER]
+    hits = [_hit(str(n), text, title=title, score=1 - n / 100) for n, (text, title) in enumerate(texts)]
+    hits = [hits[-1], *hits[:-1]] if hits else []
+    context_tokens, max_tokens = room
+    builder = PromptBuilder(system, context_tokens, 64, tokenizer, ordering=FixedOrder("reading"))
+    if not builder.is_quick(messages, hits, max_tokens=max_tokens, tools=tools):
+        return
+    before = tokenizer.calls
+    prompt = builder.build(messages, hits, max_tokens=max_tokens, tools=tools)
+    assert tokenizer.calls == before
+    assert len(prompt.sources) == len(hits)
+    assert sum(len(text_of(message).encode()) for message in prompt.messages) <= 32_768
+
+
+@pytest.mark.parametrize(
+    ("text", "context_tokens", "max_tokens", "expected"),
+    [
+        ("a passage " * 100, 8192, None, True),
+        ("a passage " * 4000, 131_072, None, False),  # long, however well it fits
+        ("灯" * 1000, 8192, None, True),
+        ("灯" * 3000, 8192, None, False),
+        ("a passage " * 100, 1200, None, False),
+        ("a passage " * 100, 1500, None, True),
+        ("a passage " * 100, 1500, 400, False),
+    ],
+)
+def test_short_prompts_that_surely_fit_are_quick(
+    tokenizer: ByteLevelTokenizer, text: str, context_tokens: int, max_tokens: int | None, expected: bool
+) -> None:
+    builder = _builder(tokenizer, context_tokens=context_tokens)
+    assert builder.is_quick(USER, [_hit("a", text)], max_tokens=max_tokens) is expected
