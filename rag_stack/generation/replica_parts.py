@@ -18,6 +18,8 @@ _WEIGHTS: Final = ".safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 # The same weights in their family's own format, which Mistral publishes beside the shards.
 _CONSOLIDATED: Final = "consolidated"
+# vLLM's on CPUs; on GPUs its blocks are smaller.
+_BLOCK_TOKENS: Final = 128
 _NUMBER_BYTES: Final[Mapping[str, int]] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -32,7 +34,7 @@ class IndexPart:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaParts:
-    """Bytes of everything. `context_bytes` is the cache that one whole context takes; 0 where that is not known."""
+    """Bytes of everything. `context_bytes` is the least cache with which vLLM starts; 0 where that is not known."""
 
     embedder: str
     embedder_bytes: int
@@ -65,7 +67,7 @@ def replica_parts(release: Release, tiers: Tiers, *, compute: str | None = None)
         weight_bytes=size,
         weight_source=source,
         token_bytes=kept,
-        context_bytes=(kept.value or 0) * _context(config, release.engine),
+        context_bytes=(kept.value or 0) * _least_tokens(config, release.engine),
         indexes=_indexes(release, tiers),
         reranker=reranker.name if reranker else "",
         reranker_bytes=_loaded(_resolve(tiers, reranker)) if reranker else 0,
@@ -157,8 +159,15 @@ def _dtype(engine: Mapping[str, Any], compute: str | None) -> str | None:
     return compute if named == "auto" else aliases.get(named, named)
 
 
-def _context(config: Mapping[str, Any], engine: Mapping[str, Any]) -> int:
-    """Tokens of the longest request; 0 where nothing tells."""
+def _least_tokens(config: Mapping[str, Any], engine: Mapping[str, Any]) -> int:
+    """Tokens of the cache that vLLM refuses to be below: the longest request's; 0 where nothing tells.
+
+    In whole blocks, and one more, which its pool holds back (vllm/v1/core/kv_cache_utils.py).
+    """
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     told = engine.get("max_model_len") or (text or {}).get("max_position_embeddings")
-    return told if isinstance(told, int) and told > 0 else 0
+    if not isinstance(told, int) or told <= 0:
+        return 0
+    block = engine.get("block_size")
+    block = block if isinstance(block, int) and block > 0 else _BLOCK_TOKENS
+    return (-(-told // block) + 1) * block

@@ -70,9 +70,9 @@ def head(release_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "RAG_STACK_ROOT": artifacts.root,
         "RAG_STACK_CACHE": str(artifacts.cache),
         "RAG_STACK_KEYS_DIRECTORY": str(folder / "keys"),
-        # Of which the KV cache gets one GiB.
+        # Of which the KV cache gets a part: this Ray's object store is that of the whole machine.
         "RAG_STACK_WORKER_CPUS": "2",
-        "RAG_STACK_WORKER_MEMORY": "4Gi",
+        "RAG_STACK_WORKER_MEMORY": "6Gi",
         "RAG_STACK_WORKER_GPUS": "0",
     }
     with ray_head(folder / "log", environ=environ, num_cpus=2, resources={"control": 100}) as head:
