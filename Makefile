@@ -78,6 +78,14 @@ bench: $(READY)
 	$(BIN)/python -m loadtests.kill
 	$(BIN)/python -m loadtests.rebuild
 	$(BIN)/python -m loadtests.wake
+	$(BIN)/python -m loadtests.quality
+	$(BIN)/python -m loadtests.embedding
+	$(BIN)/python -m loadtests.retrieval
+	$(BIN)/python -m loadtests.ordering
+	$(BIN)/python -m loadtests.overlap
+	$(BIN)/python -m loadtests.plan_kv
+	$(BIN)/python -m loadtests.peers
+	$(BIN)/python -m loadtests.routing
 	$(BIN)/python -m loadtests.waterfall
 	$(BIN)/python -m loadtests.autoscale
 	$(BIN)/python -m loadtests.overload
