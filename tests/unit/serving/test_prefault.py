@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rag_stack.index.format import LEXICAL_MAPPED_FILES
 from rag_stack.metrics import ARTIFACT_LOAD_BYTES, ARTIFACT_LOAD_SECONDS, MemoryRecorder
 from rag_stack.serving.opening import prefault
 from rag_stack.timeline import Timeline
@@ -18,7 +19,8 @@ def test_what_is_in_memory_already_comes_from_the_cache(tmp_path: Path) -> None:
     timeline, recorder = Timeline(), MemoryRecorder()
     prefault(shelf_of({"town": index}), timeline=timeline, recorder=recorder)
     (span,) = timeline.spans()
-    size = sum((tmp_path / "town" / name).stat().st_size for name in ("index.faiss", "passages.arrow"))
+    files = ("index.faiss", "passages.arrow", *LEXICAL_MAPPED_FILES)
+    size = sum((tmp_path / "town" / name).stat().st_size for name in files)
     assert (span.name, span.kind, span.source, span.size_bytes) == ("prefault town", "indexes", "cache", size)
     labels = {"kind": "indexes", "stage": "prefault", "source": "cache"}
     assert recorder.values(ARTIFACT_LOAD_BYTES, labels) == [size]
