@@ -1,6 +1,7 @@
 """Every expression of the rules and dashboards, answered by a real Prometheus that scrapes the running stack."""
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,7 +88,8 @@ def _use(stack: Stack) -> None:
                 list(answer)
         client.vector_stores.search("python", query=QUESTION)
         document = stack.documents / "while.txt"
-        document.write_text(document.read_text() + "\nA while statement may be observed.\n")
+        # New in each run: a version that an earlier run has left in the kept object store would not be the newest one.
+        document.write_text(document.read_text() + f"\nA while statement may be observed {time.time_ns()} times.\n")
         tiers = open_tiers(artifacts_of(stack.release), MemoryRecorder())
         spec = stack.release.parent / "python.yaml"
         build_index(load_spec(spec), tiers=tiers, workers=1)
