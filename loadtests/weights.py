@@ -21,7 +21,7 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 
 from loadtests.relay import Relay, relay
-from loadtests.report import Goal, Report, Value, column, exit_code, goal_lines, machine, write
+from loadtests.report import RESULTS, Goal, Report, Value, column, exit_code, goal_lines, machine, write
 from loadtests.s3_server import serve_s3
 from loadtests.sharded_model import write_model
 from loadtests.weights_memory import unique_memory_share
@@ -33,19 +33,23 @@ from rag_stack.artifacts.residency import resident_bytes
 from rag_stack.artifacts.tiers import Tiers
 from rag_stack.metrics import MemoryRecorder
 
-_ARMS: Final = {
+ARMS: Final = {
     "sequential": "best plain reader, cold",
     "vllm cold": "vLLM's own load, cold",
     "ours cold": "ours, cold page cache",
     "vllm warm": "vLLM's own load, warm",
     "ours second": "ours, second actor",
 }
+COPIED: Final = "copied"
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all rounds share."""
+    """What all rounds share; `arms` are names and titles."""
 
+    name: str
+    device: str
+    arms: Mapping[str, str]
     relay: Relay
     root: str
     cache: Path
@@ -56,10 +60,10 @@ class Setting:
 class ActorProcess:
     """A child that runs `loadtests.weights_actor`."""
 
-    def __init__(self, model: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, model: Path, device: str, environment: Mapping[str, str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-        command = [sys.executable, "-m", "loadtests.weights_actor", str(model), str(port)]
+        command = [sys.executable, "-m", "loadtests.weights_actor", str(model), str(port), device]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment)
         )
@@ -85,25 +89,32 @@ class ActorProcess:
 
 
 def main() -> int:
-    """Run the rounds, print the goals, write JSON and picture."""
-    options = _options()
-    with _prepared(options.size_mb) as (setting, environment), ExitStack() as stack:
+    """Measure on the CPU."""
+    options = parser("weights", __doc__).parse_args()
+    if options.quick:
+        options.rounds, options.size_mb = 2, 150
+    return run("weights", "cpu", ARMS, rounds=options.rounds, size_mb=options.size_mb, results=options.results)
+
+
+def run(name: str, device: str, arms: Mapping[str, str], *, rounds: int, size_mb: int, results: Path) -> int:
+    """Run the rounds, print the goals, write JSON and picture; the exit code."""
+    with _prepared(name, device, arms, size_mb) as (setting, environment), ExitStack() as stack:
         actors = []
         for _ in range(2):
-            actor = ActorProcess(setting.model, environment)
+            actor = ActorProcess(setting.model, device, environment)
             stack.callback(actor.end)
             actors.append(actor)
         # What a process does at its first load alone, imports above all, is over before the first round.
         _round(0, setting, actors[0], actors[1])
         samples: list[dict[str, Value]] = []
-        for number in range(options.rounds):
+        for number in range(rounds):
             samples += _round(number, setting, actors[0], actors[1])
-        shares = [unique_memory_share() for _ in range(options.rounds)]
-    report = _report(samples, shares, setting.manifest, rounds=options.rounds)
+        shares = [unique_memory_share() for _ in range(rounds)]
+    report = _report(samples, shares, setting, rounds=rounds)
     checksums = {sample["checksum"] for sample in samples if sample["checksum"] is not None}
-    for line in (*_table(report), *goal_lines(report)):
+    for line in (*_table(report, arms), *goal_lines(report)):
         print(line)
-    write(report, _figure(report))
+    write(report, _figure(report, arms), directory=results)
     return exit_code(report, arms_agree=len(checksums) == 1)
 
 
@@ -125,6 +136,8 @@ def _round(number: int, setting: Setting, first: ActorProcess, second: ActorProc
     # The two warm arms change places, so that neither always comes second.
     if number % 2:
         steps[3], steps[4] = steps[4], steps[3]
+    if COPIED in setting.arms:
+        steps.append((COPIED, second, COPIED, {"path": str(setting.model)}))
     samples: list[dict[str, Value]] = []
     for arm, actor, command, arguments in steps:
         if arm in ("sequential", "vllm cold", "ours cold"):
@@ -147,10 +160,12 @@ def _drop(paths: Sequence[Path]) -> None:
 
 
 @contextmanager
-def _prepared(size_mb: int) -> Iterator[tuple[Setting, dict[str, str]]]:
+def _prepared(
+    name: str, device: str, arms: Mapping[str, str], size_mb: int
+) -> Iterator[tuple[Setting, dict[str, str]]]:
     """A model on a running S3 server and in a node cache; `Setting.model` is its directory there."""
-    with tempfile.TemporaryDirectory(prefix="rag-stack-weights-") as name:
-        scratch = Path(name)
+    with tempfile.TemporaryDirectory(prefix="rag-stack-weights-") as folder:
+        scratch = Path(folder)
         (scratch / "s3" / "bucket").mkdir(parents=True)
         source = write_model(scratch / "source", size_mb=size_mb)
         with serve_s3(scratch / "s3") as server, relay(server.url) as counted:
@@ -161,15 +176,19 @@ def _prepared(size_mb: int) -> Iterator[tuple[Setting, dict[str, str]]]:
             cache = NodeCache(scratch / "cache")
             model = Tiers(catalog, cache, MemoryRecorder()).ensure_local(manifest).path
             cache.wait_synced()
-            yield Setting(counted, "s3://bucket/root", scratch / "cache", manifest, model), environment
+            yield (
+                Setting(name, device, arms, counted, "s3://bucket/root", scratch / "cache", manifest, model),
+                environment,
+            )
 
 
 def _report(
-    samples: Sequence[Mapping[str, Value]], shares: Sequence[float], manifest: Manifest, *, rounds: int
+    samples: Sequence[Mapping[str, Value]], shares: Sequence[float], setting: Setting, *, rounds: int
 ) -> Report:
-    size = sum(entry.size_bytes for entry in manifest.files if entry.path.endswith(".safetensors"))
+    files = [entry for entry in setting.manifest.files if entry.path.endswith(".safetensors")]
+    size = sum(entry.size_bytes for entry in files)
     arms: dict[str, dict[str, Value]] = {}
-    for arm in _ARMS:
+    for arm in setting.arms:
         seconds = column(samples, arm=arm, key="seconds")
         arms[arm] = {
             "seconds": statistics.median(seconds),
@@ -187,18 +206,18 @@ def _report(
 
     second_bytes = sum(float(arms["ours second"][key] or 0) for key in ("disk_bytes", "store_bytes"))
     goals = {
-        "weights.second_actor_bytes": Goal(second_bytes, "<= 0"),
-        "weights.second_actor_time_ratio": Goal(ratio("ours second", "vllm warm"), "<= 1.1"),
-        "weights.unique_memory_share": Goal(max(shares), "<= 0.05"),
-        "weights.cold_vs_disk": Goal(1 / ratio("ours cold", "sequential"), ">= 0.85"),
+        f"{setting.name}.second_actor_bytes": Goal(second_bytes, "<= 0"),
+        f"{setting.name}.second_actor_time_ratio": Goal(ratio("ours second", "vllm warm"), "<= 1.1"),
+        f"{setting.name}.unique_memory_share": Goal(max(shares), "<= 0.05"),
+        f"{setting.name}.cold_vs_disk": Goal(1 / ratio("ours cold", "sequential"), ">= 0.85"),
     }
-    about = {**machine(), "model_bytes": size, "shards": sum(e.path.endswith(".safetensors") for e in manifest.files)}
-    return Report(name="weights", machine=about, rounds=rounds, samples=samples, arms=arms, goals=goals)
+    about = {**machine(), "device": setting.device, "model_bytes": size, "shards": len(files)}
+    return Report(name=setting.name, machine=about, rounds=rounds, samples=samples, arms=arms, goals=goals)
 
 
-def _table(report: Report) -> Iterator[str]:
+def _table(report: Report, arms: Mapping[str, str]) -> Iterator[str]:
     yield f"{'arm':26} {'s':>7} {'GB/s':>6} {'CPU s':>7} {'disk MB':>8} {'store B':>8} {'CPU packing s':>14}"
-    for arm, title in _ARMS.items():
+    for arm, title in arms.items():
         row = {key: float(value) for key, value in report.arms[arm].items() if isinstance(value, int | float)}
         yield (
             f"{title:26} {row['seconds']:7.3f} {row['gb_per_s']:6.2f} {row['cpu_s']:7.2f} "
@@ -206,13 +225,13 @@ def _table(report: Report) -> Iterator[str]:
         )
 
 
-def _figure(report: Report) -> Figure:
+def _figure(report: Report, arms: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
-    names = list(_ARMS)[::-1]
+    names = list(arms)[::-1]
     rates = [float(report.arms[name]["gb_per_s"]) for name in names]  # type: ignore[arg-type]
     bars = axes.barh(
-        [_ARMS[name] for name in names], rates, color=["#2a6f97" if "ours" in n else "#adb5bd" for n in names]
+        [arms[name] for name in names], rates, color=["#2a6f97" if "ours" in n else "#adb5bd" for n in names]
     )
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_xlabel("GB/s until every tensor is in the engine (median)")
@@ -221,15 +240,15 @@ def _figure(report: Report) -> Figure:
     return figure
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.weights", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--size-mb", type=int, default=1200)
-    parser.add_argument("--quick", action="store_true", help="two rounds of a small model, to see whether it runs")
-    options = parser.parse_args()
-    if options.quick:
-        options.rounds, options.size_mb = 2, 150
-    return options
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """What both programs are told."""
+    made = argparse.ArgumentParser(prog=f"python -m loadtests.{name}", description=description)
+    add = made.add_argument
+    add("--rounds", type=int, default=7)
+    add("--size-mb", type=int, default=1200)
+    add("--quick", action="store_true", help="two rounds of a small model, to see whether it runs")
+    add("--results", type=Path, default=RESULTS, help="where the JSON file and the picture go")
+    return made
 
 
 if __name__ == "__main__":

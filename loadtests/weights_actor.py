@@ -1,8 +1,8 @@
 """One actor of the weights benchmark: a process with vLLM imported that loads a model on command.
 
 Reads one JSON command a line and answers with one JSON object a line. Loading is vLLM's own model loader, as the
-engine's worker calls it; `ready` is when every tensor is in the model's parameters. What a CPU does next, packing them
-anew for its kernels, moves nothing from store or disk and is timed apart.
+engine's worker calls it, and a load ends when every tensor is in the model's parameters, on the device. What is done
+with them next, packing them anew for kernels, moves nothing from store or disk and is timed apart.
 """
 
 import gc
@@ -24,6 +24,7 @@ from vllm.model_executor.model_loader.utils import initialize_model, process_wei
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from loadtests.backed_memory import back
+from loadtests.weights_copy import copied, synchronize
 from rag_stack.artifacts.tiers import open_tiers
 from rag_stack.config import ArtifactsConfig
 from rag_stack.generation.loader import LOAD_FORMAT
@@ -32,15 +33,19 @@ from rag_stack.metrics import MemoryRecorder
 
 
 class Actor:
-    """A vLLM configuration and the ways to fill a model with it."""
+    """A vLLM configuration and the ways to fill a model on a device with it."""
 
-    def __init__(self, directory: Path, *, port: int) -> None:
+    def __init__(self, directory: Path, device: torch.device, *, port: int) -> None:
+        self._device = device
         arguments = EngineArgs(
             model=str(directory), enforce_eager=True, dtype="bfloat16", max_model_len=512, use_tqdm_on_load=False
         )
         self._config: VllmConfig = arguments.create_engine_config()
         with set_current_vllm_config(self._config):
-            init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, backend="gloo")
+            if device.type != "cpu":
+                torch.accelerator.set_device_index(device.index or 0)
+            backend = "gloo" if device.type == "cpu" else "nccl"
+            init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, backend=backend)
             ensure_model_parallel_initialized(1, 1)
 
     def load(self, directory: Path, *, strategy: str | None, load_format: str = "auto") -> dict[str, Any]:
@@ -49,16 +54,21 @@ class Actor:
         self._config.load_config.safetensors_load_strategy = strategy
         self._config.load_config.load_format = load_format
         with set_current_vllm_config(self._config), set_default_torch_dtype(torch.bfloat16):
-            model = initialize_model(vllm_config=self._config, model_config=self._config.model_config)
+            with self._device:
+                model = initialize_model(vllm_config=self._config, model_config=self._config.model_config)
             get_model_loader(self._config.load_config).load_weights(model, self._config.model_config)
+            synchronize(self._device)
             loaded = _now()
             checksum = _checksum(model)
             packing_at = time.perf_counter()
-            process_weights_after_loading(model, self._config.model_config, torch.device("cpu"))
+            process_weights_after_loading(model, self._config.model_config, self._device)
+            synchronize(self._device)
             packed_s = time.perf_counter() - packing_at
         self._config.compilation_config.static_forward_context.clear()
         del model
         gc.collect()
+        if self._device.type != "cpu":
+            torch.accelerator.empty_cache()
         return {"loaded": loaded, "checksum": checksum, "packed_s": packed_s}
 
     def ours(self, *, root: str, cache: str, name: str, version: str, digest: str) -> dict[str, Any]:
@@ -87,6 +97,11 @@ def sequential(directory: Path) -> dict[str, Any]:
     return {"loaded": _now(), "checksum": None, "packed_s": 0.0}
 
 
+def _copied(directory: Path, device: torch.device) -> dict[str, Any]:
+    copied(directory, device)
+    return {"loaded": _now(), "checksum": None, "packed_s": 0.0}
+
+
 def _io() -> dict[str, int]:
     text = Path("/proc/self/io").read_text(encoding="ascii")
     return {name: int(value) for name, value in (line.split(": ") for line in text.splitlines())}
@@ -110,15 +125,16 @@ def _measured(reply: dict[str, Any], directory: Path) -> Iterator[None]:
 
 def main() -> None:
     """Serve commands until the input ends."""
-    directory, port = Path(sys.argv[1]), int(sys.argv[2])
+    directory, port, device = Path(sys.argv[1]), int(sys.argv[2]), torch.device(sys.argv[3])
     # What libraries print must not come between the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    actor = Actor(directory, port=port)
+    actor = Actor(directory, device, port=port)
     commands: dict[str, Callable[..., dict[str, Any]]] = {
         "vllm": lambda path, strategy=None: actor.load(Path(path), strategy=strategy),
         "ours": actor.ours,
         "sequential": lambda path: sequential(Path(path)),
+        "copied": lambda path: _copied(Path(path), device),
     }
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:

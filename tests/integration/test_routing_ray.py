@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.told_router import FOLDER
+
 _PROGRAM = """
 import json
 import os
 import time
+from pathlib import Path
 
 from rag_stack.serving.environment import free_port, prepare
 
@@ -21,17 +24,16 @@ import ray
 from ray import serve
 from ray._private import services
 from ray.cluster_utils import Cluster
+from ray.serve.config import RequestRouterConfig
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from loadtests.local_cluster import patiently
-from rag_stack.config import Release
-from rag_stack.serving.deployment import router_config, with_router
+from rag_stack.serving.deployment import with_router
 from rag_stack.serving.rollout.choice import Split, Standing
 from rag_stack.serving.routing.balance import Work
-
-RELEASE = Release.model_validate({"name": "r", "model": {"name": "m"}, "embedder": {"name": "e"}})
+from tests.told_router import FOLDER, ToldRouter, heard
 
 class Light:
     def __init__(self) -> None:
@@ -40,7 +42,8 @@ class Light:
     async def __serve_build_asgi_app__(self):
         async def answer(request):
             self.arrived += 1
-            return JSONResponse({"pid": os.getpid(), "size": len(await request.body())})
+            arrived = self.arrived
+            return JSONResponse({"pid": os.getpid(), "arrived": arrived, "size": len(await request.body())})
         return Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
 
     async def record_routing_stats(self):
@@ -56,23 +59,34 @@ port = free_port()
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 light = serve.deployment(
     serve.ingress()(Light), num_replicas=3, ray_actor_options={"num_cpus": 0},
-    request_router_config=router_config(RELEASE).model_copy(update={"request_routing_stats_period_s": 0.1}),
+    request_router_config=RequestRouterConfig(
+        request_router_class=f"{ToldRouter.__module__}.{ToldRouter.__name__}", request_routing_stats_period_s=0.1
+    ),
 )
 serve.run(with_router(light.bind()), name="engine", route_prefix="/")
 url = f"http://127.0.0.1:{port}/v1/chat/completions"
 client = httpx.Client(timeout=30, trust_env=False)
 
-PAUSE_S = 1.5  # reports come each tenth of a second here, and only they tell the router what has been answered
+arrived = {}
 
 def ask(text="", *, body=None, **more):
-    headers, pause_s = more.pop("headers", {}), more.pop("pause_s", 0.0)
+    headers = more.pop("headers", {})
     if body is None:
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": text}], **more}).encode()
     answer = client.post(url, content=body, headers={"content-type": "application/json", **headers})
     assert answer.status_code == 200, (answer.status_code, answer.text)
     assert answer.json()["size"] == len(body)
-    time.sleep(pause_s)
-    return answer.json()["pid"]
+    pid = answer.json()["pid"]
+    arrived[pid] = answer.json()["arrived"]
+    return pid
+
+def ask_idle(text="", **more):
+    # When the routers have heard that all is answered: until then load counts too.
+    until = time.monotonic() + 30
+    while any(count != sum(arrived.values()) for count in heard(Path(os.environ[FOLDER]))):
+        assert time.monotonic() < until, (heard(Path(os.environ[FOLDER])), arrived)
+        time.sleep(0.01)
+    return ask(text, **more)
 
 deadline = time.monotonic() + 60
 while True:
@@ -85,12 +99,11 @@ while True:
     assert time.monotonic() < deadline, "three replicas are not up"
     time.sleep(0.5)
 
-time.sleep(PAUSE_S)
 # A key that the client gives: always one way, and not all keys the same way.
-keys = {n: {ask(f"{n} {turn}", prompt_cache_key=f"key {n}", pause_s=PAUSE_S) for turn in range(2)} for n in range(8)}
+keys = {n: {ask_idle(f"{n} {turn}", prompt_cache_key=f"key {n}") for turn in range(2)} for n in range(8)}
 # The words of questions, asked in other words each time.
 topics = {
-    n: {ask(f"{opening} {words}?", pause_s=PAUSE_S) for opening in ("What is", "Tell me more on", "Why use")}
+    n: {ask_idle(f"{opening} {words}?") for opening in ("What is", "Tell me more on", "Why use")}
     for n, words in enumerate(("context managers", "asyncio event loops", "struct packing", "regular expressions"))
 }
 odd = [b"", b"not json", b"[" * 50_000, b"x" * 200_000, b"{}", bytes(range(256))]
@@ -100,7 +113,7 @@ print(json.dumps({
     "placed": len(set().union(*keys.values())) > 1,
     "topics": [len(found) for found in topics.values()],
     "odd": len([ask(body=body) for body in odd]),
-    "large": len({ask(body=large, pause_s=PAUSE_S) for _ in range(3)}),
+    "large": len({ask_idle(body=large) for _ in range(3)}),
     "session": len({ask(f"what of {n}", headers={"x-session-id": "one"}) for n in range(6)}),
 }), flush=True)
 serve.shutdown()
@@ -118,7 +131,9 @@ def test_the_same_subject_goes_to_the_same_replica(tmp_path: Path) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": "/tmp",
         "RAY_worker_niceness": "0",
+        FOLDER: str(tmp_path / "told"),
     }
+    (tmp_path / "told").mkdir()
     program = tmp_path / "program.py"
     program.write_text(_PROGRAM, encoding="utf-8")
     done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=280)
