@@ -38,7 +38,7 @@ from rag_stack.jobs.embedding import Embedding, Model, OnProgress
 from rag_stack.jobs.filling import Filling, Share
 from rag_stack.jobs.intake import Intake
 from rag_stack.jobs.scratch import scratch
-from rag_stack.types import Passage
+from rag_stack.retrieval.candidates import best_passages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,22 +270,12 @@ def _judge(
     manifest = Manifest(kind="indexes", name=name, version="unpublished", files=(), metadata=metadata.to_json())
     index = IndexVersion.open(directory, manifest, embedder_digest=model.digest)
 
-    def search(question: str, top_k: int) -> list[Passage]:
-        # Twice as many, since equal texts count once.
-        _, rows = index.search(model.encode([question]), min(2 * top_k, index.ntotal))
-        found: dict[str, Passage] = {}
-        for row in rows[0]:
-            if row >= 0:
-                passage = index.passages.get(int(row))
-                found.setdefault(passage.text, passage)
-        return list(found.values())[:top_k]
-
     return check_gates(
         settings.gates,
         metadata=metadata,
         embedder=EmbedderRef(name=model.name, digest=model.digest),
         documents=documents,
-        search=search,
+        search=lambda question, top_k: best_passages(index, question, model.encode([question]), top_k),
         parent=before.metadata,
         parent_version=before.version,
     )

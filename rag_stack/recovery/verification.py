@@ -20,6 +20,7 @@ from rag_stack.index.gate import ask_canary
 from rag_stack.index.reader import IndexVersion
 from rag_stack.index.spec import Canary
 from rag_stack.releases.published import load
+from rag_stack.retrieval.candidates import best_passages
 from rag_stack.types import Passage
 
 WEIGHTS: Final = ".safetensors"
@@ -226,8 +227,7 @@ def _search(
     encoder = encoders[digest]
 
     def search(question: str, k: int) -> list[Passage]:
-        _, rows = index.search(encoder.encode([question]), k)
-        return [index.passages.get(int(row)) for row in rows[0] if row >= 0]
+        return best_passages(index, question, encoder.encode([question]), k)
 
     if not canary.expect:
         found = search(canary.question, canary.top_k)

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from rag_stack.index.reader import IndexVersion, Rows, Vectors
+from rag_stack.retrieval.diversity import distinct
 from rag_stack.retrieval.filters import Mask
 from rag_stack.retrieval.fusion import Ranking, fused
+from rag_stack.types import Hit, Passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,18 @@ def candidates(
             found.append((fused(ranking, similarities, words.shares(rows)), rows))
         more = any(full)
     return Candidates(_merged(found), more and k < index.ntotal)
+
+
+def best_passages(index: IndexVersion, question: str, vector: Vectors, top_k: int) -> list[Passage]:
+    """What a release finds that says nothing about ranking, in a version that nobody need serve.
+
+    Different texts, best first. `vector` is the question's, float32 [1, d]. Blocking.
+    """
+    ranking = Ranking()
+    k = max(ranking.candidates, 2 * top_k)
+    found = candidates(index, [question], vector, k=k, ranking=ranking).ranked
+    hits = (Hit(index.passages.get(row), score) for row, score in found)
+    return [hit.passage for hit in islice(distinct(hits, duplicates=ranking.duplicates), top_k)]
 
 
 def _clipped(scores: npt.NDArray[np.float32], rows: Rows) -> tuple[npt.NDArray[np.float32], Rows]:

@@ -11,18 +11,15 @@ import numpy as np
 
 from rag_stack.errors import ArtifactError
 from rag_stack.retrieval.onnx_encoder import OnnxEncoder, TextSettings, tokens
-from rag_stack.retrieval.onnx_session import ONNX_FILE
+from rag_stack.retrieval.onnx_session import INPUTS, ONNX_FILE
 
 if TYPE_CHECKING:
-    import torch
-
     from rag_stack.retrieval.torch_encoder import TorchEncoder
 
 MIN_COSINE: Final = 0.999
 # Modules of sentence-transformers of which a graph holds all that they do.
 _UNDERSTOOD: Final = frozenset({"Transformer", "Pooling", "Dense", "LayerNorm", "Normalize"})
 _LIBRARY: Final = "sentence_transformers."
-_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 _OUTPUT: Final = "sentence_embedding"
 _SENTENCE: Final = "Déjà vu: the Second file, opened at 10:30, is NOT the first one (see 日本語, naïve, 5µm)."
 # From nothing to more than any model takes at once.
@@ -61,7 +58,7 @@ def _export(directory: Path) -> float:
     """The lowest cosine to torch. Raises ImportError and _CannotExportError."""
     import onnxscript  # noqa: F401  torch's exporter asks for it late, and less plainly
 
-    from rag_stack.retrieval.onnx_export import export_graph
+    from rag_stack.retrieval.onnx_export import by_position, export_graph
     from rag_stack.retrieval.torch_encoder import TorchEncoder
 
     encoder = TorchEncoder.load(directory, name=directory.name, threads=1)
@@ -69,11 +66,13 @@ def _export(directory: Path) -> float:
     _check_tokens(encoder, settings)
     expected = encoder.encode(_SAMPLES)
     features = encoder.model.preprocess([_SENTENCE])
-    inputs = list(takewhile(features.__contains__, _INPUTS))
+    inputs = list(takewhile(features.__contains__, INPUTS))
+    model: Any = encoder.model
     try:
-        export_graph(
-            _pipeline(encoder.model), directory, inputs=inputs, output=_OUTPUT, metadata=settings.to_metadata()
-        )
+        # The attention that is a few plain products, which the runtime fuses; and what it computes in.
+        model[0].model.set_attn_implementation("eager")
+        module = by_position(model, lambda tensors: model(tensors)[_OUTPUT]).float()
+        export_graph(module, directory, inputs=inputs, output=_OUTPUT, metadata=settings.to_metadata())
     except ImportError:
         raise
     except Exception as exc:
@@ -101,32 +100,6 @@ def _check_tokens(encoder: "TorchEncoder", settings: TextSettings) -> None:
         seen = encoder.model.preprocess([settings.prompt + text])["input_ids"][0].tolist()
         if tokens(encoder.tokenizer, text, settings).ids != seen:
             raise _CannotExportError(f"its tokenizer.json does not give the tokens that torch gets of {text[:40]!r}")
-
-
-def _pipeline(model: Any) -> "torch.nn.Module":  # noqa: ANN401  the library is untyped here
-    """All modules of a model as one, from token tensors to vectors."""
-    import torch
-
-    class Pipeline(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(
-            self,
-            input_ids: torch.Tensor,
-            attention_mask: torch.Tensor | None = None,
-            token_type_ids: torch.Tensor | None = None,
-        ) -> torch.Tensor:
-            given = dict(zip(_INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
-            found: dict[str, torch.Tensor] = self.model(
-                {name: tensor for name, tensor in given.items() if tensor is not None}
-            )
-            return found[_OUTPUT]
-
-    # The attention that is a few plain products, which the runtime fuses; and what it computes in.
-    model[0].model.set_attn_implementation("eager")
-    return Pipeline().float()
 
 
 def _verify(directory: Path, expected: np.ndarray) -> float:

@@ -9,13 +9,13 @@ import json
 import logging
 import mmap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rag_stack.retrieval.onnx_session import ONNX_FILE
+from rag_stack.retrieval.onnx_session import INPUTS, ONNX_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,29 @@ def export_graph(
     (directory / ONNX_FILE).parent.mkdir(exist_ok=True)
     _refer(model, directory)
     (directory / ONNX_FILE).write_bytes(onnx_ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def by_position(
+    model: "torch.nn.Module", call: Callable[[Mapping[str, "torch.Tensor"]], "torch.Tensor"]
+) -> "torch.nn.Module":
+    """What `call` does with the token tensors that OnnxModel knows, as the module that `export_graph` takes."""
+    import torch
+
+    class ByPosition(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(
+            self,
+            input_ids: torch.Tensor,
+            attention_mask: torch.Tensor | None = None,
+            token_type_ids: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            given = dict(zip(INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
+            return call({name: tensor for name, tensor in given.items() if tensor is not None})
+
+    return ByPosition()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ _TOKENIZER: Final = "tokenizer.json"
 _FATAL_ONLY: Final = 4
 # A graph's input and what of an encoding it is.
 _FIELDS: Final = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+INPUTS: Final = tuple(_FIELDS)
 
 
 class OnnxModel:

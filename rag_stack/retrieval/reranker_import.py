@@ -3,19 +3,15 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from rag_stack.errors import ArtifactError
-from rag_stack.retrieval.onnx_session import ONNX_FILE
+from rag_stack.retrieval.onnx_session import INPUTS, ONNX_FILE
 from rag_stack.retrieval.reranker import TOKENIZER, CrossEncoder
 
-if TYPE_CHECKING:
-    import torch
-
 _GIVEN: Final = (ONNX_FILE, Path("model.onnx"))
-_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 # A graph may differ from torch by so much of a score, 0..1.
 _MOST_OFF: Final = 0.001
 _QUERY: Final = "Which bread has caraway seeds?"
@@ -59,7 +55,7 @@ def _load(directory: Path, source: Path) -> CrossEncoder:
 def _exported(source: Path, directory: Path) -> int:
     import onnxscript  # noqa: F401  torch's exporter asks for it late, and less plainly
 
-    from rag_stack.retrieval.onnx_export import export_graph
+    from rag_stack.retrieval.onnx_export import by_position, export_graph
 
     # The graph refers to them where they are, so they are part of the artifact.
     weights = sorted(source.glob("*.safetensors"))
@@ -69,7 +65,8 @@ def _exported(source: Path, directory: Path) -> int:
         shutil.copyfile(path, directory / path.name)
     try:
         model, inputs = _torch_model(source)
-        export_graph(_module(model), directory, inputs=inputs, output="logits", metadata={})
+        module = by_position(model, lambda tensors: model(**tensors).logits)
+        export_graph(module, directory, inputs=inputs, output="logits", metadata={})
     except (ArtifactError, ImportError):
         raise
     except Exception as exc:
@@ -94,29 +91,7 @@ def _torch_model(source: Path) -> tuple[Any, list[str]]:
             f"{str(source)!r} has {model.config.num_labels} labels, expected one: it is a classifier, no reranker"
         )
     takes = AutoTokenizer.from_pretrained(str(source), **local).model_input_names
-    return model, [name for name in _INPUTS if name in takes]
-
-
-def _module(model: Any) -> "torch.nn.Module":  # noqa: ANN401  the library is untyped here
-    """From token tensors to logits, by position."""
-    import torch
-
-    class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(
-            self,
-            input_ids: torch.Tensor,
-            attention_mask: torch.Tensor | None = None,
-            token_type_ids: torch.Tensor | None = None,
-        ) -> torch.Tensor:
-            given = dict(zip(_INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
-            logits: torch.Tensor = self.model(**{k: v for k, v in given.items() if v is not None}).logits
-            return logits
-
-    return Logits()
+    return model, [name for name in INPUTS if name in takes]
 
 
 def _compare(reranker: CrossEncoder, model: Any, source: Path) -> None:  # noqa: ANN401

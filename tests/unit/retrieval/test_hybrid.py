@@ -18,7 +18,7 @@ from rag_stack.index.format import EmbedderRef, Lexical
 from rag_stack.index.reader import IndexVersion
 from rag_stack.metrics import QUERY_CACHE, RETRIEVAL_MS, MemoryRecorder
 from rag_stack.protocol import ComparisonFilter
-from rag_stack.retrieval.candidates import candidates
+from rag_stack.retrieval.candidates import best_passages, candidates
 from rag_stack.retrieval.fusion import Ranking
 from rag_stack.retrieval.query_cache import QueryCache
 from rag_stack.retrieval.retriever import Retriever
@@ -147,6 +147,20 @@ async def test_words_find_what_no_vector_list_holds(tmp_path: Path, open_retriev
     exact = float(vectors[0] @ WordEmbedder().encode([rare.text])[0])
     share = index.lexical.scores(query).shares(np.array([60]))[0] if index.lexical else 0
     assert few.ranked[0][1] == pytest.approx(0.1 * exact + 0.9 * share, abs=1e-6)
+
+
+@pytest.mark.parametrize("lexical", [WORDS, None])
+async def test_a_version_that_nobody_serves_gives_what_a_release_would(
+    tmp_path: Path, open_retriever: type, lexical: Lexical | None
+) -> None:
+    twin = Document("twin", LIGHTHOUSE.text, "", "")
+    index = _index(tmp_path / "town", [*TOWN, twin], lexical=lexical)
+    retriever = open_retriever(shelf_of({"town": index}))
+    for question in ("copper lamps", "rye bread for the harbour", "zeppelin", ""):
+        served = await retriever.retrieve(question, stores=["town"], top_k=2)
+        found = best_passages(index, question, WordEmbedder().encode([question]), 2)
+        assert found == [hit.passage for hit in served.hits]
+        assert len(found) == 2
 
 
 async def test_a_filter_holds_for_words_too(shelf: Shelf, open_retriever: type) -> None:
