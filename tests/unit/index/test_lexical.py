@@ -12,7 +12,7 @@ import pytest
 import Stemmer
 
 from rag_stack.errors import IndexVersionError
-from rag_stack.index import lexical_writer
+from rag_stack.index import lexical_runs, lexical_writer
 from rag_stack.index.format import (
     LEXICAL_DATA_FILE,
     LEXICAL_FILES,
@@ -74,7 +74,7 @@ def test_its_arrays_are_those_of_bm25s(
     tmp_path: Path, settings: Lexical, run: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lexical_writer, "_RUN_POSTINGS", run)
-    monkeypatch.setattr(lexical_writer, "_MERGED_RUNS", at_once)
+    monkeypatch.setattr(lexical_runs, "_MERGED_RUNS", at_once)
     monkeypatch.setattr(lexical_writer, "_BATCH_PASSAGES", 16)
     monkeypatch.setattr(lexical_writer, "_BLOCK_POSTINGS", 1000)
     texts = _texts(1500)
@@ -92,7 +92,7 @@ def test_runs_are_merged_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     """What is open at once does not grow with the number of runs, and what the merges leave is removed."""
     monkeypatch.setattr(lexical_writer, "_RUN_POSTINGS", 100)
     monkeypatch.setattr(lexical_writer, "_BATCH_PASSAGES", 8)
-    monkeypatch.setattr(lexical_writer, "_MERGED_RUNS", 4)
+    monkeypatch.setattr(lexical_runs, "_MERGED_RUNS", 4)
     opened: list[int] = []
     merge = heapq.merge
     monkeypatch.setattr(heapq, "merge", lambda *runs: opened.append(len(runs)) or merge(*runs))
