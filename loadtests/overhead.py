@@ -3,7 +3,8 @@
 `python -m loadtests.overhead` serves one release in three ways, one at a time, in an order that turns by one a round.
 Ours gets plain questions and retrieves; the other two get the very messages that ours built for its engine. The work is
 the same in each: greedy, always `max_tokens` long, equal engine settings, and a new `cache_salt` for each visit, which
-is as good as an empty prefix cache. The goals need the default matrix. CPU seconds are of all processes of an arm.
+is as good as an empty prefix cache. Ours remembers no queries. The goals need the default matrix. CPU seconds are of
+all processes of an arm.
 
 Exit code 0: goals met; 1: one is missed; 2: the arms did not do the same work; 3: a server could not be measured.
 Complete rounds are saved as they end, and `--resume` continues after the last one.
@@ -46,12 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
-        release = load_release(options.release)
+        release = without_query_cache(load_release(options.release))
         questions = tuple(options.questions_file.read_text(encoding="utf-8").splitlines()[: options.questions])
         settings = Settings(what_is_served(release), questions, options.cells)
         log = resume(options.log, settings) if options.resume else Log(settings)
         tell = console.log
-        start = ArmStarter(options.release, release, model_directory(release), logs=options.log.parent)
+        served = options.log.with_name("overhead-release.yaml")
+        served.parent.mkdir(parents=True, exist_ok=True)
+        served.write_text(release.model_dump_json(exclude_unset=True, indent=1), encoding="utf-8")
+        start = ArmStarter(served, release, model_directory(release), logs=options.log.parent)
         deadline = None if options.time_budget_s is None else time.monotonic() + options.time_budget_s
 
         def keep(log: Log) -> None:
@@ -70,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     agree = arms_agree(log.visits)
     show(log, result, agree=agree)
     return report.exit_code(result, arms_agree=agree)
+
+
+def without_query_cache(release: Release) -> Release:
+    """Every cell asks the same questions: what ours remembers of the first would be no work in the others."""
+    retrieval = release.retrieval.model_copy(update={"query_cache": 0})
+    return release.model_copy(update={"retrieval": retrieval})
 
 
 def what_is_served(release: Release) -> str:
@@ -162,11 +172,11 @@ def show(log: Log, result: Report, *, agree: bool) -> None:
         console = Console(width=160)  # a file or a pipe has no width to keep to
     title = f"{len(log.settings.questions)} questions, rounds: {log.rounds}; means over the rounds with 95 % intervals"
     table = Table(title=title)
-    for heading in ("cell", "arm", "requests/s", "tokens/s", "CPU s", "TTFT ms", "total ms", "rps vs bare", "equal"):
+    for heading in ("cell", "arm", "requests/s", "tokens/s", "CPU s", "TTFT ms", "TPOT ms", "rps vs bare", "equal"):
         table.add_column(heading, justify="left" if heading in ("cell", "arm") else "right")
     for cell in log.settings.cells:
         for arm in reversed(ARMS):
-            keys = ("rps", "tokens_per_s", "cpu_s", "ttft_ms", "total_ms", "rps_vs_bare")
+            keys = ("rps", "tokens_per_s", "cpu_s", "ttft_ms", "tpot_ms", "rps_vs_bare")
             figures = [_with_interval(result, arm, f"{cell}.{key}") for key in keys]
             share = result.arms[arm][f"{cell}.equal_outputs"]
             table.add_row(str(cell), arm, *figures, f"{share:.0%}", end_section=arm == ARMS[0])

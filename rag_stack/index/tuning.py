@@ -17,8 +17,11 @@ _QUERIES: Final = 200
 _LEAST_QUERIES: Final = 50
 # So many products of a query and a passage: a minute on two cores, for 384 dimensions.
 _PRODUCTS: Final = 500_000_000
-# As long as the vector itself: a query's cosine with its passage is 0.7, as a question's with its answer.
-_NOISE: Final = 1.0
+# Noise beside a passage's vector of length 1: the nearest passage then has the cosine that it has to a real question,
+# some 0.6. It is spread as the corpus is. Spread evenly over all dimensions it lies outside of what passages span, such
+# queries are easy, and settings that found 0.95 of their nearest ten found 0.90 of those of SciFact's claims.
+_NOISE: Final = 1.4
+_SPREAD_ROWS: Final = 1024
 # Passages as near as the last of the nearest are as good: equal texts, and what float32 does not tell apart.
 _TIE: Final = 1e-5
 _FLOAT_BYTES: Final = 4
@@ -43,7 +46,7 @@ class Exact:
     def of(cls, flat: FlatFile, *, at: int, queries: Vectors | None = None) -> Self:
         """Exact search over a complete file, for made queries and those that are given. Blocking.
 
-        A made query is the vector of a passage with noise, as a question that is about it; the passage itself counts
+        A made query is the vector of a passage with noise, as far from it as questions are; the passage itself counts
         as an answer, since it is one. Where there are fewer than `at` passages, all of them are asked for.
         """
         made = _made(flat)
@@ -163,8 +166,12 @@ def _bytes_read(index: faiss.Index, setting: _Setting, at: int, *, in_memory: bo
 def _made(flat: FlatFile) -> Vectors:
     count = min(flat.count, max(_LEAST_QUERIES, min(_QUERIES, _PRODUCTS // flat.count)))
     draw = np.random.default_rng(_SEED)
-    rows = np.sort(draw.choice(flat.count, count, replace=False, shuffle=False))
-    noise = draw.standard_normal((count, flat.dimension), np.float32)
-    noise *= _NOISE / np.linalg.norm(noise, axis=1, keepdims=True)
-    queries = np.array(flat.vectors()[rows]) + noise
+    passages, others = (
+        np.array(flat.vectors()[np.sort(draw.choice(flat.count, size, replace=False, shuffle=False))])
+        for size in (count, min(flat.count, _SPREAD_ROWS))
+    )
+    # A sum with random weights has the covariance of what is summed.
+    noise = draw.standard_normal((count, len(others)), np.float32) @ (others - others.mean(axis=0))
+    lengths = np.linalg.norm(noise, axis=1, keepdims=True)
+    queries = passages + _NOISE * np.divide(noise, lengths, out=np.zeros_like(noise), where=lengths > 0)
     return np.asarray(queries / np.linalg.norm(queries, axis=1, keepdims=True), np.float32)

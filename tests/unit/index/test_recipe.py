@@ -21,14 +21,14 @@ _CODED_BYTES = 96 + 8 + 384
     ("passages", "dimension", "budget", "expected"),
     [
         (1, 384, None, "Flat"),
-        (2_604, 384, None, "Flat"),
-        (2_605, 384, None, "IVF64,PQ192x4fs,RFlat"),
-        (10_000, 100, None, "Flat"),
-        (10_001, 100, None, "IVF128,PQ100x4fs,RFlat"),
+        (10_416, 384, None, "Flat"),
+        (10_417, 384, None, "IVF128,PQ192x4fs,RFlat"),
+        (40_000, 100, None, "Flat"),
+        (40_001, 100, None, "IVF256,PQ100x4fs,RFlat"),
         (341_479, 100, None, "IVF1024,PQ100x4fs,RFlat"),
         (100_000, 128, None, "IVF512,PQ128x4fs,RFlat"),
         (100_000, 130, None, "Pad132,IVF512,PQ66x4fs,RFlat"),
-        (2_604, 384, 1, "Flat"),
+        (10_416, 384, 1, "Flat"),
         (DEFAULT_MEMORY_BUDGET_BYTES // _EXACT_BYTES, 384, None, "IVF2048,PQ192x4fs,RFlat"),
         (DEFAULT_MEMORY_BUDGET_BYTES // _EXACT_BYTES + 1, 384, None, "IVF2048,PQ192x4fs,Refine(SQ8)"),
         (10_000_000, 384, 64 << 30, "IVF4096,PQ192x4fs,RFlat"),
@@ -55,8 +55,8 @@ def test_more_recall_than_8_bits_give_ranks_by_exact_vectors() -> None:
 @pytest.mark.parametrize("bytes_a_number", [5, 2, 0])
 def test_what_auto_chooses_is_built_mapped_and_filtered(tmp_path: Path, dimension: int, bytes_a_number: int) -> None:
     # Of the recipe for more, with fewer lists: it takes seconds otherwise.
-    budget = 21_000 * dimension * bytes_a_number
-    recipe = choose_recipe(21_000, dimension, memory_budget_bytes=budget).replace("IVF256", "IVF16")
+    budget = 42_000 * dimension * bytes_a_number
+    recipe = choose_recipe(42_000, dimension, memory_budget_bytes=budget).replace("IVF256", "IVF16")
     assert ("SQ8" in recipe) == (bytes_a_number == 2)
     vectors = clustered(3_000, dimension)
     with FlatFile(tmp_path / "vectors.faiss", dimension=dimension) as flat:

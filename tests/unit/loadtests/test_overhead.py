@@ -18,10 +18,18 @@ from starlette.applications import Starlette
 from loadtests import overhead, report
 from loadtests.arms import ArmName, RunningArm, engine_flags, wait_until_ready
 from loadtests.closed_loop import Answer, LoadError, ask_all, request_body
-from loadtests.overhead_figures import arms_agree, build_report, equal_outputs, rps_vs_bare, unexplained_ttft_ms
+from loadtests.overhead_figures import (
+    arms_agree,
+    build_report,
+    equal_outputs,
+    rps_vs_bare,
+    tpot_vs_bare,
+    unexplained_ttft_ms,
+)
 from loadtests.overhead_log import Cell, Log, Settings, Visit, resume
 from loadtests.overhead_plot import draw
 from loadtests.process_tree import ProcessTree, inherited_environment
+from rag_stack.config import load_release
 from tests.engine import build_engine
 from tests.layer import build_layer
 from tests.servers import closed_port, serve
@@ -144,6 +152,8 @@ class TestRounds:
         assert len(written["samples"]) == 2 * 3 * 2
         assert all(goal["value"] is not None for goal in written["goals"].values())
         assert written["arms"]["ours"]["1x1.embed_ms"] > 0
+        assert written["arms"]["ours"]["32x8.tpot_ms"] > 0
+        assert written["arms"]["ours"]["1x1.tpot_ms"] is None, "one token has no time between tokens"
         assert written["arms"]["ours"]["1x1.equal_outputs"] == 1
         assert (tmp_path / "overhead.png").read_bytes().startswith(b"\x89PNG")
 
@@ -207,9 +217,19 @@ class TestLog:
             resume(tmp_path / "absent.json", new_log().settings)
 
 
-def a_visit(arm: ArmName, *, round_number: int, ttfts: list[float], wall_s: float, cell: Cell) -> Visit:
+def a_visit(
+    arm: ArmName,
+    *,
+    round_number: int,
+    ttfts: list[float],
+    wall_s: float,
+    cell: Cell,
+    total_ms: float | None = None,
+) -> Visit:
+    """Answers of one token, which end with it, or of four that end at `total_ms`."""
     timings = {"embed": 10.0, "search": 2.0, "prompt": 1.0, "queue": 0.0} if arm == "ours" else {}
-    answers = [Answer(n, ttft, ttft, 100, 0, 1, "same", timings) for n, ttft in enumerate(ttfts)]
+    end, tokens = ({}, 1) if total_ms is None else (dict.fromkeys(ttfts, total_ms), 4)
+    answers = [Answer(n, ttft, end.get(ttft, ttft), 100, 0, tokens, "same", timings) for n, ttft in enumerate(ttfts)]
     return Visit(
         round=round_number,
         arm=arm,
@@ -255,6 +275,22 @@ class TestFigures:
         value, (low, high) = rps_vs_bare(visits, PAIR)
         assert value == pytest.approx(statistics.fmean([0.8, 1.0]))
         assert low < 0.9 < high
+
+    def test_time_an_output_token_is_compared_within_a_round(self) -> None:
+        visits = [
+            a_visit(arm, round_number=n, ttfts=[1.0], wall_s=1, cell=PAIR, total_ms=total)
+            for n, totals in enumerate(({"bare": 31.0, "ours": 61.0}, {"bare": 31.0, "ours": 31.0}))
+            for arm, total in totals.items()
+        ]
+        assert tpot_vs_bare(visits, PAIR)[0] == pytest.approx(1.5)
+
+    def test_the_queries_of_a_cell_are_not_remembered_in_the_next(self, tmp_path: Path) -> None:
+        release = load_release(Path(__file__).parents[3] / "releases" / "demo.yaml")
+        changed = overhead.without_query_cache(release)
+        assert (release.retrieval.query_cache, changed.retrieval.query_cache) == (1000, 0)
+        file = tmp_path / "served.yaml"
+        file.write_text(changed.model_dump_json(exclude_unset=True), encoding="utf-8")
+        assert load_release(file) == changed
 
     def test_one_round_has_no_interval(self) -> None:
         visits = [a_visit(arm, round_number=0, ttfts=[1.0], wall_s=1, cell=PAIR) for arm in ("bare", "ours")]
