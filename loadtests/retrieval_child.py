@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtests.retrieval_data import AT, Vectors, recall_of
-from loadtests.retrieval_figures import memory_bytes
+from loadtests.retrieval_figures import mapped_bytes, own_bytes
 
 Rows = npt.NDArray[np.int64]
 # Vectors [n, d] -> rows [n, AT].
@@ -52,18 +52,19 @@ def main() -> None:
     # Code is not counted: the index alone is.
     for module in _MODULES[arm["library"]]:
         importlib.import_module(module)
-    before = _memory()
+    before = own_bytes(_rollup())
     set_effort, path = _open(arm, kept, problem["base"].shape[1])
     print(json.dumps({**json.loads(built.read_text(encoding="utf-8")), "file_bytes": path.stat().st_size}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(_answer(json.loads(line), set_effort, problem, before)), flush=True)
+        answer = _answer(json.loads(line), set_effort, problem)
+        memory = {"own_bytes": own_bytes(_rollup()) - before, "mapped_bytes": mapped_bytes(_smaps(), path)}
+        print(json.dumps(answer | memory), flush=True)
 
 
 def _answer(
     asked: dict[str, Any],
     set_effort: Callable[[Sequence[int]], Search],
     problem: dict[str, Any],
-    before: tuple[int, int],
 ) -> dict[str, float]:
     search = set_effort(asked["effort"])
     queries, batch = problem[asked["queries"]], int(asked.get("batch", 1))
@@ -71,18 +72,19 @@ def _answer(
     started, cpu = time.perf_counter(), time.process_time()
     rows = [search(queries[first : first + batch]) for first in range(0, len(queries), batch)]
     cpu, took = time.process_time() - cpu, time.perf_counter() - started
-    own, mapped = _memory()
     return {
         "cpu_us": cpu / len(queries) * 1e6,
         "wall_us": took / len(queries) * 1e6,
         "recall": recall_of(np.concatenate(rows), problem[asked["queries"] + "_nearest"]),
-        "own_bytes": own - before[0],
-        "mapped_bytes": mapped - before[1],
     }
 
 
-def _memory() -> tuple[int, int]:
-    return memory_bytes(Path("/proc/self/smaps_rollup").read_text(encoding="utf-8"))
+def _rollup() -> str:
+    return Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
+
+
+def _smaps() -> str:
+    return Path("/proc/self/smaps").read_text(encoding="utf-8")
 
 
 def _build(arm: dict[str, Any], kept: Path, problem: dict[str, Any]) -> None:
@@ -167,12 +169,13 @@ def _keys(keys: npt.NDArray[np.uint64]) -> Rows:
 
 def _open_ours(kept: Path) -> Callable[[Sequence[int]], Search]:
     """As a replica searches: the index version as a whole, with the effort that it was built with."""
-    from rag_stack.artifacts.manifest import Manifest, describe_files
+    from rag_stack.artifacts.manifest import Manifest
     from rag_stack.index.reader import IndexVersion, set_search_threads
 
     set_search_threads(1)
     metadata = json.loads((kept / "metadata.json").read_text(encoding="utf-8"))
-    manifest = Manifest(kind="indexes", name="given", version="v1", files=describe_files(kept), metadata=metadata)
+    # Digests of its files, which take buffers, are not asked for.
+    manifest = Manifest(kind="indexes", name="given", version="v1", files=(), metadata=metadata)
     version = IndexVersion.open(kept, manifest, embedder_digest=None)
     version.prefault()
     return lambda _: lambda vectors: version.search(vectors, AT)[1]

@@ -1,6 +1,7 @@
 """The pure figures of loadtests.retrieval: the least effort that finds enough, memory, and who is best."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 TARGET: Final = 0.95
@@ -26,14 +27,24 @@ def least_effort(recall: Callable[[int], float], *, most: int, target: float = T
     return high
 
 
-def memory_bytes(rollup: str) -> tuple[int, int]:
-    """What a process has for itself, and what it maps from files and has in memory, by its smaps_rollup."""
-    kib = {
-        name: int(value.split()[0])
-        for name, _, value in (line.partition(":") for line in rollup.splitlines())
-        if value.strip().endswith("kB")
-    }
-    return kib["Anonymous"] * 1024, (kib["Rss"] - kib["Anonymous"]) * 1024
+def own_bytes(rollup: str) -> int:
+    """What a process has for itself alone, by its smaps_rollup."""
+    return _sum(rollup.splitlines(), "Anonymous")
+
+
+def mapped_bytes(smaps: str, path: Path) -> int:
+    """What a process has mapped of a file and in memory, by its smaps."""
+    lines, mine = [], False
+    for line in smaps.splitlines():
+        if not line.split(maxsplit=1)[0].endswith(":"):  # a mapping's head: addresses, and the file at the end
+            mine = line.endswith(f" {path}")
+        elif mine:
+            lines.append(line)
+    return _sum(lines, "Rss")
+
+
+def _sum(lines: Iterable[str], name: str) -> int:
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def best_peer(cpu_us: Mapping[str, float]) -> str:

@@ -124,9 +124,9 @@ class IndexWriter:
 
         `search_parameters` are taken as they are; without them the cheapest are taken that find `recall_target` of the
         `recall_at` nearest passages. `queries`, float32 [n, dimension] of unit length, are vectors of real questions to
-        measure with, besides those that are made of passages. `skipped_documents` were left out (default: those of
-        `skipped`), of which the metadata names the first. Raises IndexVersionError when there is nothing to index,
-        FAISS refuses the recipe, or the disk is full.
+        measure with, in the place of as many that are made of passages. `skipped_documents` were left out (default:
+        those of `skipped`), of which the metadata names the first. Raises IndexVersionError when there is nothing to
+        index, FAISS refuses the recipe, or the disk is full.
         """
         if not self.passages:
             raise IndexVersionError("there are no passages to index: every document is empty or could not be read")

@@ -46,11 +46,12 @@ class Exact:
     def of(cls, flat: FlatFile, *, at: int, queries: Vectors | None = None) -> Self:
         """Exact search over a complete file, for made queries and those that are given. Blocking.
 
-        A made query is the vector of a passage with noise, as far from it as questions are; the passage itself counts
-        as an answer, since it is one. Where there are fewer than `at` passages, all of them are asked for.
+        Queries are made as far as those that are given are fewer than 200. A made query is the vector of a passage with
+        noise, as far from it as questions are; the passage itself counts as an answer, since it is one. Where there are
+        fewer than `at` passages, all of them are asked for.
         """
-        made = _made(flat)
-        asked = made if queries is None else np.concatenate([made, np.asarray(queries, np.float32)])
+        given = np.empty((0, flat.dimension), np.float32) if queries is None else np.asarray(queries, np.float32)
+        asked = np.concatenate([_made(flat, fewer=len(given)), given])
         at = min(at, flat.count)
         similarities, _ = flat.index().search(asked, at)
         return cls(asked, similarities[:, -1], at, flat.vectors())
@@ -163,8 +164,8 @@ def _bytes_read(index: faiss.Index, setting: _Setting, at: int, *, in_memory: bo
             return 0
 
 
-def _made(flat: FlatFile) -> Vectors:
-    count = min(flat.count, max(_LEAST_QUERIES, min(_QUERIES, _PRODUCTS // flat.count)))
+def _made(flat: FlatFile, *, fewer: int) -> Vectors:
+    count = max(0, min(flat.count, max(_LEAST_QUERIES, min(_QUERIES, _PRODUCTS // flat.count))) - fewer)
     draw = np.random.default_rng(_SEED)
     passages, others = (
         np.array(flat.vectors()[np.sort(draw.choice(flat.count, size, replace=False, shuffle=False))])

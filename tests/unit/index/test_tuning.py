@@ -74,7 +74,7 @@ def test_more_recall_costs_more(tmp_path: Path) -> None:
     assert recall_of(index, exact) < 0.8
 
 
-@pytest.mark.parametrize("target", [0.8, 0.9])
+@pytest.mark.parametrize("target", [0.8, 0.93])
 def test_from_the_disk_more_lists_are_read_to_rank_fewer_vectors_again(tmp_path: Path, target: float) -> None:
     flat = _flat(tmp_path, clustered(12_000, D, spread=1.5))
     index = train(flat, "IVF64,PQ32x4fs,RFlat").index
@@ -128,7 +128,7 @@ def test_real_questions_are_measured_too(tmp_path: Path) -> None:
     questions = np.random.default_rng(9).standard_normal((400, D)).astype(np.float32)
     questions /= np.linalg.norm(questions, axis=1, keepdims=True)
     hard = _build(tmp_path, vectors, recipe="IVF64,Flat", search_parameters="nprobe=1", queries=questions)
-    assert hard.recall_queries == 600
+    assert hard.recall_queries == 400, "none is made where there are as many real ones"
     assert hard.recall < easy.recall
 
 
@@ -142,7 +142,7 @@ def test_recall_is_a_share_of_what_exact_search_finds(tmp_path: Path) -> None:
     expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(nearest.tolist(), rows.tolist(), strict=True)])
     assert recall_of(index, exact) == pytest.approx(expected, abs=0.002)
     cosine = (exact.queries @ vectors.T).max(axis=1)
-    assert 0.6 < np.median(cosine) < 0.8, "as near to a passage as a question is"
+    assert 0.5 < np.median(cosine) < 0.7, "as near to a passage as a question is"
 
 
 def test_equal_texts_are_equally_good_answers(tmp_path: Path) -> None:

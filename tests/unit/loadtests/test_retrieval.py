@@ -1,10 +1,12 @@
 import io
+import mmap
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loadtests.retrieval_data import DataError, nearest, parse_wink, problem, recall_of
-from loadtests.retrieval_figures import best_peer, least_effort, memory_bytes
+from loadtests.retrieval_figures import best_peer, least_effort, mapped_bytes, own_bytes
 
 
 @pytest.mark.parametrize("enough", [1, 2, 3, 7, 8, 63, 64, 99, 100])
@@ -20,7 +22,22 @@ def test_an_effort_that_never_suffices_is_none() -> None:
 
 def test_memory_is_split_into_own_and_mapped() -> None:
     rollup = "00400000-7fff ---p 00000000 00:00 0 [rollup]\nRss:   300 kB\nPss: 20 kB\nAnonymous:   100 kB\n"
-    assert memory_bytes(rollup) == (100 * 1024, 200 * 1024)
+    assert own_bytes(rollup) == 100 * 1024
+    smaps = (
+        "7f10-7f20 r--s 00000000 08:10 1 /cache/index.faiss\nSize: 64 kB\nRss: 40 kB\nAnonymous: 0 kB\n"
+        "7f20-7f30 r--s 00000000 08:10 2 /cache/other.faiss\nRss: 7 kB\nVmFlags: rd mr\n"
+        "7f30-7f40 rw-p 00000000 00:00 0\nRss: 5 kB\n"
+        "7f40-7f50 r--s 00010000 08:10 1 /cache/index.faiss\nRss: 2 kB\n"
+    )
+    assert mapped_bytes(smaps, Path("/cache/index.faiss")) == 42 * 1024
+
+
+def test_what_this_process_maps_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0
+        assert mapped_bytes(Path("/proc/self/smaps").read_text(encoding="utf-8"), path) == 1 << 20
 
 
 def test_the_best_peer_takes_the_least() -> None:
