@@ -168,9 +168,10 @@ def _keys(keys: npt.NDArray[np.uint64]) -> Rows:
 
 
 def _open_ours(kept: Path) -> Callable[[Sequence[int]], Search]:
-    """As a replica searches: the index version as a whole, with the effort that it was built with."""
+    """As a replica searches: the index version as a whole, with the effort that it was built with, or a larger one."""
     from rag_stack.artifacts.manifest import Manifest
     from rag_stack.index.reader import IndexVersion, set_search_threads
+    from rag_stack.index.tuning import apply
 
     set_search_threads(1)
     metadata = json.loads((kept / "metadata.json").read_text(encoding="utf-8"))
@@ -178,7 +179,15 @@ def _open_ours(kept: Path) -> Callable[[Sequence[int]], Search]:
     manifest = Manifest(kind="indexes", name="given", version="v1", files=(), metadata=metadata)
     version = IndexVersion.open(kept, manifest, embedder_digest=None)
     version.prefault()
-    return lambda _: lambda vectors: version.search(vectors, AT)[1]
+    built = dict(part.split("=") for part in metadata["search_parameters"].split(","))
+
+    def search(effort: Sequence[int]) -> Search:
+        nprobe = int(built["nprobe"]) + (effort[0] if effort else 0)
+        # The file says what a version searches with; here it is asked for more.
+        apply(version._index, f"nprobe={nprobe}")
+        return lambda vectors: version.search(vectors, AT)[1]
+
+    return search
 
 
 def _open_faiss(path: Path) -> Callable[[Sequence[int]], Search]:

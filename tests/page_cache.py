@@ -27,3 +27,10 @@ def _taken_back() -> list[int]:
     """The kernel's counts of pages that it reclaimed, and of times that somebody had the page cache dropped."""
     counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
     return [int(count) for name, count in counts.items() if name.startswith("pgsteal_") or name == "drop_pagecache"]
+
+
+def mapped_kib(path: Path) -> int:
+    """What this process has mapped of a file and in memory."""
+    mappings = Path("/proc/self/smaps").read_text(encoding="utf-8").split("VmFlags:")
+    mine = (mapping for mapping in mappings if f" {path}\n" in mapping)
+    return sum(int(line.split()[1]) for mapping in mine for line in mapping.splitlines() if line.startswith("Rss:"))

@@ -70,6 +70,23 @@ def will_need(address: int, size_bytes: int) -> None:
     _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + size_bytes - start), mmap.MADV_WILLNEED)
 
 
+def forget(path: Path, *, stop_bytes: int) -> None:
+    """Take the first `stop_bytes` of a file out of what this process has mapped of it, where it reads them no more.
+
+    They stay in the page cache, as pages that the kernel may drop before those that somebody has mapped. Who reads them
+    again after all finds them there, or on the disk. The mapping must not be written to.
+    """
+    with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            addresses, access, offset, _, _, *name = line.rstrip("\n").split(maxsplit=5)
+            if name != [str(path)] or access[1] == "w":
+                continue
+            start, end = (int(each, 16) for each in addresses.split("-"))
+            length = min(end - start, stop_bytes - int(offset, 16)) // mmap.PAGESIZE * mmap.PAGESIZE
+            if length > 0:
+                _LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+
+
 def _populate(file: BinaryIO, start: int, length: int) -> None:
     with _mapped(file, start, length) as address:
         while _LIBC.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), _MADV_POPULATE_READ):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from rag_stack.artifacts.manifest import Manifest
 from rag_stack.artifacts.memory import available_bytes
-from rag_stack.artifacts.residency import populate, resident_bytes
+from rag_stack.artifacts.residency import forget, populate, resident_bytes
 from rag_stack.errors import EmbedderMismatchError, IndexVersionError
 from rag_stack.index.format import (
     DOCUMENTS_FILE,
@@ -116,6 +116,8 @@ class IndexVersion:
                 f"`rag-stack index build SPEC`, with the spec of {manifest.name!r}"
             )
         index = _read_index(path / INDEX_FILE)
+        file = (path / INDEX_FILE).resolve()
+        forget(file, stop_bytes=_copied_bytes(metadata, file.stat().st_size))
         passages = PassageTable.open(path / PASSAGES_FILE)
         documents = open_table(path / DOCUMENTS_FILE, schema=DOCUMENTS_SCHEMA)
         _check(str(manifest.ref), metadata, index, passages=len(passages), documents=documents.num_rows)
@@ -348,10 +350,13 @@ def copied_bytes(manifest: Manifest) -> int:
 
     FAISS copies the lists of FastScan, which it keeps in another order than in the file, and maps everything else.
     """
-    metadata = IndexMetadata.of(manifest)
+    size = next((entry.size_bytes for entry in manifest.files if entry.path == INDEX_FILE), 0)
+    return _copied_bytes(IndexMetadata.of(manifest), size)
+
+
+def _copied_bytes(metadata: IndexMetadata, size: int) -> int:
     if "fs" not in metadata.recipe:
         return 0
-    size = next((entry.size_bytes for entry in manifest.files if entry.path == INDEX_FILE), 0)
     # What finds are ranked again by lies behind the lists, and is mapped.
     bytes_a_number = 4 if "RFlat" in metadata.recipe else 1 if "Refine(SQ8)" in metadata.recipe else 0
     return max(0, size - metadata.passages * metadata.dimension * bytes_a_number)

@@ -19,9 +19,9 @@ from rag_stack.index.cutting import Cut
 from rag_stack.index.documents import Document
 from rag_stack.index.format import INDEX_FILE, PASSAGES_FILE, EmbedderRef
 from rag_stack.index.probe import Probe, head_bytes
-from rag_stack.index.reader import IndexVersion, Prefault, Vectors
+from rag_stack.index.reader import IndexVersion, Prefault, Vectors, copied_bytes
 from rag_stack.types import Passage
-from tests.page_cache import undisturbed
+from tests.page_cache import mapped_kib, undisturbed
 
 D, PASSAGES, LISTS, NPROBE = 64, 16_000, 64, 4
 EMBEDDER = EmbedderRef(name="seeded", digest="sha256:" + "0" * 64)
@@ -209,3 +209,14 @@ def test_the_head_ends_where_the_first_list_begins(tmp_path: Path, manifest: Man
     first = faiss.rev_swig_ptr(index.invlists.get_codes(0), index.invlists.list_size(0) * 4 * D)
     head = head_bytes(index, size_bytes=path.stat().st_size)
     assert path.read_bytes().index(first.tobytes()) == head
+
+
+def test_what_faiss_has_copied_is_not_mapped_too(tmp_path: Path) -> None:
+    directory = tmp_path / "index"
+    manifest = _write(directory, recipe="IVF16,PQ8x4fs,RFlat", search_parameters="nprobe=16,k_factor_rf=4", count=4000)
+    expected = _expected(directory)
+    index = IndexVersion.open(directory, manifest, embedder_digest=None)
+    copied, size = copied_bytes(manifest), (directory / INDEX_FILE).stat().st_size
+    assert copied > 8 * mmap.PAGESIZE
+    assert mapped_kib(directory / INDEX_FILE) * 1024 <= size - copied + 2 * mmap.PAGESIZE
+    assert index.search(QUERIES, 5)[1].tolist() == expected

@@ -11,8 +11,8 @@ from threading import Event
 import numpy as np
 import pytest
 
-from rag_stack.artifacts.residency import populate, resident_bytes, will_need
-from tests.page_cache import undisturbed
+from rag_stack.artifacts.residency import forget, populate, resident_bytes, will_need
+from tests.page_cache import mapped_kib, undisturbed
 
 MIB = 1 << 20
 SIZE = 24 * MIB + 12_345
@@ -51,6 +51,21 @@ def test_a_head_is_populated_and_counted_alone(cold: Path) -> None:
     assert looked == (None, head)
     assert resident_bytes(cold) < SIZE, "the kernel may read some more, even now, not all"
     assert undisturbed(lambda: (populate(cold), resident_bytes(cold, stop_bytes=2 * SIZE))) == (None, SIZE)
+
+
+def test_what_is_forgotten_is_not_mapped_and_reads_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    content = np.random.default_rng(0).bytes(SIZE)
+    path.write_bytes(content)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert mapped[:] == content
+        whole = mapped_kib(path)
+        forget(path, stop_bytes=9 * MIB + 1)
+        assert mapped_kib(path) == whole - 9 * 1024
+        assert mapped[:] == content
+        forget(path, stop_bytes=2 * SIZE)
+        assert mapped_kib(path) <= mmap.PAGESIZE // 1024, "the last page is whole pages only"
+    forget(path, stop_bytes=SIZE)
 
 
 def test_a_cancelled_one_reads_nothing(cold: Path) -> None:

@@ -12,7 +12,7 @@ from rag_stack.index.documents import Document
 from rag_stack.index.flat_file import FlatFile, Vectors
 from rag_stack.index.format import INDEX_FILE, EmbedderRef, IndexMetadata
 from rag_stack.index.training import train
-from rag_stack.index.tuning import Exact, apply, recall_of, tune
+from rag_stack.index.tuning import Exact, apply, reaches, recall_of, tune
 from rag_stack.types import Passage
 from tests.vectors import clustered
 
@@ -71,7 +71,22 @@ def test_more_recall_costs_more(tmp_path: Path) -> None:
     assert recall_of(index, exact) >= 0.8
     below = max(int(2 ** (step / 2)) for step in range(20) if int(2 ** (step / 2)) < probes[1])
     apply(index, f"nprobe={below}")
-    assert recall_of(index, exact) < 0.8
+    assert not reaches(index, exact, 0.8)
+
+
+def test_a_target_is_reached_by_more_than_the_luck_of_the_queries(tmp_path: Path) -> None:
+    flat = _flat(tmp_path, clustered(12_000, D, spread=1.5))
+    index = train(flat, "IVF256,Flat").index
+    exact = Exact.of(flat, at=10)
+    apply(index, tune(index, exact, target=0.9))
+    nearest = np.argsort(-(exact.queries @ exact.vectors.T), axis=1)[:, :10]
+    _, rows = index.search(exact.queries, 10)
+    recalls = [len(set(a) & set(b)) / 10 for a, b in zip(nearest.tolist(), rows.tolist(), strict=True)]
+    error = np.std(recalls) / np.sqrt(len(recalls))
+    assert error > 0.002
+    assert 0.9 <= np.mean(recalls) - error < 0.95
+    assert reaches(index, exact, 0.9)
+    assert not reaches(index, exact, round(float(np.mean(recalls)), 4)), "its mean is no more than luck"
 
 
 @pytest.mark.parametrize("target", [0.8, 0.93])
