@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace, *, tell: Tell) -> Measured:
     swept = sweep(shape, EXPONENTS, caches, seeds=options.seeds)
     traces = [zipf_trace(shape, seed=100 + n) for n in range(options.rounds)]
     peers = peer_orders(traces)
-    release = with_cache(load_release(options.release), gib=options.kv_gib)
+    release = with_cache(load_release(options.release), gib=options.kv_gib, cores=options.cores)
     directory = model_directory(release)
     prompts = open_prompts(release, directory, documents=max(shape.documents, 4 * options.unshared))
     start = ArmStarter(options.release, release, directory, logs=options.logs)
@@ -158,12 +158,13 @@ def same_questions(asked: Sequence[Asked]) -> bool:
     return all(len(each) == len(ARMS) and max(each) - min(each) <= 40 for each in sizes.values())
 
 
-def with_cache(release: Release, *, gib: int) -> Release:
+def with_cache(release: Release, *, gib: int, cores: str = "") -> Release:
     """The release with so much room for keys and values, and with answers that tell what was cached."""
+    cpu = {"VLLM_CPU_KVCACHE_SPACE": str(gib), **({"VLLM_CPU_OMP_THREADS_BIND": cores} if cores else {})}
     return release.model_copy(
         update={
             "engine": {**release.engine, "enable_prompt_tokens_details": True},
-            "engine_env": {**release.engine_env, "VLLM_CPU_KVCACHE_SPACE": str(gib)},
+            "engine_env": {**release.engine_env, **cpu},
         }
     )
 
@@ -185,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tries", type=int, default=1000, help="of the oracle to better an order")
     add("--seeds", type=int, default=2, help="traces simulated for each exponent; 0: none")
     add("--kv-gib", type=int, default=2)
+    add("--cores", default="", help="what the engine's threads run on, as 0-3; default: vLLM's choice, which spares one")
     add("--logs", type=Path, default=Path("var/loadtests"))
     add("--results", type=Path, default=report.RESULTS)
     return parser
