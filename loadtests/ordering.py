@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tries", type=int, default=1000, help="of the oracle to better an order")
     add("--seeds", type=int, default=2, help="traces simulated for each exponent; 0: none")
     add("--kv-gib", type=int, default=2)
-    add("--cores", default="", help="what the engine's threads run on, as 0-3; default: vLLM's choice, which spares one")
+    add("--cores", default="", help="of the engine, as 0-3; default: what vLLM chooses, which spares one")
     add("--logs", type=Path, default=Path("var/loadtests"))
     add("--results", type=Path, default=report.RESULTS)
     return parser

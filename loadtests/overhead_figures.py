@@ -123,7 +123,7 @@ def _arm(arm: ArmName, log: Log) -> dict[str, Value | Sequence[float]]:
             "cpu_s": over_rounds(log.visits, cell, arm=arm, of=lambda v: v.cpu_s),
             "ttft_ms": over_rounds(log.visits, cell, arm=arm, of=lambda v: median_of(v, "ttft_ms")),
             "total_ms": over_rounds(log.visits, cell, arm=arm, of=lambda v: median_of(v, "total_ms")),
-            "tpot_ms": over_rounds(log.visits, cell, arm=arm, of=tpot_ms),
+            **({"tpot_ms": over_rounds(log.visits, cell, arm=arm, of=tpot_ms)} if cell.max_tokens > 1 else {}),
             **_comparisons(arm, cell, log.visits),
         }
         for name, (value, interval) in figures.items():
@@ -140,7 +140,7 @@ def _comparisons(arm: ArmName, cell: Cell, visits: Sequence[Visit]) -> dict[str,
         case "ray":
             return {
                 "rps_vs_bare": rps_vs_bare(visits, cell, arm="ray"),
-                "tpot_vs_bare": tpot_vs_bare(visits, cell, arm="ray"),
+                **_tpot_vs_bare(visits, cell, arm="ray"),
                 "router_hop_ms": ttft_difference_ms(visits, cell, arm="ray", base="bare"),
             }
         case "ours":
@@ -150,11 +150,15 @@ def _comparisons(arm: ArmName, cell: Cell, visits: Sequence[Visit]) -> dict[str,
             }
             return {
                 "rps_vs_bare": rps_vs_bare(visits, cell),
-                "tpot_vs_bare": tpot_vs_bare(visits, cell),
+                **_tpot_vs_bare(visits, cell, arm="ours"),
                 "added_to_ray_ms": ttft_difference_ms(visits, cell, arm="ours", base="ray"),
                 "unexplained_ttft_ms": unexplained_ttft_ms(visits, cell),
                 **stages,
             }
+
+
+def _tpot_vs_bare(visits: Sequence[Visit], cell: Cell, *, arm: ArmName) -> dict[str, tuple[float | None, Interval]]:
+    return {"tpot_vs_bare": tpot_vs_bare(visits, cell, arm=arm)} if cell.max_tokens > 1 else {}
 
 
 def _sample(visit: Visit, visits: Sequence[Visit]) -> dict[str, Value]:

@@ -61,7 +61,8 @@ def test_what_is_forgotten_is_not_mapped_and_reads_the_same(tmp_path: Path) -> N
         assert mapped[:] == content
         whole = mapped_kib(path)
         forget(path, stop_bytes=9 * MIB + 1)
-        assert mapped_kib(path) == whole - 9 * 1024
+        # A huge page goes as a whole.
+        assert whole - 11 * 1024 < mapped_kib(path) <= whole - 9 * 1024
         assert mapped[:] == content
         forget(path, stop_bytes=2 * SIZE)
         assert mapped_kib(path) <= mmap.PAGESIZE // 1024, "the last page is whole pages only"
