@@ -55,28 +55,28 @@ def main() -> None:
     before = own_bytes(_rollup())
     set_effort, path = _open(arm, kept, problem["base"].shape[1])
     print(json.dumps({**json.loads(built.read_text(encoding="utf-8")), "file_bytes": path.stat().st_size}), flush=True)
+    memory: dict[str, float] = {}
     for line in sys.stdin:
-        answer = _answer(json.loads(line), set_effort, problem)
-        memory = {"own_bytes": own_bytes(_rollup()) - before, "mapped_bytes": mapped_bytes(_smaps(), path)}
-        print(json.dumps(answer | memory), flush=True)
+        answer, rows, truth = _answer(json.loads(line), set_effort, problem)
+        if not memory:
+            # After some searches, and before this program makes sets of what they have found.
+            memory = {"own_bytes": own_bytes(_rollup()) - before, "mapped_bytes": mapped_bytes(_smaps(), path)}
+        print(json.dumps({**answer, "recall": recall_of(rows, truth), **memory}), flush=True)
 
 
 def _answer(
     asked: dict[str, Any],
     set_effort: Callable[[Sequence[int]], Search],
     problem: dict[str, Any],
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Rows, Rows]:
     search = set_effort(asked["effort"])
     queries, batch = problem[asked["queries"]], int(asked.get("batch", 1))
     search(queries[:batch])
     started, cpu = time.perf_counter(), time.process_time()
     rows = [search(queries[first : first + batch]) for first in range(0, len(queries), batch)]
     cpu, took = time.process_time() - cpu, time.perf_counter() - started
-    return {
-        "cpu_us": cpu / len(queries) * 1e6,
-        "wall_us": took / len(queries) * 1e6,
-        "recall": recall_of(np.concatenate(rows), problem[asked["queries"] + "_nearest"]),
-    }
+    times = {"cpu_us": cpu / len(queries) * 1e6, "wall_us": took / len(queries) * 1e6}
+    return times, np.concatenate(rows), problem[asked["queries"] + "_nearest"]
 
 
 def _rollup() -> str:
