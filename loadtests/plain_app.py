@@ -33,6 +33,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _interrupt(stopped))
     environment.prepare()
+    # Our waiting room in Serve's proxy asks our control applications, and here are none.
+    os.environ.pop("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", None)
     release = load_release(options.release)
     try:
         _start(release, model_directory(release), port=options.port)
