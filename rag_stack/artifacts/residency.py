@@ -76,6 +76,8 @@ def forget(path: Path, *, stop_bytes: int) -> None:
     They stay in the page cache, as pages that the kernel may drop before those that somebody has mapped. Who reads them
     again after all finds them there, or on the disk. The mapping must not be written to.
     """
+    if stop_bytes < mmap.PAGESIZE:
+        return
     with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             addresses, access, offset, _, _, *name = line.rstrip("\n").split(maxsplit=5)

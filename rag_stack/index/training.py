@@ -18,8 +18,8 @@ _SEED: Final = 20_240
 _SAMPLE: Final = 65_536
 _SAMPLE_PER_LIST: Final = 64
 _BLOCK: Final = 16_384
-# FastScan's search for a query at a time. What it takes by itself packs tables for several, anew for each list: a tenth
-# of the time of one query. The file keeps it.
+# FastScan's search for a query at a time. What it takes by itself packs tables for several, anew for each list, which a
+# single query pays for nothing. The file keeps it.
 _ONE_QUERY: Final = 10
 
 
