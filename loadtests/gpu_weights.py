@@ -1,4 +1,4 @@
-"""From a cold or warm node to tensors on a GPU: ours, vLLM's own load, and the fastest plain copy. Not run here.
+"""From a cold or warm node to tensors on a GPU: ours, vLLM's own load, and the fastest plain copy.
 
 `python -m loadtests.gpu_weights` is `loadtests.weights` with a model on the first GPU: a load ends when the device has
 every tensor. One arm more reads the same files into pinned memory and copies them to the device, two buffers in turn,
@@ -28,7 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_GPU
     arms = {**weights.ARMS, weights.COPIED: "plain copy to the device, warm"}
     return weights.run(
-        "gpu_weights", "cuda:0", arms, rounds=options.rounds, size_mb=options.size_mb, results=options.results
+        "gpu_weights",
+        "cuda:0",
+        arms,
+        rounds=options.rounds,
+        size_mb=options.size_mb,
+        results=options.results,
+        embedder=False,
     )
 
 

@@ -24,6 +24,7 @@ from loadtests.relay import Relay, relay
 from loadtests.report import RESULTS, Goal, Report, Value, column, exit_code, goal_lines, machine, write
 from loadtests.s3_server import serve_s3
 from loadtests.sharded_model import write_model
+from loadtests.weights_copy import device_name
 from loadtests.weights_memory import unique_memory_share
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import Manifest
@@ -96,8 +97,13 @@ def main() -> int:
     return run("weights", "cpu", ARMS, rounds=options.rounds, size_mb=options.size_mb, results=options.results)
 
 
-def run(name: str, device: str, arms: Mapping[str, str], *, rounds: int, size_mb: int, results: Path) -> int:
-    """Run the rounds, print the goals, write JSON and picture; the exit code."""
+def run(
+    name: str, device: str, arms: Mapping[str, str], *, rounds: int, size_mb: int, results: Path, embedder: bool = True
+) -> int:
+    """Run the rounds, print the goals, write JSON and picture; the exit code.
+
+    `embedder`: also what a further process pays for the demo's, which has nothing to do with a device.
+    """
     with _prepared(name, device, arms, size_mb) as (setting, environment), ExitStack() as stack:
         actors = []
         for _ in range(2):
@@ -109,7 +115,7 @@ def run(name: str, device: str, arms: Mapping[str, str], *, rounds: int, size_mb
         samples: list[dict[str, Value]] = []
         for number in range(rounds):
             samples += _round(number, setting, actors[0], actors[1])
-        shares = [unique_memory_share() for _ in range(rounds)]
+        shares = [unique_memory_share() for _ in range(rounds)] if embedder else []
     report = _report(samples, shares, setting, rounds=rounds)
     checksums = {sample["checksum"] for sample in samples if sample["checksum"] is not None}
     for line in (*_table(report, arms), *goal_lines(report)):
@@ -208,10 +214,10 @@ def _report(
     goals = {
         f"{setting.name}.second_actor_bytes": Goal(second_bytes, "<= 0"),
         f"{setting.name}.second_actor_time_ratio": Goal(ratio("ours second", "vllm warm"), "<= 1.1"),
-        f"{setting.name}.unique_memory_share": Goal(max(shares), "<= 0.05"),
+        **({f"{setting.name}.unique_memory_share": Goal(max(shares), "<= 0.05")} if shares else {}),
         f"{setting.name}.cold_vs_disk": Goal(1 / ratio("ours cold", "sequential"), ">= 0.85"),
     }
-    about = {**machine(), "device": setting.device, "model_bytes": size, "shards": len(files)}
+    about = {**machine(), "device": device_name(setting.device), "model_bytes": size, "shards": len(files)}
     return Report(name=setting.name, machine=about, rounds=rounds, samples=samples, arms=arms, goals=goals)
 
 

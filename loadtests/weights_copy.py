@@ -12,6 +12,11 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def device_name(device: str) -> str:
+    """What a device is: a GPU's name as its driver has it."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+
+
 def copied(directory: Path, device: torch.device, *, piece_bytes: int = 64 << 20) -> int:
     """Files read into two pinned buffers, one filled while the other is copied to the device; the bytes copied."""
     pinned = device.type != "cpu"

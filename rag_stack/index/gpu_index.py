@@ -1,8 +1,8 @@
 """An open index on the device beside its mapping: what goes there, counted before anything is allocated.
 
-Not run here: everything in this module that calls faiss-gpu. What it decides and what it falls back to is tested
-without a device. Which FAISS is installed is looked up when it is asked for, so that a release with `gpu_index` serves
-from the host where the build has no GPU.
+What it decides and what it falls back to is tested without a device; what calls faiss-gpu by
+tests/integration/test_gpu_device.py, where there is one. Which FAISS is installed is looked up when it is asked for, so
+that a release with `gpu_index` serves from the host where the build has no GPU.
 """
 
 import logging
@@ -31,13 +31,32 @@ _FLOAT_BYTES: Final = 4
 _ID_BYTES: Final = 8
 # Of FAISS's scratch memory, which StandardGpuResources allocates at once; searches of a few queries need less.
 SCRATCH_BYTES: Final = 64 << 20
+# What cuBLAS's handles take beside it, of each index: 70 MB on an H200, whose workspaces are the largest.
+_HANDLES_BYTES: Final = 76 << 20
+# What an index takes that holds next to nothing.
+FIXED_BYTES: Final = SCRATCH_BYTES + _HANDLES_BYTES
 # CAGRA's graph as FAISS builds it by default.
 _CAGRA_LINKS: Final = 64
 _CAGRA_LINK_BYTES: Final = 4
+# cuVS has more handles, and loads and links the kernels of its first search.
+CAGRA_BYTES: Final = 256 << 20
+# Candidates that a search of the graph keeps: with FAISS's 64, word vectors fall just short of a recall of 0.95. cuVS
+# searches in one block up to 512.
+_CAGRA_KEPT: Final = 128
+_CAGRA_LARGEST_K: Final = 256
+# FAISS's largest k on a device.
+_LARGEST_K: Final = 2048
 
 
 class Device(Protocol):
-    """Puts CPU indexes onto a device. Raises RuntimeError or MemoryError, as FAISS does, when it refuses."""
+    """Puts CPU indexes onto a device. Raises RuntimeError or MemoryError, as FAISS does, when it refuses.
+
+    Where there is no room for its handles FAISS does not raise: it ends the process. So who clones asks first.
+    """
+
+    def free_bytes(self) -> int:
+        """What the device has left, for all processes together."""
+        ...
 
     def clone(self, index: faiss.Index) -> faiss.Index:
         """The index on the device. Blocking."""
@@ -50,7 +69,7 @@ class Device(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GpuPlan:
-    """What goes to the device and how many bytes it takes, scratch memory in it. `reason` says why nothing does."""
+    """What goes to the device and how many bytes it takes there, all told. `reason` says why nothing does."""
 
     kind: Kind
     size_bytes: int
@@ -71,19 +90,19 @@ def plan(opened: faiss.Index, *, budget_bytes: int, cagra: bool = False) -> GpuP
     inverted = _inverted(index)
     if _exact(index) is not None:
         graph = index.ntotal * _CAGRA_LINKS * _CAGRA_LINK_BYTES
-        if cagra and vectors + graph + SCRATCH_BYTES <= budget_bytes:
-            return GpuPlan("cagra", vectors + graph + SCRATCH_BYTES)
-        if vectors + SCRATCH_BYTES <= budget_bytes:
-            return GpuPlan("flat", vectors + SCRATCH_BYTES)
+        if cagra and vectors + graph + FIXED_BYTES + CAGRA_BYTES <= budget_bytes:
+            return GpuPlan("cagra", vectors + graph + FIXED_BYTES + CAGRA_BYTES)
+        if vectors + FIXED_BYTES <= budget_bytes:
+            return GpuPlan("flat", vectors + FIXED_BYTES)
     if inverted is None or not _lists_of_vectors(index):
-        return GpuPlan("none", 0, f"{_gb(vectors + SCRATCH_BYTES)} do not fit into {_gb(budget_bytes)}, and no lists")
+        return GpuPlan("none", 0, f"{_gb(vectors + FIXED_BYTES)} do not fit into {_gb(budget_bytes)}, and no lists")
     centroids = inverted.nlist * int(inverted.d) * _FLOAT_BYTES
-    fixed = centroids + SCRATCH_BYTES
+    fixed = centroids + FIXED_BYTES
     lists = int(list_bytes(inverted).sum())
     if isinstance(index, faiss.IndexIVFFlat) and fixed + lists <= budget_bytes:
         return GpuPlan("ivf", fixed + lists)
     if fixed >= budget_bytes:
-        return GpuPlan("none", 0, f"centroids and scratch memory take {_gb(fixed)} of {_gb(budget_bytes)}")
+        return GpuPlan("none", 0, f"centroids and FAISS itself take {_gb(fixed)} of {_gb(budget_bytes)}")
     return GpuPlan("hot_lists", min(budget_bytes, fixed + lists))
 
 
@@ -94,8 +113,11 @@ class FreedError(RuntimeError):
 class DeviceCopy:
     """An index on the device. One search at a time: FAISS's resources of a device take no two. Until it is freed."""
 
-    def __init__(self, index: faiss.Index) -> None:
+    def __init__(
+        self, index: faiss.Index, parameters: Callable[[int], faiss.SearchParameters | None] = lambda _: None
+    ) -> None:
         self._index: faiss.Index | None = index
+        self._parameters = parameters
         self._lock = Lock()
 
     def search(self, vectors: Vectors, k: int) -> tuple[Vectors, Rows]:
@@ -103,7 +125,7 @@ class DeviceCopy:
         with self._lock:
             if self._index is None:
                 raise FreedError
-            scores, rows = self._index.search(vectors, k)
+            scores, rows = self._index.search(vectors, k, params=self._parameters(k))
             return scores, rows
 
     def search_preassigned(
@@ -122,7 +144,7 @@ class DeviceCopy:
 class OnDevice:
     """An index on the device: what answers unfiltered searches now, and what it was planned to take.
 
-    `copy` is None where no list is hot yet, so that nothing is there.
+    `copy` is None where no list is hot yet, so that nothing is there. It finds no more than `largest_k`.
     """
 
     search: Callable[[Vectors, int], tuple[Vectors, Rows]]
@@ -130,6 +152,7 @@ class OnDevice:
     copy: DeviceCopy | None
     counts: VisitCounts | None = None
     hot: Lists | None = None
+    largest_k: int = _LARGEST_K
 
 
 def place(
@@ -154,6 +177,8 @@ def place(
         _stays(planned.reason)
         return None
     try:
+        if (free := device.free_bytes()) < planned.size_bytes:
+            raise MemoryError(f"it has {_gb(free)} left")
         return _placed(index, device, planned, counts)
     # FAISS's CUDA errors, and its own for memory that is not there.
     except (RuntimeError, MemoryError) as exc:
@@ -164,7 +189,7 @@ def place(
 def hot_lists(opened: faiss.Index, planned: GpuPlan, counts: VisitCounts) -> Lists:
     """The lists that lie on the device by the visits so far, as many as were planned for."""
     host = _inverted(faiss.downcast_index(opened))
-    room = planned.size_bytes - SCRATCH_BYTES - int(host.nlist) * int(host.d) * _FLOAT_BYTES
+    room = planned.size_bytes - FIXED_BYTES - int(host.nlist) * int(host.d) * _FLOAT_BYTES
     return choose_hot_lists(counts.visits(), list_bytes(host), budget_bytes=room)
 
 
@@ -178,10 +203,15 @@ def same_lists(one: faiss.Index, other: faiss.Index) -> bool:
 
 
 def gpu_device(number: int) -> Device | None:
-    """The device of that number as FAISS has it; None for a FAISS without GPUs, or where it sees no such device."""
+    """The device of that number as FAISS has it; None for a FAISS without GPUs, or where it sees no such device.
+
+    Or where torch sees none, which tells what is free there: a replica has vLLM's.
+    """
     if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() <= number:
         return None
-    return _FaissGpu(number)
+    import torch
+
+    return _FaissGpu(number) if torch.cuda.is_available() else None
 
 
 def _placed(index: faiss.Index, device: Device, planned: GpuPlan, counts: VisitCounts | None) -> OnDevice | None:
@@ -190,7 +220,8 @@ def _placed(index: faiss.Index, device: Device, planned: GpuPlan, counts: VisitC
             copy = DeviceCopy(device.clone(_exact(index)))
         case "cagra":
             vectors = _exact(index).reconstruct_n(0, int(index.ntotal))
-            copy = DeviceCopy(device.cagra(vectors))
+            copy = DeviceCopy(device.cagra(vectors), cagra_search)
+            return OnDevice(copy.search, planned, copy, largest_k=_CAGRA_LARGEST_K)
         case "ivf":
             copy = DeviceCopy(device.clone(index))
         case _:
@@ -219,6 +250,11 @@ class _FaissGpu:
     def __init__(self, number: int) -> None:
         self._number = number
 
+    def free_bytes(self) -> int:
+        import torch
+
+        return int(torch.cuda.mem_get_info(self._number)[0])
+
     def clone(self, index: faiss.Index) -> faiss.Index:
         return faiss.index_cpu_to_gpu(self._resources(), self._number, index)
 
@@ -235,6 +271,18 @@ class _FaissGpu:
         resources = faiss.StandardGpuResources()
         resources.setTempMemory(SCRATCH_BYTES)
         return resources
+
+
+def cagra_search(k: int) -> faiss.SearchParameters | None:
+    """How a graph is searched for k; None for a FAISS without cuVS, where there is no such graph.
+
+    It keeps more candidates than are asked for, in whole warps: cuVS refuses to find more than it keeps.
+    """
+    if not hasattr(faiss, "SearchParametersCagra"):
+        return None
+    parameters = faiss.SearchParametersCagra()
+    parameters.itopk_size = max(_CAGRA_KEPT, -(-2 * k // 32) * 32)
+    return parameters
 
 
 def _exact(index: faiss.Index) -> faiss.Index:

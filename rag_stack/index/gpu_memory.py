@@ -1,6 +1,6 @@
 """The indexes of one process on its device: each in its share of one budget, freed with its version, else on the host.
 
-Not run here: a device. All of it is tested with one that is the host.
+Tested with a device that is the host, and on a real one where there is one (tests/integration/test_gpu_device.py).
 """
 
 import logging
@@ -15,8 +15,6 @@ from rag_stack.index.gpu_index import Device, FreedError, OnDevice, gpu_device, 
 from rag_stack.index.gpu_placement import Rows, Vectors, VisitCounts
 from rag_stack.metrics import GPU_INDEX_BYTES, INDEX_SEARCHES, Recorder
 
-# FAISS's largest k on a device.
-_LARGEST_K: Final = 2048
 # Hot lists are chosen anew after so many queries, and then after twice as many each time.
 _FIRST_CHOICE_QUERIES: Final = 500
 _LAST_CHOICE_QUERIES: Final = 100_000
@@ -130,7 +128,7 @@ class Placement:
 
     def answer(self, vectors: Vectors, k: int, *, filtered: bool) -> tuple[Vectors, Rows] | None:
         """The k nearest to each vector; None where the host must say: with a filter, or once the device has failed."""
-        found = None if filtered or k > _LARGEST_K else self._search(vectors, k)
+        found = None if filtered else self._search(vectors, k)
         self._memory.recorder.record(INDEX_SEARCHES, 1, {"place": "host" if found is None else "device"})
         return found
 
@@ -149,7 +147,7 @@ class Placement:
 
     def _search(self, vectors: Vectors, k: int) -> tuple[Vectors, Rows] | None:
         placed = self._placed
-        if placed is None:
+        if placed is None or k > placed.largest_k:
             return None
         try:
             found = placed.search(vectors, k)

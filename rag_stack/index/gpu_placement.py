@@ -20,6 +20,9 @@ _HALF_LIFE_QUERIES: Final = 100_000
 _LARGEST_WEIGHT: Final = 1e30
 _FLOAT_BYTES: Final = 4
 _ID_BYTES: Final = 8
+# A device's lists are filled up to whole warps of vectors, and each is two allocations of multiples of so many bytes.
+_WARP: Final = 32
+_GRAIN: Final = 512
 
 
 class VisitCounts:
@@ -125,9 +128,10 @@ class SplitIndex:
 
 
 def list_bytes(index: faiss.IndexIVF) -> Rows:
-    """What each list takes on the device, [nlist]: float32 vectors and their rows."""
+    """What each list takes on the device, [nlist]: float32 vectors and their rows; 0 for an empty one."""
     sizes = np.array([index.invlists.list_size(number) for number in range(index.nlist)], np.int64)
-    return sizes * (int(index.d) * _FLOAT_BYTES + _ID_BYTES)
+    filled = -(-sizes // _WARP) * _WARP
+    return filled * (int(index.d) * _FLOAT_BYTES + _ID_BYTES) + 2 * _GRAIN * (sizes > 0).astype(np.int64)
 
 
 def device_part(index: faiss.IndexIVF, hot: Lists, *, exact: faiss.Index | None = None) -> faiss.IndexIVFFlat:

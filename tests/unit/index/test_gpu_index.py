@@ -6,8 +6,8 @@ import faiss
 import numpy as np
 import pytest
 
-from rag_stack.index.gpu_index import SCRATCH_BYTES, OnDevice, gpu_device, place, plan
-from rag_stack.index.gpu_placement import VisitCounts
+from rag_stack.index.gpu_index import CAGRA_BYTES, FIXED_BYTES, OnDevice, gpu_device, place, plan
+from rag_stack.index.gpu_placement import VisitCounts, list_bytes
 from tests.host_device import FullDevice, HostDevice
 from tests.vectors import clustered
 
@@ -37,17 +37,17 @@ def _recall(found: OnDevice, index: faiss.Index) -> float:
 @pytest.mark.parametrize(
     ("recipe", "budget", "cagra", "kind", "size"),
     [
-        ("Flat", VECTORS + SCRATCH_BYTES, False, "flat", VECTORS + SCRATCH_BYTES),
-        ("Flat", VECTORS + SCRATCH_BYTES - 1, False, "none", 0),
-        ("Flat", 1 << 30, True, "cagra", VECTORS + ROWS * 64 * 4 + SCRATCH_BYTES),
-        ("Flat", VECTORS + SCRATCH_BYTES, True, "flat", VECTORS + SCRATCH_BYTES),
-        ("HNSW16", 1 << 30, False, "flat", VECTORS + SCRATCH_BYTES),
-        ("IVF64,PQ32x4fs,RFlat", 1 << 30, False, "flat", VECTORS + SCRATCH_BYTES),
-        ("IVF64,PQ32x4fs,RFlat", SCRATCH_BYTES + 64 * D * 4 + 1000, False, "hot_lists", None),
+        ("Flat", VECTORS + FIXED_BYTES, False, "flat", VECTORS + FIXED_BYTES),
+        ("Flat", VECTORS + FIXED_BYTES - 1, False, "none", 0),
+        ("Flat", 1 << 30, True, "cagra", VECTORS + ROWS * 64 * 4 + FIXED_BYTES + CAGRA_BYTES),
+        ("Flat", VECTORS + FIXED_BYTES, True, "flat", VECTORS + FIXED_BYTES),
+        ("HNSW16", 1 << 30, False, "flat", VECTORS + FIXED_BYTES),
+        ("IVF64,PQ32x4fs,RFlat", 1 << 30, False, "flat", VECTORS + FIXED_BYTES),
+        ("IVF64,PQ32x4fs,RFlat", FIXED_BYTES + 64 * D * 4 + 1000, False, "hot_lists", None),
         ("IVF64,PQ32x4fs,Refine(SQ8)", 1 << 30, False, "hot_lists", None),
-        ("IVF64,Flat", 1 << 30, False, "ivf", SCRATCH_BYTES + 64 * D * 4 + VECTORS + ROWS * 8),
-        ("IVF64,Flat", SCRATCH_BYTES + VECTORS, False, "hot_lists", SCRATCH_BYTES + VECTORS),
-        ("IVF64,Flat", SCRATCH_BYTES, False, "none", 0),
+        ("IVF64,Flat", 1 << 30, False, "ivf", None),
+        ("IVF64,Flat", FIXED_BYTES + VECTORS, False, "hot_lists", FIXED_BYTES + VECTORS),
+        ("IVF64,Flat", FIXED_BYTES, False, "none", 0),
         ("IVF64,SQ8", 1 << 30, False, "none", 0),
         ("PCA16,IVF64,Flat", 1 << 30, False, "none", 0),
     ],
@@ -76,19 +76,20 @@ def test_hot_lists_fill_the_budget_and_find_the_same() -> None:
     index, device, counts = _index("IVF64,Flat"), HostDevice(), VisitCounts(64)
     counts.observe(index.quantizer.search(clustered(200, D, seed=3, spread=1.5), 8)[1])
     room = VECTORS // 3
-    placed = place(index, device, budget_bytes=SCRATCH_BYTES + 64 * D * 4 + room, counts=counts)
+    placed = place(index, device, budget_bytes=FIXED_BYTES + 64 * D * 4 + room, counts=counts)
     assert placed is not None
     assert placed.hot is not None
     assert placed.plan.kind == "hot_lists"
-    on_device = device.cloned[0].ntotal * (D * 4 + 8)
-    assert room * 0.8 < on_device <= room
+    lists = list_bytes(device.cloned[0])
+    assert room * 0.8 < lists.sum() <= room
+    assert lists.sum() > device.cloned[0].ntotal * (D * 4 + 8), "lists are filled up"
     assert _recall(placed, index) == 1
     assert placed.counts is counts
 
 
 def test_without_visits_no_list_is_hot_and_all_is_found() -> None:
     index, device = _index("IVF64,Flat"), HostDevice()
-    placed = place(index, device, budget_bytes=SCRATCH_BYTES + VECTORS)
+    placed = place(index, device, budget_bytes=FIXED_BYTES + VECTORS)
     assert placed is not None
     assert device.cloned == []
     assert _recall(placed, index) == 1
@@ -105,7 +106,25 @@ def test_a_device_that_refuses_gives_one_warning(caplog: pytest.LogCaptureFixtur
     refused, without, small = [record.getMessage() for record in caplog.records]
     assert "out of memory" in refused
     assert "built without GPUs" in without
-    assert "centroids and scratch memory" in small
+    assert "centroids and FAISS itself" in small
+
+
+def test_a_device_with_too_little_left_is_not_asked(caplog: pytest.LogCaptureFixture) -> None:
+    class Taken(HostDevice):
+        def free_bytes(self) -> int:
+            return VECTORS
+
+    device = Taken()
+    with caplog.at_level(logging.WARNING):
+        assert place(_index("Flat"), device, budget_bytes=1 << 30) is None
+    assert device.cloned == []
+    assert [record.getMessage().count("0.001 GB left") for record in caplog.records] == [1]
+
+
+def test_a_graph_says_how_many_it_finds() -> None:
+    placed = place(_index("Flat"), HostDevice(), budget_bytes=1 << 30, cagra=True)
+    assert placed is not None
+    assert placed.largest_k == 256
 
 
 @pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="this FAISS has GPUs")

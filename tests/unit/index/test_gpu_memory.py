@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rag_stack.config import GpuIndexConfig
-from rag_stack.index.gpu_index import SCRATCH_BYTES, DeviceCopy, FreedError
+from rag_stack.index.gpu_index import FIXED_BYTES, DeviceCopy, FreedError
 from rag_stack.index.gpu_memory import GpuMemory, Placement
 from rag_stack.index.gpu_placement import Rows, Vectors
 from rag_stack.metrics import GPU_INDEX_BYTES, INDEX_SEARCHES, MemoryRecorder
@@ -32,7 +32,7 @@ class Moved:
         self.most = 0
         self.d, self.ntotal = index.d, index.ntotal
 
-    def search(self, vectors: Vectors, k: int) -> tuple[Vectors, Rows]:
+    def search(self, vectors: Vectors, k: int, *, params: object = None) -> tuple[Vectors, Rows]:
         self.inside += 1
         self.most = max(self.most, self.inside)
         try:
@@ -92,14 +92,14 @@ def test_what_is_placed_answers_and_is_counted() -> None:
     assert placement.answer(QUERIES, 2049, filtered=False) is None, "FAISS has no such k on a device"
     assert recorder.values(INDEX_SEARCHES, {"place": "device"}) == [1]
     assert recorder.values(INDEX_SEARCHES, {"place": "host"}) == [1, 1]
-    assert str(memory) == f"1 on the device, {(VECTORS + SCRATCH_BYTES) / 1e9:.3f} of 1.074 GB"
+    assert str(memory) == f"1 on the device, {(VECTORS + FIXED_BYTES) / 1e9:.3f} of 1.074 GB"
     placement.close()
     assert str(memory).startswith("0 on the device, 0.000")
     assert recorder.values(GPU_INDEX_BYTES)[-1] == 0
 
 
 def test_a_new_version_fits_beside_the_old_one_and_a_third_does_not() -> None:
-    size = VECTORS + SCRATCH_BYTES
+    size = VECTORS + FIXED_BYTES
     memory, _ = _memory(Device(), budget_bytes=2 * size)
     old, new = _placed(memory, _index("Flat")), _placed(memory, _index("Flat", seed=2))
     assert memory.place(_index("Flat", seed=4)) is None
@@ -112,7 +112,7 @@ def test_a_new_version_fits_beside_the_old_one_and_a_third_does_not() -> None:
 
 
 def test_stores_share_the_budget() -> None:
-    memory, _ = _memory(Device(), stores=2, budget_bytes=2 * (VECTORS + SCRATCH_BYTES))
+    memory, _ = _memory(Device(), stores=2, budget_bytes=2 * (VECTORS + FIXED_BYTES))
     assert memory.place(_index("Flat")) is None
 
 
@@ -128,10 +128,10 @@ def test_a_copy_is_freed_after_its_last_search() -> None:
     inside, go_on = Event(), Event()
 
     class Slow(Moved):
-        def search(self, vectors: Vectors, k: int) -> tuple[Vectors, Rows]:
+        def search(self, vectors: Vectors, k: int, *, params: object = None) -> tuple[Vectors, Rows]:
             inside.set()
             assert go_on.wait(WAIT_S)
-            return super().search(vectors, k)
+            return super().search(vectors, k, params=params)
 
     copy = DeviceCopy(Slow(_index("Flat")))
     with ThreadPoolExecutor(2) as pool:
@@ -182,7 +182,7 @@ def test_a_full_device_takes_nothing_of_the_budget() -> None:
 
 def _third_of_lists() -> int:
     """A budget of which one version's half holds a third of the lists."""
-    return 2 * (SCRATCH_BYTES + 64 * D * 4 + VECTORS // 3)
+    return 2 * (FIXED_BYTES + 64 * D * 4 + VECTORS // 3)
 
 
 def _chosen(placement: Placement) -> None:

@@ -6,31 +6,21 @@ import pytest
 
 from loadtests.gpu_retrieval import NO_GPU, arms_of, lost_recall, main, measured, summarised
 from loadtests.retrieval_data import problem
-from rag_stack.index.gpu_placement import Vectors
+from tests.host_device import HostDevice
 from tests.vectors import clustered
-
-
-class HostDevice:
-    """Indexes stay where they are."""
-
-    def clone(self, index: faiss.Index) -> faiss.Index:
-        return index
-
-    def cagra(self, vectors: Vectors) -> faiss.Index:
-        index = faiss.IndexHNSWFlat(vectors.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
-        index.add(vectors)
-        return index
 
 
 def test_every_arm_finds_on_the_device_what_it_finds_on_the_host() -> None:
     vectors = clustered(3_040, 16, spread=1.5)
     given = problem("x", vectors[:3_000], vectors[3_000:])
-    arms = list(arms_of(given, HostDevice()))
+    free = iter([900, 500] * 4)
+    arms = list(arms_of(given, HostDevice(), lambda: next(free)))
     assert [arm.name for arm in arms] == ["flat", "ivf", "cagra", "hot_lists"]
     sizes = {arm.name: arm.planned_bytes for arm in arms}
     assert sizes["hot_lists"] < sizes["ivf"] < sizes["cagra"]
     figures = summarised(measured(given, arms, 2), arms)
     assert lost_recall(figures, arms) == 0
+    assert figures["cagra on the device"]["taken_bytes"] == 400
     assert figures["flat on the device"]["recall_32"] == 1
     assert np.isfinite([each["wall_us_1"] for each in figures.values()]).all()
 
