@@ -68,6 +68,10 @@ class Vocabulary:
         """Tokens of the messages under the template: fits `rag_stack.rag.prompt.Tokenizer`."""
         return len(self.encode(render(messages)))
 
+    def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
+        """Tokens of each text by itself."""
+        return [len(self.encode(text)) for text in texts]
+
 
 def render(messages: Sequence[Mapping[str, Any]]) -> str:
     """The chat template."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic_core import from_json
 from starlette.types import Message, Send
@@ -17,6 +17,10 @@ from rag_stack.protocol import ReplayRecord
 from rag_stack.rag.ordering import Served
 from rag_stack.rag.pipeline import Grounding
 from rag_stack.types import Citation
+
+# A stream whose chunks are all unlike is not asked for more.
+_TEMPLATES: Final = 4
+_DECODER: Final = json.JSONDecoder()
 
 Kind = Literal["chat", "completion"]
 Cite = Callable[[str], Awaitable[tuple[Citation, ...]]]
@@ -145,6 +149,45 @@ class AnswerSender:
         await self._send({"type": "http.response.body", "body": waiting + sse.encode(error_body(error))})
 
 
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A chunk in the middle of a choice's text without that text: the same from one to the next, most often.
+
+    A chunk with the same bytes around one JSON string is the same chunk with that text in it: there is no need to parse
+    the rest again.
+    """
+
+    before: bytes
+    after: bytes
+    texts: list[str]
+
+    @classmethod
+    def of(cls, data: bytes, text: str, texts: list[str], *, key: bytes) -> "_Template | None":
+        """What is around a chunk's text, the value of `key`; None where that is not plain."""
+        head = b'"%b":' % key
+        # Within a JSON string a quote has a backslash in front, so this can be nothing but a key.
+        start = data.find(head) + len(head)
+        if data.count(head) != 1:
+            return None
+        try:
+            found, length = _DECODER.raw_decode(data[start:].decode())
+        except ValueError:
+            return None
+        after = data[start:].decode()[length:].encode()
+        return cls(data[:start], after, texts) if found == text else None
+
+    def text_of(self, data: bytes) -> str | None:
+        """The text of a chunk that is like this one; None for any other."""
+        before, after = self.before, self.after
+        if not (data.startswith(before) and data.endswith(after)):
+            return None
+        try:
+            text = from_json(data[len(before) : len(data) - len(after)])
+        except ValueError:
+            return None
+        return text if isinstance(text, str) else None
+
+
 class _Stream:
     """Dresses a stream of chunks. Chunks with nothing to add pass through byte for byte.
 
@@ -157,6 +200,8 @@ class _Stream:
         self._dressing = dressing
         self._splitter = sse.FrameSplitter()
         self._texts: dict[int, list[str]] = {}
+        self._template: _Template | None = None
+        self._templates_left = _TEMPLATES
         self._annotated: dict[int, int] = {}
         self._ending: dict[str, Any] | None = None
         self._ends_first = False
@@ -178,7 +223,13 @@ class _Stream:
 
         False says nothing: whatever is not plainly that is looked at with care.
         """
-        if self._ending is not None or self._splitter.rest() or not data.startswith(b"data: {"):
+        if self._ending is not None or self._splitter.rest():
+            return False
+        template = self._template
+        if template is not None and (text := template.text_of(data)) is not None:
+            template.texts.append(text)
+            return True
+        if not data.startswith(b"data: {"):
             return False
         if data.find(b"\n") != len(data) - 2 or data[-1] != 10 or b"\r" in data:
             return False
@@ -195,7 +246,12 @@ class _Stream:
         texts = self._texts.get(choice.get("index", 0))
         if texts is None:
             return False
-        texts.append(self._text(choice))
+        texts.append(text := self._text(choice))
+        if self._templates_left and text:
+            self._templates_left -= 1
+            self._template = _Template.of(
+                data, text, texts, key=b"text" if self._dressing.kind == "completion" else b"content"
+            )
         return True
 
     def end(self, served: Served | None = None) -> bytes:

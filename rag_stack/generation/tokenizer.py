@@ -28,6 +28,10 @@ class GeneratorTokenizer:
         """
         return len(self.encode(messages))
 
+    def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
+        """Tokens of each text by itself, with those that the tokenizer puts around one."""
+        return [len(ids) for ids in self._tokenizer(list(texts))["input_ids"]]
+
     def encode(self, messages: Sequence[Mapping[str, Any]], *, tools: Any = None) -> Sequence[int]:  # noqa: ANN401
         """The same tokens themselves; `tools` as a request has them. Raises InvalidRequestError."""
         if self._tokenizer.chat_template is None:

@@ -7,11 +7,12 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rag_stack.errors import ContextLengthError
 from rag_stack.rag.ordering import FixedOrder, Ordering, Plan, Surroundings
+from rag_stack.rag.token_spare import TokenSpare
 from rag_stack.types import Hit, Source
 
 Message = Mapping[str, Any]
@@ -27,6 +28,9 @@ _TEMPLATE_TOKENS = 64
 _QUICK_BYTES = 32_768
 _DOCUMENT_BYTES = 64
 _BYTES_PER_MESSAGE = 64
+# What a document may take more between others than alone: a longer number, and one token that ends at its border. It
+# begins and ends with a line, where tokenizers cut.
+_TOKENS_PER_BORDER = 4
 _AS_GIVEN = FixedOrder("rank")
 _NO_PLAN = Plan((), Surroundings(0))
 
@@ -36,6 +40,10 @@ class Tokenizer(Protocol):
 
     def count(self, messages: Sequence[Message]) -> int:
         """Tokens of the messages under the model's chat template."""
+        ...
+
+    def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
+        """Tokens of each text by itself, and no fewer than it takes within another one."""
         ...
 
 
@@ -62,6 +70,7 @@ class PromptBuilder:
     # What ends a message or opens another one for this model; a passage may hold none of it.
     special_tokens: tuple[str, ...] = ()
     ordering: Ordering = _AS_GIVEN
+    _spare: TokenSpare = field(default_factory=TokenSpare, repr=False, compare=False)
 
     def build(
         self,
@@ -97,7 +106,8 @@ class PromptBuilder:
     ) -> bool:
         """Whether `build` takes microseconds, as what is short and surely fits does: then no thread is worth its hop.
 
-        Told by sizes alone. What they do not see, a tag to escape or a tool call, costs a tokenizer's time at worst.
+        Told by sizes, and by what is known of the passages' tokens. What those do not see, a tag to escape or a tool
+        call, costs a tokenizer's time at worst.
         """
         size = sum(_most_bytes(text_of(message)) for message in messages)
         size += 6 * _most_bytes(tools) + _most_bytes(self.system)
@@ -105,7 +115,10 @@ class PromptBuilder:
             passage = hit.passage
             size += _most_bytes(passage.title) + _most_bytes(passage.text) + _DOCUMENT_BYTES
         bound = size + _TEMPLATE_TOKENS + _BYTES_PER_MESSAGE * (len(messages) + 1)
-        return bound <= min(_QUICK_BYTES, self.context_tokens - (max_tokens or self.reserve_tokens))
+        budget = self.context_tokens - (max_tokens or self.reserve_tokens)
+        if bound > _QUICK_BYTES:
+            return False
+        return bound <= budget or bound - self._spare.known(hits) + _TOKENS_PER_BORDER * len(hits) <= budget
 
     def _fitting(
         self,
@@ -117,10 +130,10 @@ class PromptBuilder:
     ) -> GroundedPrompt:
         budget = self.context_tokens - (max_tokens or self.reserve_tokens)
         prompt = ground(hits)
-        if self._tokens(prompt.messages, tools, budget) <= budget:
+        if self._tokens(prompt, tools, budget) <= budget:
             return prompt
         prompt = ground(())
-        tokens = self._tokens(prompt.messages, tools, budget)
+        tokens = self._tokens(prompt, tools, budget)
         if tokens > budget:
             raise ContextLengthError(
                 f"This model's context is {self.context_tokens} tokens; the messages take {tokens} and "
@@ -132,7 +145,7 @@ class PromptBuilder:
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
             tried = ground(hits[:middle])
-            if self._tokens(tried.messages, tools, budget) <= budget:
+            if self._tokens(tried, tools, budget) <= budget:
                 fits, prompt = middle, tried
             else:
                 too_many = middle
@@ -164,12 +177,13 @@ class PromptBuilder:
             return [_prepend({**first, "role": "system"}, self.system + "\n\n"), *rest]
         return [{"role": "system", "content": self.system}, *messages]
 
-    def _tokens(self, messages: Sequence[Message], tools: str, budget: int) -> int:
-        """Tokens of messages and tools; an upper bound where that already fits, since counting costs milliseconds.
+    def _tokens(self, prompt: GroundedPrompt, tools: str, budget: int) -> int:
+        """Tokens of a prompt and tools; an upper bound where that already fits, since counting costs milliseconds.
 
         A byte-level tokenizer never makes more tokens than there are UTF-8 bytes. All of a message counts, not its
-        text alone: templates render tool calls too.
+        text alone: templates render tool calls too. Of passages it is remembered how many tokens they take.
         """
+        messages = prompt.messages
         # What is not content may be rendered as JSON, and JSON may escape: twelve bytes for one character.
         rest = [{key: value for key, value in message.items() if key != "content"} for message in messages]
         size = (
@@ -178,6 +192,10 @@ class PromptBuilder:
             + 6 * len(tools.encode())
         )
         bound = size + _TEMPLATE_TOKENS + _TEMPLATE_TOKENS_PER_MESSAGE * len(messages)
+        if bound > budget and (sources := prompt.sources):
+            blocks = [f"{_block(source, self.special_tokens)}\n" for source in sources]
+            spare = self._spare.counted([source.hit for source in sources], blocks, self.tokenizer.count_texts)
+            bound += _TOKENS_PER_BORDER * len(sources) - spare
         return bound if bound <= budget else self.tokenizer.count(_as_text(messages, tools))
 
 
@@ -210,12 +228,15 @@ def _ranks(hits: Sequence[Hit], sources: Sequence[Source]) -> str:
 
 def render_documents(sources: Sequence[Source], *, special_tokens: Sequence[str] = ()) -> str:
     """The passages as delimited data, each under its number."""
-    blocks = [
-        f'<document number="{source.number}" title="{_attribute(source.hit.passage.title, special_tokens)}">\n'
-        f"{_data(source.hit.passage.text, special_tokens)}\n</document>"
-        for source in sources
-    ]
-    return "\n".join(["<documents>", *blocks, "</documents>"])
+    return "\n".join(["<documents>", *[_block(source, special_tokens) for source in sources], "</documents>"])
+
+
+def _block(source: Source, special_tokens: Sequence[str]) -> str:
+    passage = source.hit.passage
+    return (
+        f'<document number="{source.number}" title="{_attribute(passage.title, special_tokens)}">\n'
+        f"{_data(passage.text, special_tokens)}\n</document>"
+    )
 
 
 def text_of(message: Message) -> str:

@@ -32,7 +32,9 @@ def distinct(hits: Iterable[Hit], *, duplicates: float) -> Iterator[Hit]:
 
 def _shingles(text: str) -> frozenset[int]:
     words = _WORD.findall(text.lower())
-    return frozenset(hash(tuple(words[n : n + _SHINGLE])) for n in range(max(1, len(words) - _SHINGLE + 1)))
+    if len(words) < _SHINGLE:
+        return frozenset([hash(tuple(words))])
+    return frozenset(map(hash, zip(*[words[n:] for n in range(_SHINGLE)], strict=False)))
 
 
 def _shared(one: frozenset[int], other: frozenset[int]) -> float:

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import from_json
 from starlette.types import Message
 
 from rag_stack.api import answer, sse
@@ -95,10 +96,12 @@ def _frames(draw: st.DrawFn, kind: Kind) -> bytes:
         case _:
             choices = [_choice(kind, index, text)]
     body = {"id": "x", "choices": choices, **(draw(_MORE) if sort == "more" else {})}
-    data = json.dumps(body, ensure_ascii=draw(st.booleans())).encode()
+    # As vLLM writes it, most often.
+    separators = draw(st.sampled_from([(",", ":"), (",", ":"), (",", ":"), None]))
+    data = json.dumps(body, ensure_ascii=draw(st.booleans()), separators=separators).encode()
     if sort != "mixed":
         return b"data: " + data + b"\n\n"
-    split = data.replace(b", ", b",\n", 1)
+    split = data.replace(b",", b",\n", 1)
     written = [b"data: %b\r\n\n" % data, b"event: x\ndata: %b\n\n" % data, b"data: %b\n\n" % split]
     return draw(st.sampled_from(written))
 
@@ -180,6 +183,26 @@ def test_the_middle_of_a_text_passes_unread_and_counts_for_its_citations() -> No
     assert seen == [pieces[0], pieces[3]]
     assert heard.cited == ["A keeper climbs."]
     assert b"".join(pieces[1:3]) in heard.body
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_of_chunks_that_are_alike_the_text_alone_is_parsed(kind: Kind) -> None:
+    texts = ["A", " keeper", ' "climbs"', "\\ \u706f\n", "", ',"content":', " twice"]
+    choices = [*[_choice(kind, 0, text) for text in texts], _choice(kind, 1, "other"), _choice(kind, 0, " end")]
+    chunks = [{"id": "x", "choices": [choice], "usage": None} for choice in choices]
+    pieces = [b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n" for chunk in chunks]
+    read: list[bytes] = []
+
+    def noted(data: bytes) -> Any:
+        read.append(bytes(data))
+        return from_json(data)
+
+    with patch.object(answer, "from_json", noted):
+        heard = asyncio.run(_sent(pieces, kind, takes_out=False, ends="never"))
+    assert b"".join(pieces[1:7]) in heard.body
+    assert heard.body.endswith(pieces[8])
+    small = [json.dumps(text).encode() for text in [*texts[2:], " end"]]
+    assert [data for data in read if len(data) < 30] == small, read
 
 
 def test_the_engines_tokens_are_told_once() -> None:

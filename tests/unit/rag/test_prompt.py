@@ -20,6 +20,7 @@ from rag_stack.errors import ContextLengthError
 from rag_stack.rag.cache_mirror import CacheShape
 from rag_stack.rag.ordering import DocumentOrder, FixedOrder
 from rag_stack.rag.prompt import PromptBuilder, render_documents, text_of
+from rag_stack.rag.token_spare import TokenSpare
 from rag_stack.types import Hit, Passage, Source
 
 SYSTEM = "Answer from the documents."
@@ -41,11 +42,15 @@ class ByteLevelTokenizer:
             show_progress=False,
         )
         self._tokenizer.train_from_iterator(["the passages of the documents answer the question"] * 20, trainer)
-        self.calls = 0
+        self.calls = self.texts = 0
 
     def count(self, messages: Sequence[Mapping[str, Any]]) -> int:
         self.calls += 1
         return len(self.encode(self.render(messages)))
+
+    def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
+        self.texts += len(texts)
+        return [len(self.encode(text)) for text in texts]
 
     def encode(self, text: str) -> list[str]:
         return list(self._tokenizer.encode(text).tokens)
@@ -370,3 +375,56 @@ def test_short_prompts_that_surely_fit_are_quick(
 ) -> None:
     builder = _builder(tokenizer, context_tokens=context_tokens)
     assert builder.is_quick(USER, [_hit("a", text)], max_tokens=max_tokens) is expected
+
+
+def test_passages_that_were_counted_are_not_counted_again(tokenizer: ByteLevelTokenizer) -> None:
+    hits = [_hit(str(n), f"{n}: " + "the passages of the documents answer the question " * 20) for n in range(4)]
+    builder = _builder(tokenizer, context_tokens=3000)
+    assert not builder.is_quick(USER, hits, max_tokens=None), "their bytes alone do not fit"
+    calls, texts = tokenizer.calls, tokenizer.texts
+    prompt = builder.build(USER, hits, max_tokens=None)
+    assert (tokenizer.calls, tokenizer.texts) == (calls, texts + 4)
+    assert len(prompt.sources) == 4
+    assert builder.is_quick(USER, hits[::-1], max_tokens=None)
+    other = _hit("other", "the passages of the documents answer the question " * 20)
+    builder.build(USER, [*hits[::-1], other], max_tokens=None)
+    assert tokenizer.texts == texts + 5, "the other one alone"
+    assert tokenizer.calls == calls
+
+
+def test_few_passages_are_remembered() -> None:
+    spare = TokenSpare(max_passages=2)
+    hits = [_hit(str(n), f"text {n}") for n in range(3)]
+    blocks = [hit.passage.text for hit in hits]
+    asked: list[str] = []
+
+    def count(texts: Sequence[str]) -> list[int]:
+        asked.extend(texts)
+        return [2] * len(texts)
+
+    assert spare.counted(hits[:2], blocks[:2], count) == 2 * (6 - 2)
+    assert spare.counted(hits[:1], blocks[:1], count) == 4, "and is the newest now"
+    assert spare.known(hits) == 8
+    spare.counted(hits[2:], blocks[2:], count)
+    assert asked == blocks
+    assert (len(spare), spare.known(hits[:1]), spare.known(hits[1:2])) == (2, 4, 0)
+
+
+_WORDY = st.lists(
+    st.sampled_from(["the passages", "answer", "灯", "\n\n", "<", ">", "1", " ", "question?"]), max_size=40
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(texts=st.lists(_WORDY.map("".join), min_size=1, max_size=12), context=st.integers(400, 4000))
+def test_what_is_remembered_of_passages_never_tells_too_few(
+    tokenizer: ByteLevelTokenizer, texts: list[str], context: int
+) -> None:
+    hits = [_hit(str(n), f"{text} {n}", title=text[:9]) for n, text in enumerate(texts)]
+    builder = _builder(tokenizer, context_tokens=context)
+    for order in (hits, hits[::-1], hits[: len(hits) // 2], hits):
+        try:
+            prompt = builder.build(USER, order, max_tokens=50)
+        except ContextLengthError:
+            continue
+        assert tokenizer.count(prompt.messages) <= context - 50
