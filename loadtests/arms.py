@@ -85,7 +85,8 @@ class ArmStarter:
 
     def environment(self, arm: ArmName) -> dict[str, str]:
         """The arm's environment. Ray gives the engine's part to its processes itself."""
-        environment = {**inherited_environment(), **offline_environment()}
+        # As vLLM chooses its cores by itself, in each: ours would give it all of a small machine's.
+        environment = {"VLLM_CPU_OMP_THREADS_BIND": "auto", **inherited_environment(), **offline_environment()}
         if arm == "bare":
             return environment | self.release.engine_env
         # Ports of its own: two Rays that start at once on one machine would both find the default ones free.

@@ -22,6 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 _GOAL = re.compile(r"^(<=|>=|<|>|==) (-?\d+(?:\.\d+)?)$")
 _PACKAGES = (
     "faiss-cpu",
+    "faiss-gpu-cuvs",
     "numpy",
     "onnxruntime",
     "openai",

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from rag_stack.artifacts.tiers import Tiers, open_tiers
 from rag_stack.generation.compile_cache import keep_compiled
 from rag_stack.generation.engine_load import EngineLoad
+from rag_stack.generation.cpu_threads import take_all_of_few_cores
 from rag_stack.generation.engine_settings import engine_arguments, on_this_node, times_its_start
 from rag_stack.generation.kv_settings import kv_capacity
 from rag_stack.generation.memory_budget import cache_setting
@@ -109,6 +110,7 @@ class RagServer(LLMServer):  # type: ignore[misc]
                 tokens=self._tokens,
             )
             keep_compiled(self._pinned.release)
+            take_all_of_few_cores(self._pinned.release.engine)
             self._weights: LocalWeights = llm_config.get_or_create_callback()
             self._weights.prepare(self._start, tiers)
             self._start.lap("set up replica")
