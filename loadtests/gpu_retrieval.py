@@ -67,7 +67,7 @@ def arms_of(problem: Problem, device: Device, free_bytes: Callable[[], int]) -> 
     inverted.nprobe = min(_NPROBE, lists)
     counts = VisitCounts(lists)
     counts.observe(inverted.quantizer.search(problem.tune, inverted.nprobe)[1])
-    fixed = FIXED_BYTES + lists * d * 4
+    fixed = FIXED_BYTES + 2 * lists * d * 4
     third = fixed + (plan(inverted, budget_bytes=_AMPLE_BYTES).size_bytes - fixed) // 3
     for name, index, budget_bytes, cagra in (
         ("flat", flat, _AMPLE_BYTES, False),

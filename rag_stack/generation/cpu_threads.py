@@ -6,30 +6,43 @@ from pathlib import Path
 from typing import Any, Final
 
 _BINDING: Final = "VLLM_CPU_OMP_THREADS_BIND"
+# Whoever sets one of these has vLLM's own choice in mind.
+_SAID: Final = (_BINDING, "VLLM_CPU_NUM_OF_RESERVED_CPU", "VLLM_CPU_SIM_MULTI_NUMA")
 # Where a core is a quarter of the machine, and more.
 _FEW_CORES: Final = 4
 _TOPOLOGY: Final = Path("/sys/devices/system/cpu")
+_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 def take_all_of_few_cores(
     engine: Mapping[str, Any],
     *,
-    cores: Callable[[], Collection[int]] = lambda: physical_cores(),
+    cores: Callable[[], Collection[int]] = lambda: usable_cores(),
+    on_cpu: Callable[[], bool] = lambda: _computes_on_cpu(),
     environ: MutableMapping[str, str] = os.environ,
 ) -> None:
     """Let vLLM's threads have every core of a small machine, in this process and its children, before it starts.
 
-    By itself it leaves one to its front end, which waits most of the time: of two that is half of them. What is set
-    already stays, and so does vLLM's own choice for an engine of several workers, each of which needs cores of its own.
+    By itself it leaves one to its front end, which waits most of the time: of two that is half of them. For engines on
+    a CPU alone; imports vLLM. What is set already stays, and so does vLLM's choice for an engine of several workers, or
+    of one that sends its cache elsewhere: each of those needs cores of its own.
     """
     workers = [engine.get(f"{name}_parallel_size", 1) for name in ("tensor", "pipeline", "data")]
-    if _BINDING in environ or workers != [1, 1, 1] or not 1 < len(found := sorted(cores())) <= _FEW_CORES:
+    if (
+        not on_cpu()
+        or workers != [1, 1, 1]
+        or engine.get("kv_transfer_config")
+        or any(name in environ for name in _SAID)
+    ):
         return
-    environ[_BINDING] = ",".join(map(str, found))
+    if 1 < len(found := sorted(cores())) <= _FEW_CORES:
+        environ[_BINDING] = ",".join(map(str, found))
 
 
-def physical_cores(topology: Path = _TOPOLOGY, *, allowed: Collection[int] | None = None) -> set[int]:
-    """One processor of each core that this process may run on; empty where the system does not tell them."""
+def usable_cores(
+    topology: Path = _TOPOLOGY, quota: Path = _QUOTA, *, allowed: Collection[int] | None = None
+) -> set[int]:
+    """One processor of each core that this process may run on; empty where it may not use all of their time."""
     if allowed is None:
         allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
     cores: dict[str, int] = {}
@@ -39,4 +52,19 @@ def physical_cores(topology: Path = _TOPOLOGY, *, allowed: Collection[int] | Non
         except OSError:
             siblings = str(number)
         cores.setdefault(siblings.strip(), number)
-    return set(cores.values())
+    return set() if _quota(quota) < len(cores) else set(cores.values())
+
+
+def _computes_on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _quota(path: Path) -> float:
+    """Cores' worth of time that this process's cgroup may use."""
+    try:
+        time_us, period_us = path.read_text(encoding="ascii").split()
+        return float("inf") if time_us == "max" else int(time_us) / int(period_us)
+    except (OSError, ValueError):
+        return float("inf")

@@ -86,7 +86,8 @@ def plan(opened: faiss.Index, *, budget_bytes: int, cagra: bool = False) -> GpuP
     index = faiss.downcast_index(opened)
     if isinstance(index, faiss.IndexPreTransform):
         return GpuPlan("none", 0, f"vectors behind a {type(index).__name__} stay on the host")
-    vectors = _vector_bytes(index)
+    # With their norms.
+    vectors = _vector_bytes(index) + int(index.ntotal) * _FLOAT_BYTES
     inverted = _inverted(index)
     if _exact(index) is not None:
         graph = index.ntotal * _CAGRA_LINKS * _CAGRA_LINK_BYTES
@@ -96,8 +97,7 @@ def plan(opened: faiss.Index, *, budget_bytes: int, cagra: bool = False) -> GpuP
             return GpuPlan("flat", vectors + FIXED_BYTES)
     if inverted is None or not _lists_of_vectors(index):
         return GpuPlan("none", 0, f"{_gb(vectors + FIXED_BYTES)} do not fit into {_gb(budget_bytes)}, and no lists")
-    centroids = inverted.nlist * int(inverted.d) * _FLOAT_BYTES
-    fixed = centroids + FIXED_BYTES
+    fixed = _centroid_bytes(inverted) + FIXED_BYTES
     lists = int(list_bytes(inverted).sum())
     if isinstance(index, faiss.IndexIVFFlat) and fixed + lists <= budget_bytes:
         return GpuPlan("ivf", fixed + lists)
@@ -114,9 +114,15 @@ class DeviceCopy:
     """An index on the device. One search at a time: FAISS's resources of a device take no two. Until it is freed."""
 
     def __init__(
-        self, index: faiss.Index, parameters: Callable[[int], faiss.SearchParameters | None] = lambda _: None
+        self,
+        index: faiss.Index,
+        *,
+        rows: int,
+        parameters: Callable[[int], faiss.SearchParameters | None] = lambda _: None,
     ) -> None:
+        """`rows` are those of the whole index, of which a part may be here."""
         self._index: faiss.Index | None = index
+        self._rows = rows
         self._parameters = parameters
         self._lock = Lock()
 
@@ -126,7 +132,11 @@ class DeviceCopy:
             if self._index is None:
                 raise FreedError
             scores, rows = self._index.search(vectors, k, params=self._parameters(k))
-            return scores, rows
+        # cuVS has numbers of its own for a neighbour that is not there.
+        absent = (rows < 0) | (rows >= self._rows)
+        if absent.any():
+            rows[absent], scores[absent] = -1, -np.inf
+        return scores, rows
 
     def search_preassigned(
         self, vectors: Vectors, k: int, _lists: Lists, _similarities: Vectors, /
@@ -177,7 +187,8 @@ def place(
         _stays(planned.reason)
         return None
     try:
-        if (free := device.free_bytes()) < planned.size_bytes:
+        # A graph takes about as much again while it is built: reckoned, and measured nowhere.
+        if (free := device.free_bytes()) < planned.size_bytes * (2 if planned.kind == "cagra" else 1):
             raise MemoryError(f"it has {_gb(free)} left")
         return _placed(index, device, planned, counts)
     # FAISS's CUDA errors, and its own for memory that is not there.
@@ -189,7 +200,7 @@ def place(
 def hot_lists(opened: faiss.Index, planned: GpuPlan, counts: VisitCounts) -> Lists:
     """The lists that lie on the device by the visits so far, as many as were planned for."""
     host = _inverted(faiss.downcast_index(opened))
-    room = planned.size_bytes - FIXED_BYTES - int(host.nlist) * int(host.d) * _FLOAT_BYTES
+    room = planned.size_bytes - FIXED_BYTES - _centroid_bytes(host)
     return choose_hot_lists(counts.visits(), list_bytes(host), budget_bytes=room)
 
 
@@ -217,13 +228,13 @@ def gpu_device(number: int) -> Device | None:
 def _placed(index: faiss.Index, device: Device, planned: GpuPlan, counts: VisitCounts | None) -> OnDevice | None:
     match planned.kind:
         case "flat":
-            copy = DeviceCopy(device.clone(_exact(index)))
+            copy = DeviceCopy(device.clone(_exact(index)), rows=int(index.ntotal))
         case "cagra":
             vectors = _exact(index).reconstruct_n(0, int(index.ntotal))
-            copy = DeviceCopy(device.cagra(vectors), cagra_search)
+            copy = DeviceCopy(device.cagra(vectors), rows=int(index.ntotal), parameters=cagra_search)
             return OnDevice(copy.search, planned, copy, largest_k=_CAGRA_LARGEST_K)
         case "ivf":
-            copy = DeviceCopy(device.clone(index))
+            copy = DeviceCopy(device.clone(index), rows=int(index.ntotal))
         case _:
             return _hot(index, device, planned, counts)
     return OnDevice(copy.search, planned, copy)
@@ -239,7 +250,7 @@ def _hot(index: faiss.Index, device: Device, planned: GpuPlan, counts: VisitCoun
     part = device_part(host, hot, exact=exact)
     mask = np.zeros(int(host.nlist), np.bool_)
     mask[hot] = True
-    copy = DeviceCopy(device.clone(part)) if len(hot) else None
+    copy = DeviceCopy(device.clone(part), rows=int(host.ntotal)) if len(hot) else None
     split = SplitIndex(host, part if copy is None else copy, mask, counts, exact, refine)
     return OnDevice(split.search, planned, copy, counts, hot)
 
@@ -308,6 +319,11 @@ def _inverted(index: faiss.Index) -> faiss.IndexIVF:
 def _lists_of_vectors(index: faiss.Index) -> bool:
     """Whether each list's vectors can be had: from the lists themselves, or from what ranks again."""
     return isinstance(index, faiss.IndexRefine | faiss.IndexIVFFlat)
+
+
+def _centroid_bytes(inverted: faiss.IndexIVF) -> int:
+    """Of the quantizer, and of the copy that cuVS has of it."""
+    return 2 * int(inverted.nlist) * int(inverted.d) * _FLOAT_BYTES
 
 
 def _vector_bytes(index: faiss.Index) -> int:

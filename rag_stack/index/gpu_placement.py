@@ -20,9 +20,12 @@ _HALF_LIFE_QUERIES: Final = 100_000
 _LARGEST_WEIGHT: Final = 1e30
 _FLOAT_BYTES: Final = 4
 _ID_BYTES: Final = 8
-# A device's lists are filled up to whole warps of vectors, and each is two allocations of multiples of so many bytes.
+# A device's lists are filled up to whole warps of vectors, and each is two allocations, of multiples of so many bytes:
+# the driver gives large ones in pages of their own.
 _WARP: Final = 32
 _GRAIN: Final = 512
+_LARGE: Final = 1 << 20
+_PAGE: Final = 2 << 20
 
 
 class VisitCounts:
@@ -131,7 +134,12 @@ def list_bytes(index: faiss.IndexIVF) -> Rows:
     """What each list takes on the device, [nlist]: float32 vectors and their rows; 0 for an empty one."""
     sizes = np.array([index.invlists.list_size(number) for number in range(index.nlist)], np.int64)
     filled = -(-sizes // _WARP) * _WARP
-    return filled * (int(index.d) * _FLOAT_BYTES + _ID_BYTES) + 2 * _GRAIN * (sizes > 0).astype(np.int64)
+    return _allocated(filled * int(index.d) * _FLOAT_BYTES) + _allocated(filled * _ID_BYTES)
+
+
+def _allocated(size_bytes: Rows) -> Rows:
+    grain = np.where(size_bytes > _LARGE, _PAGE, _GRAIN)
+    return np.asarray(-(-size_bytes // grain) * grain, np.int64)
 
 
 def device_part(index: faiss.IndexIVF, hot: Lists, *, exact: faiss.Index | None = None) -> faiss.IndexIVFFlat:

@@ -118,7 +118,10 @@ class PromptBuilder:
         budget = self.context_tokens - (max_tokens or self.reserve_tokens)
         if bound > _QUICK_BYTES:
             return False
-        return bound <= budget or bound - self._spare.known(hits) + _TOKENS_PER_BORDER * len(hits) <= budget
+        if bound <= budget:
+            return True
+        spare = self._spare.known(hits)
+        return spare is not None and bound - spare + _TOKENS_PER_BORDER * len(hits) <= budget
 
     def _fitting(
         self,

@@ -22,10 +22,10 @@ class TokenSpare:
     def __len__(self) -> int:
         return len(self._spare)
 
-    def known(self, hits: Sequence[Hit]) -> int:
-        """By how many tokens all of them stay below their bytes, as far as is known: 0 of those never counted."""
-        spare = self._spare.get
-        return sum([spare(_key(hit), 0) for hit in hits])
+    def known(self, hits: Sequence[Hit]) -> int | None:
+        """By how many tokens all of them stay below their bytes; None where one was never counted."""
+        spare = [self._spare.get(_key(hit)) for hit in hits]
+        return None if None in spare else sum(each or 0 for each in spare)
 
     def counted(
         self, hits: Sequence[Hit], blocks: Sequence[str], count: Callable[[Sequence[str]], Sequence[int]]

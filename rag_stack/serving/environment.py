@@ -83,6 +83,9 @@ def _serving() -> dict[str, str]:
     """The part that does not depend on the machine."""
     return {
         "VLLM_LOGGING_LEVEL": "WARNING",
+        # Ray gives what it starts the lowest part of the processor, niceness 15, the engine among it: others on a small
+        # machine, its own log monitor and store of tasks too, come first then.
+        "RAY_worker_niceness": "0",
         **offline_environment(),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",

@@ -153,7 +153,7 @@ class ScalingPolicy:
         self._rules = Rules(**rules)  # type: ignore[arg-type]  # Ray hands numbers on by name
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:  # noqa: ANN401 - Ray's AutoscalingContext
-        """Ray calls this ten times a second, but not while no replica runs and a request waits."""
+        """Ray calls this each turn of its control loop, but not while no replica runs and a request waits."""
         state, decided_s = ctx.policy_state.get(STATE, (State(), -math.inf))
         if ctx.current_time - decided_s < _TICK_S:
             return ctx.target_num_replicas, {STATE: (state, decided_s)}

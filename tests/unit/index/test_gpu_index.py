@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from rag_stack.index.gpu_index import CAGRA_BYTES, FIXED_BYTES, OnDevice, gpu_device, place, plan
-from rag_stack.index.gpu_placement import VisitCounts, list_bytes
+from rag_stack.index.gpu_placement import Rows, Vectors, VisitCounts, list_bytes
 from tests.host_device import FullDevice, HostDevice
 from tests.vectors import clustered
 
 D = 32
 ROWS = 6_000
-VECTORS = ROWS * D * 4
+VECTORS = ROWS * (D * 4 + 4)  # with their norms
 
 
 def _index(recipe: str) -> faiss.Index:
@@ -43,7 +43,7 @@ def _recall(found: OnDevice, index: faiss.Index) -> float:
         ("Flat", VECTORS + FIXED_BYTES, True, "flat", VECTORS + FIXED_BYTES),
         ("HNSW16", 1 << 30, False, "flat", VECTORS + FIXED_BYTES),
         ("IVF64,PQ32x4fs,RFlat", 1 << 30, False, "flat", VECTORS + FIXED_BYTES),
-        ("IVF64,PQ32x4fs,RFlat", FIXED_BYTES + 64 * D * 4 + 1000, False, "hot_lists", None),
+        ("IVF64,PQ32x4fs,RFlat", FIXED_BYTES + 2 * 64 * D * 4 + 1000, False, "hot_lists", None),
         ("IVF64,PQ32x4fs,Refine(SQ8)", 1 << 30, False, "hot_lists", None),
         ("IVF64,Flat", 1 << 30, False, "ivf", None),
         ("IVF64,Flat", FIXED_BYTES + VECTORS, False, "hot_lists", FIXED_BYTES + VECTORS),
@@ -76,7 +76,7 @@ def test_hot_lists_fill_the_budget_and_find_the_same() -> None:
     index, device, counts = _index("IVF64,Flat"), HostDevice(), VisitCounts(64)
     counts.observe(index.quantizer.search(clustered(200, D, seed=3, spread=1.5), 8)[1])
     room = VECTORS // 3
-    placed = place(index, device, budget_bytes=FIXED_BYTES + 64 * D * 4 + room, counts=counts)
+    placed = place(index, device, budget_bytes=FIXED_BYTES + 2 * 64 * D * 4 + room, counts=counts)
     assert placed is not None
     assert placed.hot is not None
     assert placed.plan.kind == "hot_lists"
@@ -130,3 +130,25 @@ def test_a_graph_says_how_many_it_finds() -> None:
 @pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="this FAISS has GPUs")
 def test_a_faiss_without_gpus_has_no_device() -> None:
     assert gpu_device(0) is None
+
+
+def test_what_is_not_there_is_no_row() -> None:
+    class Odd(HostDevice):
+        """Numbers an absent neighbour as cuVS does."""
+
+        def clone(self, index: faiss.Index) -> faiss.Index:
+            class Numbered:
+                def search(self, vectors: Vectors, k: int, *, params: object = None) -> tuple[Vectors, Rows]:
+                    scores, rows = index.search(vectors, k)
+                    rows[:, -1], scores[:, -1] = np.iinfo(np.int64).max, 0.5
+                    return scores, rows
+
+            return Numbered()
+
+    index = _index("Flat")
+    placed = place(index, Odd(), budget_bytes=1 << 30)
+    assert placed is not None
+    scores, rows = placed.search(clustered(3, D, seed=3), 4)
+    assert (rows[:, -1] == -1).all()
+    assert np.isneginf(scores[:, -1]).all()
+    assert (rows[:, :-1] >= 0).all()

@@ -18,7 +18,7 @@ from tests.vectors import clustered
 
 D = 32
 ROWS = 6_000
-VECTORS = ROWS * D * 4
+VECTORS = ROWS * (D * 4 + 4)  # with their norms
 WAIT_S = 30.0
 
 
@@ -133,7 +133,7 @@ def test_a_copy_is_freed_after_its_last_search() -> None:
             assert go_on.wait(WAIT_S)
             return super().search(vectors, k, params=params)
 
-    copy = DeviceCopy(Slow(_index("Flat")))
+    copy = DeviceCopy(Slow(_index("Flat")), rows=ROWS)
     with ThreadPoolExecutor(2) as pool:
         search = pool.submit(copy.search, QUERIES, 10)
         assert inside.wait(WAIT_S)
@@ -182,7 +182,7 @@ def test_a_full_device_takes_nothing_of_the_budget() -> None:
 
 def _third_of_lists() -> int:
     """A budget of which one version's half holds a third of the lists."""
-    return 2 * (FIXED_BYTES + 64 * D * 4 + VECTORS // 3)
+    return 2 * (FIXED_BYTES + 2 * 64 * D * 4 + VECTORS // 3)
 
 
 def _chosen(placement: Placement) -> None:

@@ -387,6 +387,7 @@ def test_passages_that_were_counted_are_not_counted_again(tokenizer: ByteLevelTo
     assert len(prompt.sources) == 4
     assert builder.is_quick(USER, hits[::-1], max_tokens=None)
     other = _hit("other", "the passages of the documents answer the question " * 20)
+    assert not builder.is_quick(USER, [*hits[1:], other], max_tokens=None), "it would be counted"
     builder.build(USER, [*hits[::-1], other], max_tokens=None)
     assert tokenizer.texts == texts + 5, "the other one alone"
     assert tokenizer.calls == calls
@@ -404,10 +405,10 @@ def test_few_passages_are_remembered() -> None:
 
     assert spare.counted(hits[:2], blocks[:2], count) == 2 * (6 - 2)
     assert spare.counted(hits[:1], blocks[:1], count) == 4, "and is the newest now"
-    assert spare.known(hits) == 8
+    assert (spare.known(hits[:2]), spare.known(hits), spare.known([])) == (8, None, 0)
     spare.counted(hits[2:], blocks[2:], count)
     assert asked == blocks
-    assert (len(spare), spare.known(hits[:1]), spare.known(hits[1:2])) == (2, 4, 0)
+    assert (len(spare), spare.known(hits[:1]), spare.known(hits[1:2])) == (2, 4, None)
 
 
 _WORDY = st.lists(

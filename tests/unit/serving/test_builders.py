@@ -321,6 +321,7 @@ def test_a_clusters_environment_is_that_of_a_server_but_for_what_a_pod_has_for_i
         "RAY_SERVE_HAPROXY_STATS_PORT",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S",
     }
     assert set(cluster) - set(local) == {"RAY_SERVE_HAPROXY_MAXCONN"}
     assert all(isinstance(value, str) for value in cluster.values())
