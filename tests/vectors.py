@@ -1,5 +1,6 @@
-"""Seeded unit vectors that lie around centres, as those of texts do."""
+"""Seeded unit vectors that lie around centres, as those of texts do, and indexes of them."""
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +13,17 @@ def clustered(
     draw = np.random.default_rng(seed)
     noise = _unit(draw.standard_normal((count, dimension), np.float32))
     return _unit(around[draw.integers(0, centres, count)] + np.float32(spread) * noise)
+
+
+def index_of(recipe: str, *, rows: int, dimension: int, nprobe: int) -> faiss.Index:
+    """A FAISS index by inner product over `clustered` vectors, trained on all of them."""
+    index = faiss.index_factory(dimension, recipe, faiss.METRIC_INNER_PRODUCT)
+    vectors = clustered(rows, dimension, spread=1.5)
+    index.train(vectors)
+    index.add(vectors)
+    if "IVF" in recipe:
+        faiss.extract_index_ivf(index).nprobe = nprobe
+    return index
 
 
 def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -62,7 +62,7 @@ def _computes_on_cpu() -> bool:
 
 
 def _quota(path: Path) -> float:
-    """Cores' worth of time that this process's cgroup may use."""
+    """Cores' worth of time that this container may use (cgroup v2); no limit where nothing says so."""
     try:
         time_us, period_us = path.read_text(encoding="ascii").split()
         return float("inf") if time_us == "max" else int(time_us) / int(period_us)

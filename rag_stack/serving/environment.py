@@ -44,8 +44,8 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         **image_environment(),
         # Thirty seconds by default, which a server on a laptop would spend at every Ctrl-C.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        # The controller looks at everything ten times a second by default, for a tenth of a core that the engine could
-        # have; in a cluster it is the head's.
+        # The controller looks at everything ten times a second by default, which takes of the engine's cores here; in a
+        # cluster it has the head's.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     }
     for name, value in defaults.items():

@@ -12,7 +12,7 @@ from rag_stack.index.gpu_index import FIXED_BYTES, SCRATCH_BYTES, gpu_device, pl
 from rag_stack.index.gpu_memory import GpuMemory, Placement
 from rag_stack.index.gpu_placement import Rows, Vectors, VisitCounts
 from rag_stack.metrics import MemoryRecorder
-from tests.vectors import clustered
+from tests.vectors import clustered, index_of
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(gpu_device(0) is None, reason="no FAISS with GPUs, or no GPU")
@@ -33,13 +33,7 @@ def _begun() -> None:
 
 
 def _index(recipe: str) -> faiss.Index:
-    index = faiss.index_factory(D, recipe, faiss.METRIC_INNER_PRODUCT)
-    vectors = clustered(ROWS, D, spread=1.5)
-    index.train(vectors)
-    index.add(vectors)
-    if "IVF" in recipe:
-        faiss.extract_index_ivf(index).nprobe = 16
-    return index
+    return index_of(recipe, rows=ROWS, dimension=D, nprobe=16)
 
 
 def _queries(count: int = 200) -> Vectors:

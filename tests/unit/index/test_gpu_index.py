@@ -9,7 +9,7 @@ import pytest
 from rag_stack.index.gpu_index import CAGRA_BYTES, FIXED_BYTES, OnDevice, gpu_device, place, plan
 from rag_stack.index.gpu_placement import Rows, Vectors, VisitCounts, list_bytes
 from tests.host_device import FullDevice, HostDevice
-from tests.vectors import clustered
+from tests.vectors import clustered, index_of
 
 D = 32
 ROWS = 6_000
@@ -17,12 +17,7 @@ VECTORS = ROWS * (D * 4 + 4)  # with their norms
 
 
 def _index(recipe: str) -> faiss.Index:
-    index = faiss.index_factory(D, recipe, faiss.METRIC_INNER_PRODUCT)
-    vectors = clustered(ROWS, D, spread=1.5)
-    index.train(vectors)
-    index.add(vectors)
-    if "IVF" in recipe:
-        faiss.extract_index_ivf(index).nprobe = 8
+    index = index_of(recipe, rows=ROWS, dimension=D, nprobe=8)
     if "R" in recipe:
         index.k_factor = 4
     return index
