@@ -36,6 +36,7 @@ RELATED = (
 )
 MAX_NUM_SEQS = 8  # of the release in conftest.py
 SWAP_S = 30.0
+FEW_TOKENS = 8  # Of an answer whose words are not looked at.
 UNRELATED = "How long should pasta boil?"
 
 
@@ -44,9 +45,9 @@ def client(stack: Stack) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{stack.url}/v1", api_key="-", timeout=120)
 
 
-def ask(client: openai.OpenAI, question: str, **options: Any) -> Any:
+def ask(client: openai.OpenAI, question: str, *, max_tokens: int = 120, **options: Any) -> Any:
     messages = [{"role": "user", "content": question}]
-    return client.chat.completions.create(model=MODEL, messages=messages, max_tokens=120, **options)  # type: ignore
+    return client.chat.completions.create(model=MODEL, messages=messages, max_tokens=max_tokens, **options)  # type: ignore
 
 
 def document_of(stack: Stack, rag: dict[str, Any], citation: dict[str, Any]) -> str:
@@ -71,7 +72,7 @@ def test_answers_carry_verbatim_citations(stack: Stack, client: openai.OpenAI) -
 
 
 def test_every_answer_says_where_it_comes_from(client: openai.OpenAI) -> None:
-    answer = ask(client, WITH)
+    answer = ask(client, WITH, max_tokens=FEW_TOKENS)
     assert answer.rag["release"] == "e2e"
     assert answer.rag["index_version"]
     assert set(answer.rag["timings_ms"]) == {"queue", "embed", "search", "prompt"}
@@ -97,12 +98,15 @@ def test_an_unrelated_question_carries_no_citation(client: openai.OpenAI) -> Non
 
 def test_the_five_ways_reach_a_real_engine(client: openai.OpenAI) -> None:
     tool = {"type": "file_search", "vector_store_ids": ["python"], "max_num_results": 2}
-    assert len(ask(client, WITH, tools=[tool]).rag["sources"]) == 2
-    assert ask(client, WITH, extra_body={"vector_store_ids": ["python"]}).rag["store"] == "python"
-    given = ask(client, "What colour is the shed?", extra_body={"documents": [{"text": "The shed is green."}]})
+    assert len(ask(client, WITH, tools=[tool], max_tokens=FEW_TOKENS).rag["sources"]) == 2
+    assert (
+        ask(client, WITH, extra_body={"vector_store_ids": ["python"]}, max_tokens=FEW_TOKENS).rag["store"] == "python"
+    )
+    documents = [{"text": "The shed is green."}]
+    given = ask(client, "What colour is the shed?", extra_body={"documents": documents}, max_tokens=FEW_TOKENS)
     assert [source["score"] for source in given.rag["sources"]] == [1.0]
     alias = client.chat.completions.create(
-        model=f"{MODEL}@python", messages=[{"role": "user", "content": WITH}], max_tokens=8
+        model=f"{MODEL}@python", messages=[{"role": "user", "content": WITH}], max_tokens=FEW_TOKENS
     )
     assert alias.rag["store"] == "python"  # type: ignore[attr-defined]
     completion = client.completions.create(model=MODEL, prompt="The capital of France is", max_tokens=8)
@@ -276,13 +280,16 @@ def test_a_new_index_version_is_served_within_seconds_and_a_rollback_too(stack: 
 
 
 def _serves(client: openai.OpenAI, version: str) -> float:
-    """Seconds until search and chat both name a version, or until the limit."""
+    """Seconds until search names a version, or until the limit; a chat asked after that must name it too.
+
+    What the swap takes is timed, and not how fast an engine on shared cores writes.
+    """
     began_s = time.monotonic()
-    while (waited_s := time.monotonic() - began_s) < SWAP_S:
+    searched = ""
+    while searched != version and time.monotonic() - began_s < SWAP_S:
         searched = client.vector_stores.search("python", query=WITH).index_version  # type: ignore[attr-defined]
-        chatted = ask(client, WITH).rag["index_version"]
-        if searched == chatted == version:
-            return waited_s
+    waited_s = time.monotonic() - began_s
+    assert ask(client, WITH, max_tokens=FEW_TOKENS).rag["index_version"] == version
     return waited_s
 
 
