@@ -65,9 +65,9 @@ class Prompts:
         """As PromptBuilder's tokenizer."""
         return len(self.tokens(messages))
 
-    def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
+    def count_text(self, text: str) -> int:
         """As PromptBuilder's tokenizer: as many as there are bytes, which is never too few."""
-        return [len(text.encode()) for text in texts]
+        return len(text.encode())
 
 
 def tokenizer_of(directory: Path) -> Tokens:

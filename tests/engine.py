@@ -68,9 +68,9 @@ class Vocabulary:
         """Tokens of the messages under the template: fits `rag_stack.rag.prompt.Tokenizer`."""
         return len(self.encode(render(messages)))
 
-    def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
-        """Tokens of each text by itself."""
-        return [len(self.encode(text)) for text in texts]
+    def count_text(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self.encode(text))
 
 
 def render(messages: Sequence[Mapping[str, Any]]) -> str:

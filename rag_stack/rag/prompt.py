@@ -42,8 +42,8 @@ class Tokenizer(Protocol):
         """Tokens of the messages under the model's chat template."""
         ...
 
-    def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
-        """Tokens of each text by itself, and no fewer than it takes within another one."""
+    def count_text(self, text: str) -> int:
+        """Tokens of a text by itself, and no fewer than it takes within another one."""
         ...
 
 
@@ -120,8 +120,7 @@ class PromptBuilder:
             return False
         if bound <= budget:
             return True
-        spare = self._spare.known(hits)
-        return spare is not None and bound - spare + _TOKENS_PER_BORDER * len(hits) <= budget
+        return bound - self._spare.known(hits) + _TOKENS_PER_BORDER * len(hits) <= budget
 
     def _fitting(
         self,
@@ -196,9 +195,13 @@ class PromptBuilder:
         )
         bound = size + _TEMPLATE_TOKENS + _TEMPLATE_TOKENS_PER_MESSAGE * len(messages)
         if bound > budget and (sources := prompt.sources):
-            blocks = [f"{_block(source, self.special_tokens)}\n" for source in sources]
-            spare = self._spare.counted([source.hit for source in sources], blocks, self.tokenizer.count_texts)
-            bound += _TOKENS_PER_BORDER * len(sources) - spare
+            bound += _TOKENS_PER_BORDER * len(sources)
+            bound -= self._spare.counted(
+                [source.hit for source in sources],
+                [f"{_block(source, self.special_tokens)}\n" for source in sources],
+                enough=bound - budget,
+                count=self.tokenizer.count_text,
+            )
         return bound if bound <= budget else self.tokenizer.count(_as_text(messages, tools))
 
 

@@ -22,32 +22,38 @@ class TokenSpare:
     def __len__(self) -> int:
         return len(self._spare)
 
-    def known(self, hits: Sequence[Hit]) -> int | None:
-        """By how many tokens all of them stay below their bytes; None where one was never counted."""
-        spare = [self._spare.get(_key(hit)) for hit in hits]
-        return None if None in spare else sum(each or 0 for each in spare)
+    def known(self, hits: Sequence[Hit]) -> int:
+        """By how many tokens they stay below their bytes, at least: those never counted are taken to have as many."""
+        return sum(self._spare.get(_key(hit), 0) for hit in hits)
 
-    def counted(
-        self, hits: Sequence[Hit], blocks: Sequence[str], count: Callable[[Sequence[str]], Sequence[int]]
-    ) -> int:
-        """The same with none left out: `blocks` are the hits as a prompt has them, `count` tells tokens. Blocking."""
+    def counted(self, hits: Sequence[Hit], blocks: Sequence[str], *, enough: int, count: Callable[[str], int]) -> int:
+        """The same, with so many of the passages counted that it is `enough`, or all of them. Blocking.
+
+        `blocks` are the hits as a prompt has them, `count` tells a text's tokens. The longest is counted first: a
+        tokenizer's time goes by the byte, and what one long passage spares is most often enough.
+        """
         keys = [_key(hit) for hit in hits]
         with self._lock:
             spare = {key: self._spare.get(key) for key in keys}
             for key, known in spare.items():
                 if known is not None:
                     self._spare.move_to_end(key)
-        new = {key: block for key, block in zip(keys, blocks, strict=True) if spare[key] is None}
-        if new:
+        total = sum(spare[key] or 0 for key in keys)
+        unknown = {key: block for key, block in zip(keys, blocks, strict=True) if spare[key] is None}
+        for key, block in sorted(unknown.items(), key=lambda item: -len(item[1])):
+            if total >= enough:
+                break
             # Outside the lock: it takes milliseconds.
-            tokens = count(list(new.values()))
-            found = {key: len(block.encode()) - n for (key, block), n in zip(new.items(), tokens, strict=True)}
-            spare.update(found)
-            with self._lock:
-                self._spare.update(found)
-                while len(self._spare) > self._max_passages:
-                    self._spare.popitem(last=False)
-        return sum(spare[key] or 0 for key in keys)
+            found = len(block.encode()) - count(block)
+            total += found * keys.count(key)
+            self._keep(key, found)
+        return total
+
+    def _keep(self, key: int, spare: int) -> None:
+        with self._lock:
+            self._spare[key] = spare
+            while len(self._spare) > self._max_passages:
+                self._spare.popitem(last=False)
 
 
 def _key(hit: Hit) -> int:

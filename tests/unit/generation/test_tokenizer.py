@@ -36,6 +36,24 @@ def test_without_a_template_the_text_alone_counts(tmp_path: Path) -> None:
     assert GeneratorTokenizer(saved(tmp_path, None)).count([USER]) == 3
 
 
+@pytest.mark.parametrize("text", ["", "one", "one two three one two three one"])
+def test_a_text_counts_whole_even_where_the_file_cuts_and_fills_up(tmp_path: Path, text: str) -> None:
+    file = saved(tmp_path, TEMPLATE) / "tokenizer.json"
+    cuts = Tokenizer.from_file(str(file))
+    cuts.enable_truncation(2)
+    cuts.enable_padding(length=2)
+    cuts.save(str(file))
+    tokenizer = GeneratorTokenizer(tmp_path)
+    counted = tokenizer.count_text(text)
+    assert counted == len(text.split()) == len(tokenizer.encode_text(text))
+
+
+def test_a_tokenizer_that_is_not_rust_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = GeneratorTokenizer(saved(tmp_path, TEMPLATE))
+    monkeypatch.setattr(tokenizer, "_backend", None)
+    assert tokenizer.count_text("one two") == 2
+
+
 def test_messages_that_the_template_refuses_are_the_clients_mistake(tmp_path: Path) -> None:
     tokenizer = GeneratorTokenizer(saved(tmp_path, TEMPLATE))
     with pytest.raises(InvalidRequestError, match="one system message"):

@@ -48,9 +48,9 @@ class ByteLevelTokenizer:
         self.calls += 1
         return len(self.encode(self.render(messages)))
 
-    def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
-        self.texts += len(texts)
-        return [len(self.encode(text)) for text in texts]
+    def count_text(self, text: str) -> int:
+        self.texts += 1
+        return len(self.encode(text))
 
     def encode(self, text: str) -> list[str]:
         return list(self._tokenizer.encode(text).tokens)
@@ -379,7 +379,7 @@ def test_short_prompts_that_surely_fit_are_quick(
 
 def test_passages_that_were_counted_are_not_counted_again(tokenizer: ByteLevelTokenizer) -> None:
     hits = [_hit(str(n), f"{n}: " + "the passages of the documents answer the question " * 20) for n in range(4)]
-    builder = _builder(tokenizer, context_tokens=3000)
+    builder = _builder(tokenizer, context_tokens=1400)
     assert not builder.is_quick(USER, hits, max_tokens=None), "their bytes alone do not fit"
     calls, texts = tokenizer.calls, tokenizer.texts
     prompt = builder.build(USER, hits, max_tokens=None)
@@ -388,9 +388,21 @@ def test_passages_that_were_counted_are_not_counted_again(tokenizer: ByteLevelTo
     assert builder.is_quick(USER, hits[::-1], max_tokens=None)
     other = _hit("other", "the passages of the documents answer the question " * 20)
     assert not builder.is_quick(USER, [*hits[1:], other], max_tokens=None), "it would be counted"
-    builder.build(USER, [*hits[::-1], other], max_tokens=None)
+    builder.build(USER, [*hits[:0:-1], other], max_tokens=None)
     assert tokenizer.texts == texts + 5, "the other one alone"
     assert tokenizer.calls == calls
+
+
+def test_no_more_passages_are_counted_than_it_takes(tokenizer: ByteLevelTokenizer) -> None:
+    """What one long passage spares lets the prompt fit, so that nothing is asked of the short ones."""
+    words = "the passages of the documents answer the question "
+    hits = [_hit("short", words), _hit("long", words * 40), _hit("middle", words * 10)]
+    builder = _builder(tokenizer, context_tokens=2000)
+    assert not builder.is_quick(USER, hits, max_tokens=None)
+    calls, texts = tokenizer.calls, tokenizer.texts
+    assert len(builder.build(USER, hits, max_tokens=None).sources) == 3
+    assert (tokenizer.calls, tokenizer.texts) == (calls, texts + 1)
+    assert builder.is_quick(USER, hits, max_tokens=None)
 
 
 def test_few_passages_are_remembered() -> None:
@@ -399,16 +411,30 @@ def test_few_passages_are_remembered() -> None:
     blocks = [hit.passage.text for hit in hits]
     asked: list[str] = []
 
-    def count(texts: Sequence[str]) -> list[int]:
-        asked.extend(texts)
-        return [2] * len(texts)
+    def count(text: str) -> int:
+        asked.append(text)
+        return 2
 
-    assert spare.counted(hits[:2], blocks[:2], count) == 2 * (6 - 2)
-    assert spare.counted(hits[:1], blocks[:1], count) == 4, "and is the newest now"
-    assert (spare.known(hits[:2]), spare.known(hits), spare.known([])) == (8, None, 0)
-    spare.counted(hits[2:], blocks[2:], count)
+    def counted(hits: Sequence[Hit], blocks: Sequence[str]) -> int:
+        return spare.counted(hits, blocks, enough=1_000, count=count)
+
+    assert counted(hits[:2], blocks[:2]) == 2 * (6 - 2)
+    assert counted(hits[:1], blocks[:1]) == 4, "and is the newest now"
+    assert (spare.known(hits[:2]), spare.known(hits), spare.known([])) == (8, 8, 0)
+    counted(hits[2:], blocks[2:])
     assert asked == blocks
-    assert (len(spare), spare.known(hits[:1]), spare.known(hits[1:2])) == (2, 4, None)
+    assert (len(spare), spare.known(hits[:1]), spare.known(hits[1:2])) == (2, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("enough", "counted"), [(0, []), (1, ["a long one"]), (8, ["a long one"]), (9, ["a long one", "short"])]
+)
+def test_the_longest_passage_is_counted_first(enough: int, counted: list[str]) -> None:
+    asked: list[str] = []
+    hits, blocks = [_hit("a", "short"), _hit("b", "a long one")], ["short", "a long one"]
+    spare = TokenSpare().counted(hits, blocks, enough=enough, count=lambda text: (asked.append(text), 2)[1])
+    assert asked == counted
+    assert spare == sum(len(text) - 2 for text in counted)
 
 
 _WORDY = st.lists(
