@@ -18,6 +18,7 @@ from rag_stack.types import Passage
 _IDENTIFIER_WEIGHT = 1.5  # `__enter__` says more about what a sentence is about than "method" does
 _DENSITY = 0.6  # the share of a stretch's content words that must be the claim's
 _SKIPPED = 3  # a passage may say so many words in between that the claim leaves out, or fewer
+_ROUNDING = 1e-9
 _UNNAMED_WORDS = 6  # a claim whose subject nobody named needs so many different words
 _Pair: TypeAlias = tuple[int, int]
 """A word of the claim and the same word in a passage, by their places."""
@@ -124,11 +125,26 @@ def is_foreign(sentence: str, said: str, *, threshold: float) -> bool:
     weighs most of all words of its kind, and no heading speaks for it.
     """
     words = [word for word in content_words(sentence) if not word.neutral]
-    foreign = [not word.kind and _is_unsaid(word.stem, said) for word in words]
-    if not words or foreign[0] or foreign[-1]:
+    looked: dict[str, bool] = {}
+
+    def unsaid(word: Word) -> bool:
+        if word.kind:
+            return False
+        if (known := looked.get(word.stem)) is None:
+            known = looked[word.stem] = _is_unsaid(word.stem, said)
+        return known
+
+    # A look goes through all texts, so no more words are looked for than it takes.
+    if not words or unsaid(words[0]) or unsaid(words[-1]):
         return True
-    unsaid = sum(foreign)
-    return (1 - threshold) * _IDENTIFIER_WEIGHT * (len(words) - unsaid) < threshold * unsaid
+    share = (1 - threshold) * _IDENTIFIER_WEIGHT
+    most = len(words) * share / (threshold + share) + _ROUNDING
+    count = 0
+    for word in words:
+        count += unsaid(word)
+        if count > most:
+            return True
+    return False
 
 
 def _is_unsaid(stem: str, said: str) -> bool:
