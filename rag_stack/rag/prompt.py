@@ -109,11 +109,11 @@ class PromptBuilder:
         Told by sizes, and by what is known of the passages' tokens. What those do not see, a tag to escape or a tool
         call, costs a tokenizer's time at worst.
         """
-        size = sum(_most_bytes(text_of(message)) for message in messages)
-        size += 6 * _most_bytes(tools) + _most_bytes(self.system)
+        size = sum(_bytes(text_of(message)) for message in messages)
+        size += 6 * _bytes(tools) + _bytes(self.system)
         for hit in hits:
             passage = hit.passage
-            size += _most_bytes(passage.title) + _most_bytes(passage.text) + _DOCUMENT_BYTES
+            size += _bytes(passage.title) + _bytes(passage.text) + _DOCUMENT_BYTES
         bound = size + _TEMPLATE_TOKENS + _BYTES_PER_MESSAGE * (len(messages) + 1)
         budget = self.context_tokens - (max_tokens or self.reserve_tokens)
         if bound > _QUICK_BYTES:
@@ -257,9 +257,9 @@ def text_of(message: Message) -> str:
     return ""
 
 
-def _most_bytes(text: str) -> int:
-    """Bytes in UTF-8 at most, without encoding it."""
-    return len(text) if text.isascii() else 4 * len(text)
+def _bytes(text: str) -> int:
+    """Bytes in UTF-8, of what is no longer than a quick prompt; more than that of what is."""
+    return len(text) if len(text) > _QUICK_BYTES or text.isascii() else len(text.encode())
 
 
 def _data(text: str, special_tokens: Sequence[str]) -> str:

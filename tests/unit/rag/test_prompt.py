@@ -427,11 +427,22 @@ def test_few_passages_are_remembered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("enough", "counted"), [(0, []), (1, ["a long one"]), (8, ["a long one"]), (9, ["a long one", "short"])]
+    ("enough", "counted"),
+    [
+        (0, []),
+        (2, ["four"]),
+        (3, ["eight---"]),
+        (4, ["eight---"]),
+        (6, ["twelve------"]),
+        (9, ["twelve------"]),
+        (12, ["twelve------", "four"]),
+        (99, ["twelve------", "eight---", "four"]),
+    ],
 )
-def test_the_longest_passage_is_counted_first(enough: int, counted: list[str]) -> None:
+def test_the_shortest_passage_is_counted_that_is_likely_to_be_enough(enough: int, counted: list[str]) -> None:
     asked: list[str] = []
-    hits, blocks = [_hit("a", "short"), _hit("b", "a long one")], ["short", "a long one"]
+    blocks = ["four", "twelve------", "eight---"]
+    hits = [_hit(block, block) for block in blocks]
     spare = TokenSpare().counted(hits, blocks, enough=enough, count=lambda text: (asked.append(text), 2)[1])
     assert asked == counted
     assert spare == sum(len(text) - 2 for text in counted)

@@ -33,6 +33,11 @@ def test_reciprocal_ranks_count_places_and_are_one_at_most() -> None:
     assert first_of_both[0] == pytest.approx(1.0)
 
 
+def test_what_is_no_number_is_not_near() -> None:
+    cosines = np.array([np.nan, np.inf, -np.inf, 2.0], np.float32)
+    assert fused(Ranking(mode="dense"), cosines, SHARES).tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
 @pytest.mark.parametrize("fusion", ["share", "reciprocal_rank"])
 def test_scores_are_within_0_and_1(fusion: str) -> None:
     draw = np.random.default_rng(1)
