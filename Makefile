@@ -6,12 +6,13 @@ BIN    := $(VENV)/bin
 TORCH  := torch==2.13.0+cpu
 READY  := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all verify-deploy lint types unit bench sbom lock clean
+.PHONY: help setup demo test test-long test-all verify-deploy lint types unit bench sbom lock clean
 
 help:
 	@echo "make demo      serve the demo on http://127.0.0.1:8000 and stream one cited answer"
-	@echo "make test      lint, types, import layers, manifests and the test suite (25 minutes on 2 slow cores)"
-	@echo "make test-all  the same, with the tests that take many minutes"
+	@echo "make test      lint, types, import layers, manifests and tests (about 15 minutes on 2 slow cores)"
+	@echo "make test-long processes that are killed, lost nodes, a cluster from its manifest (as long again; CI runs both)"
+	@echo "make test-all  all tests, also those that take many minutes each"
 	@echo "make verify-deploy  render and check every Kubernetes overlay (under 3 minutes; part of make test)"
 	@echo "make setup     install the server for a CPU into $(VENV)"
 	@echo "make bench     the benchmarks; results in loadtests/results"
@@ -58,8 +59,11 @@ verify-deploy: $(READY)
 	$(BIN)/python -m deploy.verify
 
 test: lint types verify-deploy
-	$(BESIDE) -m "not slow"
-	$(ALONE) -m "not slow"
+	$(BESIDE) -m "not slow and not long"
+	$(ALONE) -m "not slow and not long"
+
+test-long: $(READY)
+	$(ALONE) -m "long and not slow"
 
 test-all: lint types verify-deploy
 	$(BESIDE)

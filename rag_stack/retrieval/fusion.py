@@ -91,7 +91,7 @@ class Ranking:
 def fused(ranking: Ranking, similarities: Scores, shares: Scores) -> Scores:
     """One score for each passage, 0..1, from its cosine similarity and its share of the question's words, all [n]."""
     # Of a number and NaN `fmax` takes the number.
-    dense = np.minimum(np.fmax(similarities, np.float32(0)), np.float32(1))
+    dense: Scores = np.minimum(np.fmax(similarities, np.float32(0)), np.float32(1))
     match ranking.mode:
         case "dense":
             return dense

@@ -37,7 +37,7 @@ QUESTIONS = (
     "What does the for statement do in Python?",
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def distinct() -> list[Any]:

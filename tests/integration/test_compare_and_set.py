@@ -21,6 +21,8 @@ from tests.radosgw import PROGRAMS, serve_radosgw
 from tests.s3 import use
 from tests.seaweed import serve_seaweed
 
+pytestmark = pytest.mark.long
+
 ROUNDS = 3
 
 

@@ -25,6 +25,8 @@ from rag_stack.errors import ArtifactCorruptError, ArtifactError, ArtifactNotFou
 from rag_stack.metrics import MemoryRecorder
 from tests.s3 import Fault, FaultProxy, damage, fault_proxy, use
 
+pytestmark = pytest.mark.long
+
 SHARD = "model-00001-of-00002.safetensors"
 LAST_SHARD = "model-00002-of-00002.safetensors"
 SIZE_BYTES = 2 * CHUNK_BYTES + 12_345

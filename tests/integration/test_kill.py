@@ -22,6 +22,8 @@ from rag_stack.artifacts.pin import is_pinned
 from tests.killed import Child, Death, Place, clean, deaths, fetch, fetch_then_clean, publish
 from tests.s3 import use
 
+pytestmark = pytest.mark.long
+
 ROUNDS = pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.slow)])
 CHUNK_BYTES = 64 * 1024
 SIZES = {

@@ -19,6 +19,8 @@ from rag_stack.errors import PromotionConflictError, RollbackError
 from tests.s3 import use
 from tests.seaweed import serve_seaweed
 
+pytestmark = pytest.mark.long
+
 ROUNDS = pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.slow)])
 
 

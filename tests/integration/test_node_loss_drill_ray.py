@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 # In a process of its own: the drill connects to Ray, and another test of this process may be connected already.
 _PROGRAM = """
 import sys

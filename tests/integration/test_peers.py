@@ -36,6 +36,8 @@ from rag_stack.metrics import ARTIFACT_LOAD_BYTES, MemoryRecorder
 from rag_stack.serving.node_agent import LEDGER, NAMESPACE, RayCluster, agent_name, cluster_peers
 from rag_stack.serving.node_fetch import NodeFetch
 
+pytestmark = pytest.mark.long
+
 NODES = 4
 CHUNKS = 10
 START_TIMEOUT_S = 120

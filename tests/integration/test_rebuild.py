@@ -238,6 +238,7 @@ def test_a_build_that_fails_keeps_what_it_embedded(tiers: Tiers, pages: Path, lo
     assert build(tiers, spec_of(pages), log).embedded == 0
 
 
+@pytest.mark.long
 def test_many_builds_leave_few_segments(tiers: Tiers, pages: Path, log: Path, tmp_path: Path) -> None:
     for number in range(40):
         (pages / "page0000.txt").write_text(f"edition {number}")

@@ -10,6 +10,8 @@ from rag_stack.artifacts.tiers import Tiers
 from tests.killed import Child, Death, Place, deaths
 from tests.rebuilt import NAME, SEGMENT, build, build_there, content, embedded, spec_of, write_pages
 
+pytestmark = pytest.mark.long
+
 ROUNDS = pytest.mark.parametrize("rounds", [4, pytest.param(60, marks=pytest.mark.slow)])
 PAGES = 80
 PASSAGES = 3 * PAGES

@@ -20,6 +20,8 @@ from rag_stack.jobs.reading import SourceReader
 from rag_stack.metrics import MemoryRecorder
 from tests.rebuilt import CountingLoad, embedded, spec_of, write_pages
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -8,6 +8,8 @@ from rag_stack.generation.fork_start import ENGINE_MODULES
 from rag_stack.serving.wake.standby import REPLICA_MODULES
 from tests.forkable import why_not
 
+pytestmark = pytest.mark.long
+
 OURS = [name for name in (*REPLICA_MODULES, *ENGINE_MODULES) if name.startswith("rag_stack.")]
 
 
