@@ -63,7 +63,7 @@ test: lint types verify-deploy
 	$(ALONE) -m "not slow and not long"
 
 test-long: $(READY)
-	$(ALONE) -m "long and not slow"
+	$(BIN)/python -m pytest tests -m "long and not slow"
 
 test-all: lint types verify-deploy
 	$(BESIDE)

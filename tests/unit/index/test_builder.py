@@ -318,6 +318,7 @@ def _peak_bytes(directory: Path, count: int, recipe: str, search_parameters: str
     return int(run.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("recipe", "search_parameters", "code_bytes"), [("Flat", "", 0), ("IVF64,PQ32x4fs,RFlat", "nprobe=4", 16)]
 )
