@@ -31,13 +31,15 @@ def choose_recipe(
     padded = -(-dimension // 4) * 4
     halved = padded // 2
     codes = padded if padded <= _OWN_CODES else halved
-    lists = f"{f'Pad{padded},' if padded != dimension else ''}IVF{_lists(passages)}"
+    pad = f"Pad{padded}," if padded != dimension else ""
+    lists = f"{pad}IVF{_lists(passages)}"
     if fits_exact(passages, dimension, memory_budget_bytes=memory_budget_bytes):
         return f"{lists},PQ{codes}x4fs,RFlat"
     if recall_target <= _CODED_RECALL and passages * (halved // 2 + _ID_BYTES + dimension) <= _budget(
         memory_budget_bytes
     ):
-        return f"{lists},PQ{halved}x4fs,Refine(SQ8)"
+        # Half as many lists: each is filled up to 32 codes, and in memory to whole pages.
+        return f"{pad}IVF{max(1, _lists(passages) // 2)},PQ{halved}x4fs,Refine(SQ8)"
     return f"{lists},PQ{halved}x4fs,RFlat"
 
 
