@@ -18,7 +18,7 @@ from rag_stack.types import Passage
 _IDENTIFIER_WEIGHT = 1.5  # `__enter__` says more about what a sentence is about than "method" does
 _DENSITY = 0.6  # the share of a stretch's content words that must be the claim's
 _SKIPPED = 3  # a passage may say so many words in between that the claim leaves out, or fewer
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # in doubt a passage is read
 _UNNAMED_WORDS = 6  # a claim whose subject nobody named needs so many different words
 _Pair: TypeAlias = tuple[int, int]
 """A word of the claim and the same word in a passage, by their places."""

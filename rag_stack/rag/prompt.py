@@ -258,7 +258,7 @@ def text_of(message: Message) -> str:
 
 
 def _bytes(text: str) -> int:
-    """Bytes in UTF-8, of what is no longer than a quick prompt; more than that of what is."""
+    """Bytes in UTF-8; of a text beyond a quick prompt, as many as tell that."""
     return len(text) if len(text) > _QUICK_BYTES or text.isascii() else len(text.encode())
 
 

@@ -43,12 +43,9 @@ class TokenSpare:
         total = sum(spare[key] or 0 for key in keys)
         unknown = {key: block for key, block in zip(keys, blocks, strict=True) if spare[key] is None}
         while unknown and total < enough:
-            likely = [key for key, block in unknown.items() if _LIKELY * len(block) >= enough - total]
-            key = (
-                min(likely, key=lambda key: len(unknown[key]))
-                if likely
-                else max(unknown, key=lambda k: len(unknown[k]))
-            )
+            sizes = {key: len(block) for key, block in unknown.items()}
+            likely = [key for key, size in sizes.items() if _LIKELY * size >= enough - total]
+            key = min(likely, key=sizes.__getitem__) if likely else max(sizes, key=sizes.__getitem__)
             block = unknown.pop(key)
             # Outside the lock: it takes milliseconds.
             found = len(block.encode()) - count(block)
