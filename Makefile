@@ -11,7 +11,7 @@ READY  := $(VENV)/.installed
 help:
 	@echo "make demo      serve the demo on http://127.0.0.1:8000 and stream one cited answer"
 	@echo "make test      lint, types, import layers, manifests and tests (23 minutes on 2 slow cores)"
-	@echo "make test-long processes that are killed, lost nodes, a cluster from its manifest (as long again; CI runs both)"
+	@echo "make test-long processes that are killed, lost nodes, a cluster from its manifest (15 minutes; CI runs both)"
 	@echo "make test-all  all tests, also those that take many minutes each"
 	@echo "make verify-deploy  render and check every Kubernetes overlay (under 3 minutes; part of make test)"
 	@echo "make setup     install the server for a CPU into $(VENV)"

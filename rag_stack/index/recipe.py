@@ -39,7 +39,7 @@ def choose_recipe(
         memory_budget_bytes
     ):
         # Half as many lists: each is filled up to 32 codes, and in memory to whole pages.
-        return f"{pad}IVF{max(1, _lists(passages) // 2)},PQ{halved}x4fs,Refine(SQ8)"
+        return f"{pad}IVF{_lists(passages) // 2},PQ{halved}x4fs,Refine(SQ8)"
     return f"{lists},PQ{halved}x4fs,RFlat"
 
 
